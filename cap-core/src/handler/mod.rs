@@ -1,0 +1,3 @@
+//! Handlers.
+mod error;
+pub use error::HandlerError;

@@ -1,0 +1,152 @@
+//! A message's metadata: names and text values, CAP's own among them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The message id. Set when publishing.
+pub const MESSAGE_ID: &str = "cap-msg-id";
+/// The id of the message that this one answers; its own id otherwise.
+pub const CORRELATION_ID: &str = "cap-corr-id";
+/// How many answers deep this message is: `0`, and one more for each answer.
+pub const CORRELATION_SEQUENCE: &str = "cap-corr-seq";
+/// The topic.
+pub const MESSAGE_NAME: &str = "cap-msg-name";
+/// The short name of the payload's type.
+pub const MESSAGE_TYPE: &str = "cap-msg-type";
+/// The topic that the handler's reply is to be published to.
+pub const CALLBACK_NAME: &str = "cap-callback-name";
+/// When the message was published, `MM/dd/yyyy HH:mm:ss` in UTC (the form of .NET CAP from 8.3 on).
+pub const SENT_TIME: &str = "cap-senttime";
+/// The delay of a delayed message, a .NET constant time span `[d.]hh:mm:ss[.fffffff]`.
+pub const DELAY_TIME: &str = "cap-delaytime";
+/// The effective group name; the receiving side sets it, so it is in inbox records only.
+pub const MESSAGE_GROUP: &str = "cap-msg-group";
+/// Why an attempt failed, as .NET CAP writes it.
+pub const EXCEPTION: &str = "cap-exception";
+/// The host that executes the message, as .NET CAP writes it.
+pub const EXECUTION_INSTANCE: &str = "cap-exec-instance-id";
+/// The ordering key for Kafka; without it the message id is the key.
+pub const KAFKA_KEY: &str = "cap-kafka-key";
+/// The payload's media type; absent for JSON. Ours: .NET CAP knows only JSON and passes it through.
+pub const CONTENT_TYPE: &str = "content-type";
+
+/// Headers that publishing fills in, and that callers therefore may not set themselves.
+pub const RESERVED: &[&str] = &[
+    MESSAGE_ID,
+    MESSAGE_NAME,
+    MESSAGE_TYPE,
+    CALLBACK_NAME,
+    SENT_TIME,
+    DELAY_TIME,
+    MESSAGE_GROUP,
+    EXCEPTION,
+    EXECUTION_INSTANCE,
+    CONTENT_TYPE,
+];
+
+/// The longest header name, in bytes (an AMQP short string).
+pub const MAX_HEADER_NAME: usize = 255;
+
+/// A map of header names to text, ordered by name. A header that .NET CAP sends as null is absent here.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Headers(BTreeMap<String, String>);
+
+impl Headers {
+    /// No headers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of `name`; names are case-sensitive.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Sets `name`, whatever it is: for backends and for headers that were checked before.
+    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// Takes `name` out.
+    pub fn remove(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    /// All headers, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks headers that a caller wants to publish with.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the header: an empty or over-long name, one with a control character, or a reserved one.
+    pub(crate) fn check_callers(&self) -> Result<()> {
+        for name in self.0.keys() {
+            let refuse = |reason: String| Err(Error::invalid(format!("header {name:.60?}"), reason));
+            if name.is_empty() {
+                return refuse("its name is empty".into());
+            }
+            if name.len() > MAX_HEADER_NAME {
+                return refuse(format!("its name has {} bytes, the limit is {MAX_HEADER_NAME}", name.len()));
+            }
+            if name.chars().any(char::is_control) {
+                return refuse("its name holds a control character".into());
+            }
+            if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
+                return refuse("it is reserved: publishing sets it".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl fmt::Debug for Headers {
+    /// Names only: values may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Headers")?;
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_may_not_set_reserved_or_unprintable_names() {
+        for bad in ["", "a\nb", "cap-msg-id", "CAP-MSG-ID", &"n".repeat(256)] {
+            let headers = Headers::from_iter([(bad, "x")]);
+            let error = headers.check_callers().unwrap_err().to_string();
+            assert!(error.contains("header"), "{error}");
+        }
+        assert!(Headers::from_iter([("traceparent", "x"), ("cap-kafka-key", "k")]).check_callers().is_ok());
+    }
+
+    #[test]
+    fn debug_shows_no_values() {
+        let headers = Headers::from_iter([("authorization", "s3cret")]);
+        assert!(!format!("{headers:?}").contains("s3cret"));
+    }
+}

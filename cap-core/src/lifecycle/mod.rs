@@ -1,0 +1,26 @@
+//! The life of a record, as pure code: no I/O and no clock.
+//!
+//! ```text
+//!            publish           publish later
+//!               │                    │
+//!               ▼                    ▼
+//!   ┌───── Scheduled            Delayed ─────┐
+//!   │           ▲                            │ claim (counts an attempt)
+//!   │ claim     │ give back, take over       │
+//!   ▼           │                            ▼
+//! Queued ───────┴──────────────────────── Queued
+//!   │
+//!   ├── succeeded ──────────────► Succeeded ──► collected
+//!   ├── failed, will be tried ──► Failed, due at a time ──► claim …
+//!   └── hopeless, or once too often ► Failed, dead: waits for a person ──► collected
+//! ```
+//!
+//! Each transition is computed by one function here, which answers the [`State`] to write. A storage writes it as it is.
+
+mod retry;
+mod state;
+mod transition;
+
+pub use retry::{Backoff, Limit, RetryPolicy};
+pub use state::{State, Status};
+pub use transition::{Begin, Outcome, Rules, begin, parked, received, requeued, scheduled, settle};

@@ -1,0 +1,148 @@
+//! Publishing: a message is prepared here, purely, and becomes an outbox record.
+
+mod batcher;
+mod prepare;
+
+pub(crate) use batcher::Batcher;
+pub(crate) use prepare::{Preparer, Reserved};
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::codec::{self, Codec};
+use crate::error::Result;
+use crate::headers::Headers;
+use crate::id::MessageId;
+use crate::storage::Inserted;
+use crate::time::Due;
+
+/// A message to be published, with everything that can be said about it.
+///
+/// ```
+/// use std::time::Duration;
+/// use cap_core::Publish;
+///
+/// let reminder = Publish::json("invoice.remind", &42)
+///     .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+///     .callback("invoice.reminded")
+///     .id("invoice-42-reminder-1") // published again: `Duplicate`, not a second message
+///     .delay(Duration::from_secs(3600));
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it does nothing until it is published"]
+pub struct Publish {
+    topic: String,
+    payload: Result<Bytes>,
+    type_name: &'static str,
+    content_type: Option<String>,
+    headers: Headers,
+    callback: Option<String>,
+    id: Option<String>,
+    due: Due,
+    delay: Option<Duration>,
+}
+
+impl Publish {
+    /// A message whose payload is `value` as JSON.
+    pub fn json<T: Serialize + ?Sized>(topic: impl Into<String>, value: &T) -> Self {
+        Self::new(topic.into(), codec::encode_json(value), codec::type_name::<T>(), None)
+    }
+
+    /// A message whose payload is `value` in the format of `codec`.
+    pub fn encoded<T, C: Codec<T>>(topic: impl Into<String>, value: &T, codec: &C) -> Self {
+        let content_type = Some(codec.content_type().to_owned()).filter(|media_type| media_type != codec::JSON);
+        Self::new(topic.into(), codec.encode(value), codec::type_name::<T>(), content_type)
+    }
+
+    /// A message whose payload is already bytes of the given media type; kept to the byte.
+    pub fn bytes(topic: impl Into<String>, payload: impl Into<Bytes>, content_type: impl Into<String>) -> Self {
+        let content_type = Some(content_type.into()).filter(|media_type| media_type != codec::JSON);
+        Self::new(topic.into(), Ok(payload.into()), "bytes", content_type)
+    }
+
+    fn new(topic: String, payload: Result<Bytes>, type_name: &'static str, content_type: Option<String>) -> Self {
+        Self {
+            topic,
+            payload,
+            type_name,
+            content_type,
+            headers: Headers::new(),
+            callback: None,
+            id: None,
+            due: Due::Now,
+            delay: None,
+        }
+    }
+
+    /// Adds a header. Reserved names (those that publishing sets, see [`crate::headers`]) are refused when publishing.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.set(name, value);
+        self
+    }
+
+    /// Asks for the handlers' replies on `topic`.
+    pub fn callback(mut self, topic: impl Into<String>) -> Self {
+        self.callback = Some(topic.into());
+        self
+    }
+
+    /// Gives it an id of your own, for idempotent publishing: a second message with the same id is answered as
+    /// `Duplicate` and not stored, as long as the first is kept (24 h after it was sent, by default).
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// To be sent this long after it is published, by the database's clock.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay).filter(|delay| !delay.is_zero());
+        self.due = self.delay.map_or(Due::Now, Due::In);
+        self
+    }
+
+    /// To be sent at `moment`, by the database's clock. A moment that has passed means at once.
+    pub fn at(mut self, moment: SystemTime) -> Self {
+        self.delay = None;
+        self.due = Due::At(moment.into());
+        self
+    }
+}
+
+/// What one publish call stored: an entry for each message, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    entries: Vec<(MessageId, bool)>,
+}
+
+impl Published {
+    pub(crate) fn new(ids: Vec<MessageId>, inserted: &[Inserted]) -> Self {
+        debug_assert_eq!(ids.len(), inserted.len());
+        let stored = inserted.iter().map(|outcome| matches!(outcome, Inserted::Stored(_)));
+        Self { entries: ids.into_iter().zip(stored).collect() }
+    }
+
+    /// The id of the message (the first, if there are several).
+    ///
+    /// # Panics
+    /// When nothing was published: `publish_many` of an empty list.
+    pub fn id(&self) -> &MessageId {
+        &self.entries.first().expect("at least one message was published").0
+    }
+
+    /// The ids, in the order given.
+    pub fn ids(&self) -> impl Iterator<Item = &MessageId> {
+        self.entries.iter().map(|(id, _)| id)
+    }
+
+    /// The ids that were there already: nothing was stored for them.
+    pub fn duplicates(&self) -> impl Iterator<Item = &MessageId> {
+        self.entries.iter().filter(|(_, stored)| !stored).map(|(id, _)| id)
+    }
+
+    /// Whether any of the messages was there already.
+    pub fn is_duplicate(&self) -> bool {
+        self.duplicates().next().is_some()
+    }
+}

@@ -1,0 +1,551 @@
+//! The storage trait: what a database must promise so that no message is lost.
+//!
+//! A storage stores, claims and settles what core tells it, atomically. It decides nothing about retries, times or
+//! statuses: core computes a [`State`] and the storage writes it. Every method states its promises in a numbered list;
+//! a check of `cap-testkit` quotes them as `claim/2`.
+//!
+//! # Tables
+//! `published` (the outbox) and `received` (the inbox), with CAP's columns `Id`, `Version`, `Name`, `Group` (inbox
+//! only), `Content`, `Retries`, `Added`, `ExpiresAt`, `StatusName`, and ours after them:
+//!
+//! | column | holds |
+//! |---|---|
+//! | `MessageId` | unique in the outbox; unique together with `Group` in the inbox |
+//! | `DueAt` | when it may be claimed; none while in flight and when terminal |
+//! | `Owner` | the node that holds it; none when nobody does |
+//! | `Claim` | the token that the owner claimed it with |
+//! | `Reason` | why the last attempt failed |
+//!
+//! and a table of nodes with the end of each one's lease.
+//!
+//! # Time
+//! Every "now" below is the database's clock, in UTC, to the microsecond or as fine as the database has it. A storage
+//! whose clock is the host's says so in [`StorageCapabilities::host_clock`].
+//!
+//! # Futures
+//! Core drives each future that a storage returns to its end, unless the whole runtime goes away; only
+//! [`Storage::watch`] is dropped at will. All methods may be called at the same time from many tasks.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::handler::HandlerError;
+use crate::id::{ClaimToken, MessageId, NodeId, RecordId};
+use crate::lifecycle::{State, Status};
+use crate::name::{Group, Topic, Version};
+use crate::publish::Published;
+use crate::time::Timestamp;
+
+/// A boxed future, which keeps the traits object-safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One of the two tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// `published`: what this service sends.
+    Outbox,
+    /// `received`: what was delivered to this service's groups.
+    Inbox,
+}
+
+impl Table {
+    /// The table's name: `published` or `received`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbox => "published",
+            Self::Inbox => "received",
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Outbox => "outbox",
+            Self::Inbox => "inbox",
+        })
+    }
+}
+
+/// What is claimed together: the whole outbox, or one group's part of the inbox.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// The outbox.
+    Outbox,
+    /// The inbox records of one (effective) group.
+    Inbox(Group),
+}
+
+impl Lane {
+    /// The table it is part of.
+    pub fn table(&self) -> Table {
+        match self {
+            Self::Outbox => Table::Outbox,
+            Self::Inbox(_) => Table::Inbox,
+        }
+    }
+}
+
+/// A record to be inserted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRecord {
+    /// The message's id: the key of the uniqueness rule.
+    pub message_id: MessageId,
+    /// The engine version that it belongs to.
+    pub version: Version,
+    /// The column `Name`.
+    pub topic: Topic,
+    /// The effective group, for the inbox.
+    pub group: Option<Group>,
+    /// The wrapper object as JSON text; written once.
+    pub content: Arc<str>,
+    /// Status, attempts, due time, expiry and reason.
+    pub state: State,
+}
+
+/// A claimed or listed record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its address.
+    pub id: RecordId,
+    /// The message's id.
+    pub message_id: MessageId,
+    /// The engine version that it belongs to.
+    pub version: Version,
+    /// The column `Name`.
+    pub topic: Topic,
+    /// The effective group, in the inbox.
+    pub group: Option<Group>,
+    /// The wrapper object, as it was inserted.
+    pub content: Arc<str>,
+    /// Its status.
+    pub status: Status,
+    /// How many attempts have begun, that of a fresh claim included.
+    pub attempts: u32,
+    /// When it was inserted.
+    pub added: Timestamp,
+    /// When it is due, if it waits.
+    pub due: Option<Timestamp>,
+    /// When it may be collected, if it is terminal.
+    pub expires: Option<Timestamp>,
+    /// The node that holds it.
+    pub owner: Option<NodeId>,
+    /// Why the last attempt failed.
+    pub reason: Option<String>,
+}
+
+/// Who claims, and the token that fences this one claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The node.
+    pub node: NodeId,
+    /// Fresh for each claim.
+    pub token: ClaimToken,
+}
+
+impl Claim {
+    /// A claim by `node` with a fresh token.
+    pub fn by(node: NodeId) -> Self {
+        Self { node, token: ClaimToken::generate() }
+    }
+}
+
+/// What happened to one record of an insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is stored at this address.
+    Stored(RecordId),
+    /// A record of this message id (and group) is there already; nothing was written.
+    Duplicate,
+}
+
+/// What to claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// Whose records.
+    pub lane: Lane,
+    /// Only records of this version.
+    pub version: Version,
+    /// Who claims.
+    pub claim: Claim,
+    /// At most so many records.
+    pub limit: usize,
+}
+
+/// The answer to a claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// The records, now in flight, each with its attempt counted.
+    pub records: Vec<Record>,
+    /// In how long the lane's next waiting record is due, when fewer than `limit` records were claimed. `None` when
+    /// none waits, or the limit was reached.
+    pub next_due: Option<Duration>,
+}
+
+/// The outcome of one attempt, to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// Which record.
+    pub record: RecordId,
+    /// The token that it was claimed with.
+    pub token: ClaimToken,
+    /// What to write.
+    pub state: State,
+}
+
+/// What happened to one settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It is written.
+    Written,
+    /// The record is no longer held under this token; nothing was written.
+    Lost,
+}
+
+/// What a heartbeat learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// The lease is renewed.
+    Held {
+        /// In how long the first lease of another node runs out, unless it is renewed.
+        next_expiry: Option<Duration>,
+    },
+    /// The lease had run out, or was never there: what the node held may be another's by now.
+    Lost,
+}
+
+/// What a takeover did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TakenOver {
+    /// Nodes whose lease had run out; they are forgotten.
+    pub nodes: Vec<NodeId>,
+    /// Outbox records that are due again.
+    pub outbox: u64,
+    /// Inbox records that are due again.
+    pub inbox: u64,
+}
+
+/// How many records there are of each kind, in one table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Status `Scheduled`.
+    pub scheduled: u64,
+    /// Status `Delayed`.
+    pub delayed: u64,
+    /// Status `Queued`: in flight.
+    pub queued: u64,
+    /// Status `Succeeded`.
+    pub succeeded: u64,
+    /// Status `Failed` with a due time: will be tried again.
+    pub retrying: u64,
+    /// Status `Failed` without: waits for a person.
+    pub dead: u64,
+}
+
+impl Counts {
+    /// Records that somebody has to work on now or soon: all that are neither terminal nor published for later.
+    pub fn pending(&self) -> u64 {
+        self.scheduled + self.queued + self.retrying
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.pending() + self.delayed + self.succeeded + self.dead
+    }
+
+    /// Counts `number` records of a status, dead ones among the failed.
+    pub fn add(&mut self, status: Status, dead: bool, number: u64) {
+        let slot = match status {
+            Status::Scheduled => &mut self.scheduled,
+            Status::Delayed => &mut self.delayed,
+            Status::Queued => &mut self.queued,
+            Status::Succeeded => &mut self.succeeded,
+            Status::Failed if dead => &mut self.dead,
+            Status::Failed => &mut self.retrying,
+        };
+        *slot += number;
+    }
+}
+
+/// Which records to list: those that match every given field.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Of this version.
+    pub version: Option<Version>,
+    /// With this status.
+    pub status: Option<Status>,
+    /// With this exact topic.
+    pub topic: Option<Topic>,
+    /// Of this effective group.
+    pub group: Option<Group>,
+    /// With this message id.
+    pub message_id: Option<MessageId>,
+    /// Only addresses above this one: the last of the page before.
+    pub after: Option<RecordId>,
+    /// At most so many; 0 answers none.
+    pub limit: usize,
+}
+
+/// What a storage offers beyond the least. What is not declared must answer `Unsupported`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StorageCapabilities {
+    /// Records outlive the process.
+    pub persistent: bool,
+    /// Several processes may use it at once.
+    pub shared: bool,
+    /// Publishing can join the caller's own transaction ([`Enlist`]).
+    pub enlists: bool,
+    /// A handler can work inside the transaction that settles its record (promise 5).
+    pub transactional_handlers: bool,
+    /// A savepoint of the caller's transaction takes what was published in it back.
+    pub savepoints: bool,
+    /// [`Storage::watch`] tells of commits by other processes.
+    pub watches: bool,
+    /// "Now" is the host's clock: right only while all nodes run on one host.
+    pub host_clock: bool,
+    /// The longest `Content`, in bytes, if there is a limit worth knowing.
+    pub max_content: Option<usize>,
+}
+
+/// How a storage tells of commits made elsewhere. Cheap to clone; harmless to use too often.
+#[derive(Clone)]
+pub struct Wake(Arc<dyn Fn(Table) + Send + Sync>);
+
+impl Wake {
+    /// Calls `wake` for each table in which something may be due.
+    pub fn new(wake: impl Fn(Table) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(wake))
+    }
+
+    /// Something may be due in `table`.
+    pub fn wake(&self, table: Table) {
+        (self.0)(table);
+    }
+}
+
+impl fmt::Debug for Wake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wake")
+    }
+}
+
+/// A database. See the [module](self) for the tables and the rules on time and futures.
+pub trait Storage: fmt::Debug + Send + Sync + 'static {
+    /// Kind and place for people, without secrets: `sqlite /var/lib/orders.db`.
+    fn describe(&self) -> String;
+
+    /// What it offers. Constant.
+    fn capabilities(&self) -> StorageCapabilities;
+
+    /// Makes the tables ready: creates or upgrades them where the storage is allowed to, and checks them otherwise.
+    ///
+    /// 1. Idempotent, and safe when several nodes call it at once on an empty database.
+    /// 2. Rows that are there survive.
+    /// 3. Tables of a schema version that this code does not know are an error of kind `Schema` that names both
+    ///    versions; nothing is changed.
+    /// 4. A database that cannot be opened or written is an error that names it.
+    fn prepare(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Inserts records in one transaction of its own. With a claim, those whose state is `Queued` are held by it.
+    ///
+    /// 1. When it answers, everything it calls `Stored` is committed as durably as the storage is configured to be.
+    /// 2. One answer for each record, in their order.
+    /// 3. A message id that is there already (for the inbox: with the same group) is `Duplicate`, and so is the second
+    ///    of two equal ones in one call; the others are stored all the same. Of concurrent inserts of one id exactly
+    ///    one is `Stored`.
+    /// 4. On an error nothing is stored, unless its kind is `Unavailable`: then either all or nothing is.
+    /// 5. Content, topic, group, version, state and reason come back from a claim or list unchanged.
+    /// 6. A claim by a node without a live lease is refused with `LeaseLost` and nothing is stored.
+    fn insert(
+        &self,
+        table: Table,
+        records: Vec<NewRecord>,
+        claim: Option<Claim>,
+    ) -> BoxFuture<'_, Result<Vec<Inserted>>>;
+
+    /// Takes due records of a lane for a node.
+    ///
+    /// 1. Takes only committed records of this lane and version that are due by the database's clock and held by
+    ///    nobody; each becomes `Queued` with owner and token, and its attempts grow by one, atomically.
+    /// 2. However many claims run at once, on however many handles, a record is in exactly one answer.
+    /// 3. Earliest due first, at most `limit`; 0 answers none.
+    /// 4. Does not wait for records that other claims or open transactions hold, where the database can (a storage
+    ///    with one writer may wait for it).
+    /// 5. A node without a live lease is refused with `LeaseLost`.
+    /// 6. `next_due` is right: never later than the next waiting record, zero if one was due and skipped.
+    /// 7. Costs nothing that grows with the number of terminal or delayed records.
+    fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>>;
+
+    /// Writes the outcomes of attempts, in one transaction.
+    ///
+    /// 1. A settlement is written only if its record is still held under its token; otherwise it is `Lost` and the
+    ///    record is untouched. One that is lost does not hinder the others.
+    /// 2. One answer for each, in their order. After `Written` the record is held by nobody unless its state is
+    ///    `Queued`.
+    /// 3. Status, attempts, due time, expiry and reason are those of the state, times counted from the database's
+    ///    clock. Nothing else changes: never `Content`.
+    /// 4. On an error nothing is written, unless its kind is `Unavailable`: then either all or nothing is.
+    fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>>;
+
+    /// Undoes a claim whose answer never arrived: whatever is held under this token is due at once, the attempt not
+    /// counted.
+    ///
+    /// 1. Answers how many records that were; 0 when the claim never took place or is settled.
+    /// 2. Records held under other tokens are untouched.
+    fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>>;
+
+    /// In how long the next waiting record of each lane is due: zero if one is due now, `None` if none waits.
+    ///
+    /// 1. One answer for each lane, in their order; only committed records of this version that nobody holds count.
+    /// 2. Takes no lock that a writer would wait for; one statement, and cheap however many records there are.
+    fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>>;
+
+    /// Registers a node with a lease from now on.
+    ///
+    /// 1. From then on the node may claim until `lease` has passed without a heartbeat.
+    fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>>;
+
+    /// Renews a lease: it now ends `lease` from now.
+    ///
+    /// 1. A lease that has run out, or is unknown, stays lost, even if nobody has taken anything over yet.
+    /// 2. `next_expiry` is that of the other nodes, never this one's.
+    fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>>;
+
+    /// Takes from the dead: every record that is held by a node without a live lease becomes due at once, its attempts
+    /// unchanged, and the nodes whose leases ran out are forgotten.
+    ///
+    /// 1. Nothing is taken from a node with a live lease, however long ago it claimed.
+    /// 2. Everything is taken from a node without one, however old the record.
+    /// 3. Afterwards the former owner's settlements are `Lost`.
+    /// 4. Safe when several nodes call it at once.
+    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>>;
+
+    /// Signs a node off: its lease ends, and what it still holds becomes due at once, the attempts not counted.
+    ///
+    /// 1. As a takeover, but of this node only, and at once.
+    fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>>;
+
+    /// Deletes at most `limit` terminal records whose expiry has passed, whatever their version; answers how many.
+    ///
+    /// 1. Deletes nothing that is not terminal, whatever its times say.
+    /// 2. Safe when several nodes call it at once, and never deadlocks with publishing, claiming and settling.
+    fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>>;
+
+    /// How many records of a version there are of each kind.
+    ///
+    /// 1. Agrees with [`Storage::list`] when nothing changes meanwhile.
+    fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>>;
+
+    /// A page of records, by address.
+    ///
+    /// 1. Pages with `after` show each record that is there throughout exactly once, whatever is inserted meanwhile.
+    fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>>;
+
+    /// Gives terminal records a new life with `state`; answers how many.
+    ///
+    /// 1. Only terminal records change; a record in flight or waiting is untouched.
+    fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>>;
+
+    /// Deletes records that nobody holds, waiting ones too (which cancels them); answers how many.
+    ///
+    /// 1. A record in flight is untouched.
+    fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>>;
+
+    /// Runs until dropped, and wakes core for commits that it did not make itself: by other processes, or by the
+    /// user's own connections. Polling covers what it misses.
+    ///
+    /// 1. Not declared in `capabilities().watches`: answers `Unsupported` at once.
+    /// 2. Declared: a committed insert of another handle wakes its table; extra wake-ups are harmless.
+    /// 3. May be dropped at any await.
+    fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
+        let _ = wake;
+        Box::pin(async move { Err(Error::unsupported("watch for commits in", self.describe())) })
+    }
+}
+
+/// Publishing inside the caller's own transaction, with the driver's own type `C`: `&rusqlite::Connection`,
+/// `&mut sqlx::PgConnection`, `&mut mongodb::ClientSession`.
+///
+/// 1. The records become visible when the caller commits, and never if the caller rolls back.
+/// 2. Nothing is sent and nobody is told before that; the caller's transaction carries nothing but the insert.
+/// 3. `Duplicate` leaves the caller's transaction usable.
+pub trait Enlist<C>: Storage {
+    /// `Result<Vec<Inserted>>` for a synchronous driver, a [`BoxFuture`] of it for an asynchronous one.
+    type Receipt: Receipt;
+
+    /// Inserts `records` into the outbox over the caller's connection.
+    fn enlist(&self, connection: C, records: Vec<NewRecord>) -> Self::Receipt;
+}
+
+/// What [`Enlist::enlist`] answers, seen by core: something that becomes a [`Published`].
+pub trait Receipt: Sized {
+    /// What `publish_in` answers.
+    type Published;
+
+    /// The answer when the message was refused before the storage was asked.
+    fn refused(error: Error) -> Self::Published;
+
+    /// The answer for messages with these ids; `stored` runs after they were inserted.
+    fn published(self, ids: Vec<MessageId>, stored: impl FnOnce() + Send + 'static) -> Self::Published;
+}
+
+impl Receipt for Result<Vec<Inserted>> {
+    type Published = Result<Published>;
+
+    fn refused(error: Error) -> Self::Published {
+        Err(error)
+    }
+
+    fn published(self, ids: Vec<MessageId>, stored: impl FnOnce() + Send + 'static) -> Self::Published {
+        let inserted = self?;
+        stored();
+        Ok(Published::new(ids, &inserted))
+    }
+}
+
+impl<'a> Receipt for BoxFuture<'a, Result<Vec<Inserted>>> {
+    type Published = BoxFuture<'a, Result<Published>>;
+
+    fn refused(error: Error) -> Self::Published {
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn published(self, ids: Vec<MessageId>, stored: impl FnOnce() + Send + 'static) -> Self::Published {
+        Box::pin(async move { self.await.published(ids, stored) })
+    }
+}
+
+/// Work for [`Transact::transact`]: it may write through the transaction, and answers what to publish with it.
+pub type Work<S> = Box<dyn for<'t> FnOnce(&mut <S as Transact>::Tx<'t>) -> Result<Vec<NewRecord>, HandlerError> + Send>;
+
+/// How [`Transact::transact`] ended.
+#[derive(Debug)]
+pub enum Transacted {
+    /// Everything is committed: the work's writes, the messages it published and the settlement.
+    Committed,
+    /// The work failed; nothing of it is left, the record is held as before.
+    RolledBack(HandlerError),
+    /// The record is no longer held under the token; nothing of the work is left.
+    Lost,
+}
+
+/// Handlers that work inside the transaction that settles their own record (promise 5), for storages with a
+/// synchronous driver.
+///
+/// 1. The work's writes, the records it answers (into the outbox; `Duplicate` ones are left out) and the settlement
+///    are one commit.
+/// 2. If the work fails or panics, nothing of it is left, and the record is held as before.
+/// 3. If the record is not held under the settlement's token, the answer is `Lost` and nothing of the work is left.
+pub trait Transact: Storage {
+    /// What the work writes through.
+    type Tx<'t>;
+
+    /// Runs `work` and writes `settlement` of an inbox record, in one transaction.
+    fn transact(&self, settlement: Settlement, work: Work<Self>) -> BoxFuture<'_, Result<Transacted>>
+    where
+        Self: Sized;
+}

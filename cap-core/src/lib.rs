@@ -1,29 +1,38 @@
-//! Core of CAP for Rust.
+//! The core of CAP for Rust: the message lifecycle, the two traits that backends implement, the engine, and the API for
+//! publishing and subscribing. It names no database and no broker.
+//!
+//! Applications use the facade crate `cap`, which re-exports all of this beside the backends that its features pick.
+//! Backends depend on this crate alone: see [`storage`] and [`transport`] for what they must promise.
+
 pub mod codec;
 pub mod content;
+mod engine;
 pub mod error;
 pub mod handler;
 pub mod headers;
 pub mod id;
 pub mod lifecycle;
-pub mod message;
-pub mod name;
+mod message;
+mod name;
+mod options;
 pub mod pattern;
-pub mod publish;
+mod publish;
 pub mod storage;
-pub mod time;
+mod time;
 pub mod transport;
 
 pub use codec::{Codec, JsonCodec};
+pub use engine::{Cap, CapBuilder, DeadLetter, Health, LoopHealth, NoStorage, PublishedIn, Step, Subscribe};
 pub use error::{Error, ErrorKind, Result};
-pub use handler::HandlerError;
+pub use handler::{Context, HandlerError, Json, Outbox, State};
 pub use headers::Headers;
 pub use id::{ClaimToken, MessageId, NodeId, RecordId};
-pub use lifecycle::{Backoff, Limit, RetryPolicy, State, Status};
+pub use lifecycle::{Backoff, Limit, RetryPolicy, Status};
 pub use message::Message;
-pub use name::{Group, Topic, Version};
+pub use name::{Group, MAX_NAME, MAX_VERSION, Topic, Version};
+pub use options::Options;
 pub use pattern::TopicPattern;
 pub use publish::{Publish, Published};
-pub use storage::{BoxFuture, Storage};
-pub use time::{Due, Timestamp};
+pub use storage::{BoxFuture, Storage, Table};
+pub use time::{Due, Timestamp, micros};
 pub use transport::Transport;

@@ -333,6 +333,10 @@ impl fmt::Debug for Wake {
     }
 }
 
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no storage",
+    note = "give the builder one with `.storage(…)` before `.start()`"
+)]
 /// A database. See the [module](self) for the tables and the rules on time and futures.
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Kind and place for people, without secrets: `sqlite /var/lib/orders.db`.

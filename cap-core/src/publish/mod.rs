@@ -3,8 +3,8 @@
 mod batcher;
 mod prepare;
 
-pub(crate) use batcher::Batcher;
-pub(crate) use prepare::{Preparer, Reserved};
+pub(crate) use batcher::{Batcher, Batches, insert_jobs};
+pub(crate) use prepare::{Preparer, Reserved, json_bytes};
 
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +42,7 @@ pub struct Publish {
     id: Option<String>,
     due: Due,
     delay: Option<Duration>,
+    prefixed: bool,
 }
 
 impl Publish {
@@ -73,7 +74,21 @@ impl Publish {
             id: None,
             due: Due::Now,
             delay: None,
+            prefixed: false,
         }
+    }
+
+    /// The topic has the engine's prefix already: it comes from a header that was prefixed when it was published.
+    pub(crate) fn topic_is_final(&mut self) {
+        self.prefixed = true;
+    }
+
+    /// Gives it the id that `derive` makes of topic and payload, unless it has one of its own.
+    pub(crate) fn id_or_derived(mut self, derive: impl FnOnce(&str, &[u8]) -> MessageId) -> Self {
+        if let (None, Ok(payload)) = (&self.id, &self.payload) {
+            self.id = Some(derive(&self.topic, payload).to_string());
+        }
+        self
     }
 
     /// Adds a header. Reserved names (those that publishing sets, see [`crate::headers`]) are refused when publishing.

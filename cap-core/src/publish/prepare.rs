@@ -43,7 +43,8 @@ impl Preparer {
     }
 
     pub(crate) fn prepare_with(&self, publish: Publish, reserved: Reserved) -> Result<NewRecord> {
-        let topic = self.topic(&publish.topic)?;
+        let topic =
+            if publish.prefixed { Topic::try_from(publish.topic.as_str())? } else { self.topic(&publish.topic)? };
         publish.headers.check_callers()?;
         let payload = self.payload(&topic, publish.payload)?;
         let id = match &publish.id {

@@ -1,0 +1,427 @@
+//! Puts an engine together: everything that can be wrong is told here, before anything runs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+use crate::engine::cap::Cap;
+use crate::engine::consumer::{self, FirstConsumer};
+use crate::engine::group::{self, Group, Subscription};
+use crate::engine::health::HealthBoard;
+use crate::engine::node::Node;
+use crate::engine::relay::{self, Relay};
+use crate::engine::scheduler::{OUTBOX, Scheduler};
+use crate::engine::settler::{self, Settler};
+use crate::engine::slots::Slots;
+use crate::engine::step::{Step, StepFn, Steps};
+use crate::engine::stop::{self, Stop};
+use crate::engine::subscribe::Subscribe;
+use crate::engine::supervise::supervise;
+use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector};
+use crate::error::{Error, Result};
+use crate::handler::{Handler, States, TransactionalHandler};
+use crate::id::MessageId;
+use crate::lifecycle::RetryPolicy;
+use crate::name::Group as GroupName;
+use crate::options::Options;
+use crate::pattern::TopicPattern;
+use crate::publish::{Batcher, Batches, Preparer, insert_jobs};
+use crate::storage::{Lane, Storage, Table, Transact, Wake};
+use crate::transport::Transport;
+
+/// Stands where a builder has no storage yet.
+#[derive(Debug, Clone, Copy)]
+pub struct NoStorage;
+
+/// Collects what an engine is made of; see [`Cap::builder`].
+#[must_use = "nothing runs until `start`"]
+pub struct CapBuilder<S> {
+    storage: S,
+    transport: Option<Arc<dyn Transport>>,
+    options: Options,
+    subscriptions: Vec<Subscribe>,
+    states: States,
+    on_dead: Option<OnDead>,
+    on_step: Option<Arc<StepFn>>,
+}
+
+impl CapBuilder<NoStorage> {
+    pub(crate) fn new() -> Self {
+        Self {
+            storage: NoStorage,
+            transport: None,
+            options: Options::default(),
+            subscriptions: Vec::new(),
+            states: States::default(),
+            on_dead: None,
+            on_step: None,
+        }
+    }
+
+    /// Where messages are kept: a storage, or an `Arc` of one.
+    pub fn storage<S: Storage>(self, storage: impl Into<Arc<S>>) -> CapBuilder<Arc<S>> {
+        CapBuilder {
+            storage: storage.into(),
+            transport: self.transport,
+            options: self.options,
+            subscriptions: self.subscriptions,
+            states: self.states,
+            on_dead: self.on_dead,
+            on_step: self.on_step,
+        }
+    }
+}
+
+impl<S> CapBuilder<S> {
+    /// What carries messages.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transport = Some(Arc::new(transport));
+        self
+    }
+
+    /// Everything that is a number or a name.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Calls `handler` for messages of `topic` (exact, or with the wildcards `*` and `#`), once for `group`. See
+    /// [`Subscribe`] for more to say about it.
+    pub fn subscribe<Args>(
+        self,
+        topic: impl Into<String>,
+        group: impl Into<String>,
+        handler: impl Handler<Args>,
+    ) -> Self {
+        self.subscription(Subscribe::to(topic, handler).group(group))
+    }
+
+    /// Adds a subscription.
+    pub fn subscription(mut self, subscription: Subscribe) -> Self {
+        self.subscriptions.push(subscription);
+        self
+    }
+
+    /// A value for handlers that ask for `State<T>`; one of each type.
+    pub fn state<T: Clone + Send + Sync + 'static>(mut self, state: T) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// Called for each message that becomes dead. It should return soon; what it panics with is logged.
+    pub fn on_dead(mut self, notify: impl Fn(DeadLetter) + Send + Sync + 'static) -> Self {
+        self.on_dead = Some(OnDead(Arc::new(notify)));
+        self
+    }
+
+    /// Called after each [`Step`] of each message: for tests that wait for signals instead of time.
+    pub fn on_step(mut self, listen: impl Fn(Step, &MessageId) + Send + Sync + 'static) -> Self {
+        self.on_step = Some(Arc::new(listen));
+        self
+    }
+}
+
+impl<S: Transact> CapBuilder<Arc<S>> {
+    /// Calls `handler` inside a transaction of the storage that also settles the record: its writes, what it publishes
+    /// and its record's success are one commit (promise 5).
+    pub fn subscribe_in_tx<Args>(
+        self,
+        topic: impl Into<String>,
+        group: impl Into<String>,
+        handler: impl TransactionalHandler<S, Args>,
+    ) -> Self {
+        let subscription = Subscribe::transactional(topic, &self.storage, handler).group(group);
+        self.subscription(subscription)
+    }
+}
+
+impl<S: Storage> CapBuilder<Arc<S>> {
+    /// Checks everything, makes the tables ready, connects, and starts.
+    ///
+    /// # Errors
+    /// `Invalid` for whatever is missing, doubled or out of bounds, before anything is touched; then what the storage
+    /// and the transport say when they are made ready.
+    pub async fn start(self) -> Result<Cap<S>> {
+        self.options.validate()?;
+        let transport = self.transport.clone().ok_or_else(|| {
+            Error::invalid("the builder", "no transport was given: call `.transport(…)` before `.start()`")
+        })?;
+        check_requirements(&self.subscriptions, &self.states)?;
+        let groups = groups(&self.options, self.subscriptions)?;
+
+        self.storage.prepare().await?;
+        transport.connect().await?;
+
+        let options = self.options;
+        let (batcher, batches) = Batcher::new();
+        let (outbox_settler, outbox_outcomes) = Settler::new();
+        let (inbox_settler, inbox_outcomes) = Settler::new();
+        let lanes = groups.iter().map(|group| Lane::Inbox(group.name.clone()));
+        let engine = Arc::new(Engine {
+            storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
+            transport,
+            outbox_rules: options.rules(options.retry.clone()),
+            preparer: Arc::new(Preparer {
+                version: options.version.clone(),
+                topic_prefix: options.topic_prefix.clone(),
+                payload_limit: options.payload_limit,
+            }),
+            states: Arc::new(self.states),
+            node: Node::new(options.lease, options.heartbeat),
+            scheduler: Scheduler::new(options.version.clone(), lanes, options.poll),
+            groups,
+            relay_slots: Slots::fixed(options.relay_in_flight),
+            outbox_settler,
+            inbox_settler,
+            batcher,
+            health: HealthBoard::default(),
+            steps: Steps(self.on_step),
+            on_dead: self.on_dead,
+            stop: Stop::new(),
+            tasks: TaskTracker::new(),
+            activity: Activity::default(),
+            options,
+        });
+        let consumers = first_consumers(&engine).await?;
+        tracing::info!(
+            storage = engine.storage.describe(),
+            transport = engine.transport.describe(),
+            groups = engine.groups.len(),
+            version = %engine.options.version,
+            "starting"
+        );
+        spawn_loops(&engine, batches, [(Table::Outbox, outbox_outcomes), (Table::Inbox, inbox_outcomes)], consumers);
+        tokio::spawn(stop::run(Arc::clone(&engine)));
+        Ok(Cap::new(engine, self.storage))
+    }
+}
+
+async fn first_consumers(engine: &Engine) -> Result<Vec<FirstConsumer>> {
+    let mut consumers = Vec::with_capacity(engine.groups.len());
+    for group in &engine.groups {
+        let consumer = consumer::subscribe(engine, group).await?;
+        consumers.push(Arc::new(Mutex::new(Some(consumer))));
+    }
+    Ok(consumers)
+}
+
+fn check_requirements(subscriptions: &[Subscribe], states: &States) -> Result<()> {
+    for subscription in subscriptions {
+        for requirement in &subscription.requirements {
+            if !states.holds(requirement.type_id) {
+                return Err(Error::invalid(
+                    format!("the handler of topic `{}`", subscription.topic),
+                    format!("it asks for `State<{0}>`, but no `{0}` was given to `.state(…)`", requirement.type_name),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn groups(options: &Options, subscriptions: Vec<Subscribe>) -> Result<Vec<Arc<Group>>> {
+    let mut by_group: BTreeMap<GroupName, Vec<(Arc<Subscription>, usize)>> = BTreeMap::new();
+    for subscription in subscriptions {
+        let name = subscription.group.clone().unwrap_or_else(|| options.default_group.clone());
+        let group = options.group(&name)?;
+        let concurrency = subscription.concurrency;
+        let made = Arc::new(made(options, subscription)?);
+        let members = by_group.entry(group.clone()).or_default();
+        if members.iter().any(|(other, _)| other.pattern == made.pattern) {
+            return Err(Error::invalid(
+                format!("the subscription of topic `{}` by group `{name}`", made.pattern),
+                "there is another one with the same topic and group",
+            ));
+        }
+        members.push((made, concurrency));
+    }
+    Ok(by_group
+        .into_iter()
+        .enumerate()
+        .map(|(index, (name, members))| grouped(options, index, name, members))
+        .collect())
+}
+
+fn grouped(
+    options: &Options,
+    index: usize,
+    name: GroupName,
+    mut members: Vec<(Arc<Subscription>, usize)>,
+) -> Arc<Group> {
+    members.sort_by_key(|(subscription, _)| subscription.pattern.exact().is_none());
+    let concurrency = members.iter().map(|(_, concurrency)| concurrency).sum();
+    Arc::new(Group {
+        name,
+        lane: OUTBOX + 1 + index,
+        subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
+        slots: Slots::adaptive(concurrency),
+        rules: options.rules(options.retry.clone()),
+    })
+}
+
+fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
+    TopicPattern::try_from(subscription.topic.as_str())?;
+    let pattern = match &options.topic_prefix {
+        Some(prefix) => TopicPattern::try_from(format!("{prefix}.{}", subscription.topic).as_str())?,
+        None => TopicPattern::try_from(subscription.topic.as_str())?,
+    };
+    let refuse = |reason: String| Err(Error::invalid(format!("the subscription of topic `{pattern}`"), reason));
+    if subscription.concurrency == 0 || subscription.concurrency > Semaphore::MAX_PERMITS {
+        return refuse(format!("concurrency {}: it must be at least 1", subscription.concurrency));
+    }
+    if subscription.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return refuse("timeout 0: no handler can be that fast".into());
+    }
+    let retry: RetryPolicy = subscription.retry.unwrap_or_else(|| options.retry.clone());
+    let faults = retry.faults();
+    if !faults.is_empty() {
+        return refuse(faults.join("; "));
+    }
+    let (queue, queued) = mpsc::unbounded_channel();
+    Ok(Subscription {
+        pattern,
+        service: subscription.service,
+        rules: options.rules(retry),
+        timeout: subscription.timeout,
+        running: Arc::new(Semaphore::new(subscription.concurrency)),
+        queue,
+        queued: tokio::sync::Mutex::new(queued),
+    })
+}
+
+type Outcomes = (Table, mpsc::UnboundedReceiver<settler::Outcome>);
+
+fn spawn_loops(engine: &Arc<Engine>, batches: Batches, outcomes: [Outcomes; 2], consumers: Vec<FirstConsumer>) {
+    let quiesce = || engine.stop.quiesce.clone();
+    let finish = || engine.stop.finish.clone();
+    let spawn = &engine.tasks;
+
+    let keeper = supervise(
+        Arc::clone(engine),
+        "node".into(),
+        engine.stop.keeper.clone(),
+        body(engine, |engine| async move {
+            engine.node.live(&engine.storage, &engine.scheduler, &engine.stop.keeper).await
+        }),
+    );
+    engine.stop.keeper_tasks.spawn(keeper);
+
+    spawn.spawn(supervise(
+        Arc::clone(engine),
+        "scheduler".into(),
+        finish(),
+        body(engine, |engine| async move { engine.scheduler.run(&engine.storage, &engine.stop.finish).await }),
+    ));
+    let batches = Arc::new(tokio::sync::Mutex::new(batches));
+    spawn.spawn(supervise(
+        Arc::clone(engine),
+        "publish".into(),
+        finish(),
+        body(engine, move |engine| publish_loop(engine, Arc::clone(&batches))),
+    ));
+    for (table, receiver) in outcomes {
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        spawn.spawn(supervise(
+            Arc::clone(engine),
+            format!("settle {table}"),
+            finish(),
+            body(engine, move |engine| settler::run(engine, table, Arc::clone(&receiver))),
+        ));
+    }
+    for (group, first) in engine.groups.iter().zip(consumers) {
+        let consumed = Arc::clone(group);
+        engine.stop.consumer_tasks.spawn(supervise(
+            Arc::clone(engine),
+            format!("consumer {}", group.name),
+            engine.stop.consumers.clone(),
+            body(engine, move |engine| consumer::run(engine, Arc::clone(&consumed), Arc::clone(&first))),
+        ));
+        let claimed = Arc::clone(group);
+        spawn.spawn(supervise(
+            Arc::clone(engine),
+            format!("group {}", group.name),
+            quiesce(),
+            body(engine, move |engine| group::run(engine, Arc::clone(&claimed))),
+        ));
+        for subscription in &group.subscriptions {
+            let queue = Arc::clone(subscription);
+            let name = format!("queue {} {}", group.name, subscription.pattern);
+            // Until the end of its queue, which a stop gives back.
+            spawn.spawn(supervise(
+                Arc::clone(engine),
+                name,
+                finish(),
+                body(engine, move |engine| group::run_queue(engine, Arc::clone(&queue))),
+            ));
+        }
+    }
+    let relay = Relay::new();
+    spawn.spawn(supervise(
+        Arc::clone(engine),
+        "relay".into(),
+        quiesce(),
+        body(engine, move |engine| relay::run(engine, Arc::clone(&relay))),
+    ));
+    spawn.spawn(supervise(Arc::clone(engine), "collector".into(), quiesce(), body(engine, collector::run)));
+    if engine.storage.capabilities().watches {
+        spawn.spawn(supervise(Arc::clone(engine), "watch".into(), finish(), body(engine, watch_loop)));
+    }
+}
+
+/// A loop's body, which the supervisor may begin again and again.
+fn body<F, Fut>(engine: &Arc<Engine>, run: F) -> impl FnMut() -> Fut + Send + use<F, Fut>
+where
+    F: Fn(Arc<Engine>) -> Fut + Send,
+{
+    let engine = Arc::clone(engine);
+    move || run(Arc::clone(&engine))
+}
+
+async fn publish_loop(engine: Arc<Engine>, batches: Arc<tokio::sync::Mutex<Batches>>) -> Result<()> {
+    let mut batches = batches.lock().await;
+    let mut open = true;
+    loop {
+        let jobs = tokio::select! {
+            biased;
+            () = engine.stop.quiesce.cancelled(), if open => {
+                open = false;
+                batches.close();
+                continue;
+            }
+            jobs = batches.gather() => jobs,
+        };
+        let Some(jobs) = jobs else { return Ok(()) };
+        insert_jobs(&engine.storage, jobs, &|records| engine.published(records)).await;
+    }
+}
+
+async fn watch_loop(engine: Arc<Engine>) -> Result<()> {
+    let woken = Arc::downgrade(&engine);
+    let wake = Wake::new(move |table| {
+        if let Some(engine) = woken.upgrade() {
+            engine.scheduler.wake_table(table);
+        }
+    });
+    tokio::select! {
+        ended = engine.storage.watch(wake) => ended,
+        () = engine.stop.finish.cancelled() => Ok(()),
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for CapBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CapBuilder")
+            .field("storage", &self.storage)
+            .field("transport", &self.transport)
+            .field("options", &self.options)
+            .field("subscriptions", &self.subscriptions)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The least time that `wait_idle` leaves between two questions to the storage.
+pub(crate) const IDLE_LOOK: Duration = Duration::from_millis(50);

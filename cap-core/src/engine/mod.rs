@@ -1,0 +1,223 @@
+//! The running engine: relay, consumers, groups, scheduler, collector and the node's keeper, each a supervised loop.
+//!
+//! ```text
+//! publish ─► outbox ─► relay ─► transport ─► consumer ─► inbox ─► group ─► handler
+//!               ▲         │                                 ▲        │
+//!               └─ settle ┘                                 └ settle ┘
+//! ```
+
+mod backoff;
+mod builder;
+mod cap;
+mod collector;
+mod consumer;
+mod execute;
+mod group;
+mod health;
+mod node;
+mod relay;
+mod scheduler;
+mod settler;
+mod slots;
+mod step;
+mod stop;
+mod subscribe;
+mod supervise;
+
+pub use builder::{CapBuilder, NoStorage};
+pub use cap::{Cap, PublishedIn};
+pub use health::{Health, LoopHealth};
+pub use step::Step;
+pub use subscribe::Subscribe;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+use crate::engine::group::Group;
+use crate::engine::health::HealthBoard;
+use crate::engine::node::{Epoch, Node};
+use crate::engine::scheduler::{OUTBOX, Scheduler};
+use crate::engine::settler::Settler;
+use crate::engine::slots::{Held, Slots};
+use crate::engine::step::Steps;
+use crate::engine::stop::Stop;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::States;
+use crate::id::MessageId;
+use crate::lifecycle::{Rules, State};
+use crate::name::{Group as GroupName, Topic};
+use crate::options::Options;
+use crate::publish::{Batcher, Preparer};
+use crate::storage::{Claim, ClaimRequest, Claimed, NewRecord, Storage, Table};
+use crate::transport::Transport;
+
+/// What all loops of one engine share.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) options: Options,
+    /// What governs outbox records.
+    pub(crate) outbox_rules: Rules,
+    pub(crate) preparer: Arc<Preparer>,
+    pub(crate) states: Arc<States>,
+    pub(crate) node: Node,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) groups: Vec<Arc<Group>>,
+    pub(crate) relay_slots: Arc<Slots>,
+    pub(crate) outbox_settler: Settler,
+    pub(crate) inbox_settler: Settler,
+    pub(crate) batcher: Batcher,
+    pub(crate) health: HealthBoard,
+    pub(crate) steps: Steps,
+    pub(crate) on_dead: Option<OnDead>,
+    pub(crate) stop: Stop,
+    /// The supervised loops and the handlers.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) activity: Activity,
+}
+
+/// A message that nobody will try again without being told to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// Which table the record is in.
+    pub table: Table,
+    /// The message.
+    pub message_id: MessageId,
+    /// Its topic.
+    pub topic: Topic,
+    /// The effective group, in the inbox.
+    pub group: Option<GroupName>,
+    /// How many attempts were begun.
+    pub attempts: u32,
+    /// Why it is dead.
+    pub reason: String,
+}
+
+/// What the builder's `on_dead` was given.
+#[derive(Clone)]
+pub(crate) struct OnDead(pub(crate) Arc<dyn Fn(DeadLetter) + Send + Sync>);
+
+impl fmt::Debug for OnDead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnDead")
+    }
+}
+
+/// Counts what moves, so that `wait_idle` notices that nothing does.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    moves: AtomicU64,
+    pub(crate) moved: Notify,
+}
+
+impl Activity {
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn record(&self) {
+        self.moves.fetch_add(1, Ordering::AcqRel);
+        self.moved.notify_waiters();
+    }
+}
+
+impl Engine {
+    /// Claims for a lane. If the answer does not arrive the claim is undone, so that no record stays in flight with
+    /// nobody working on it.
+    pub(crate) async fn claim(&self, lane: usize, epoch: &Epoch, limit: usize) -> Result<(Claim, Claimed)> {
+        let claim = Claim::by(epoch.id);
+        let request = ClaimRequest {
+            lane: self.scheduler.lane(lane).clone(),
+            version: self.options.version.clone(),
+            claim,
+            limit,
+        };
+        let table = request.lane.table();
+        match self.storage.claim(request).await {
+            Ok(claimed) => {
+                if let Some(next_due) = claimed.next_due {
+                    self.scheduler.wake_in(lane, next_due);
+                }
+                Ok((claim, claimed))
+            }
+            Err(error) => {
+                self.undo_claim(table, claim, epoch).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Releases whatever is held under a token that was given up. Ends when it is done or the life is over, in which
+    /// case all of it is taken over.
+    pub(crate) async fn undo_claim(&self, table: Table, claim: Claim, epoch: &Epoch) {
+        let mut pause = backoff::Pause::quick();
+        while !epoch.fenced.is_cancelled() && !self.stop.finish.is_cancelled() {
+            match self.storage.release(table, claim).await {
+                Ok(0) => return,
+                Ok(released) => {
+                    tracing::info!(%table, released, "released a claim whose answer never came");
+                    return self.scheduler.wake_table(table);
+                }
+                Err(error) if error.kind() == ErrorKind::LeaseLost => return,
+                Err(error) => tracing::debug!(%table, %error, "could not release a claim yet"),
+            }
+            pause.wait().await;
+        }
+    }
+
+    /// Tells of a record that is now dead.
+    pub(crate) fn notice_dead(&self, table: Table, held: &Held, state: &State) {
+        self.tell_if_dead(table, &held.message_id, &held.topic, held.group.as_ref(), state);
+    }
+
+    /// Tells of a delivery that was parked.
+    pub(crate) fn notice_parked(&self, record: &NewRecord) {
+        self.tell_if_dead(Table::Inbox, &record.message_id, &record.topic, record.group.as_ref(), &record.state);
+    }
+
+    fn tell_if_dead(&self, table: Table, id: &MessageId, topic: &Topic, group: Option<&GroupName>, state: &State) {
+        if !state.is_dead() {
+            return;
+        }
+        let reason = state.reason().unwrap_or_default();
+        tracing::error!(message = %id, %topic, group = group.map(tracing::field::display), attempts = state.attempts(), reason, "dead: it waits in the {table} for a person");
+        if let Some(OnDead(notify)) = &self.on_dead {
+            let letter = DeadLetter {
+                table,
+                message_id: id.clone(),
+                topic: topic.clone(),
+                group: group.cloned(),
+                attempts: state.attempts(),
+                reason: reason.to_owned(),
+            };
+            let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| notify(letter)));
+            if told.is_err() {
+                tracing::error!(message = %id, "the function that is told of dead messages panicked");
+            }
+        }
+    }
+
+    /// Outbox records of this engine were committed: those that are due go out, the others at their time.
+    pub(crate) fn published(&self, records: &[NewRecord]) {
+        self.steps.tell_all(Step::Published, records.iter().map(|record| &record.message_id));
+        self.activity.record();
+        for record in records {
+            match record.state.due() {
+                Some(crate::Due::In(delay)) => self.scheduler.wake_in(OUTBOX, delay),
+                // A moment that the user named: the relay's next claim learns how far it is, by the database's clock.
+                _ => self.scheduler.wake(OUTBOX),
+            }
+        }
+    }
+}
+
+/// The error of everything that needs a running engine.
+pub(crate) fn stopped(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Stopped, operation, "the engine", "it is stopped")
+}

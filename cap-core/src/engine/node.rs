@@ -1,0 +1,220 @@
+//! The node's identity: it joins, gives signs of life, takes from the dead, and fences itself when its own lease is
+//! lost, to go on under a new id.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::backoff::Pause;
+use crate::engine::scheduler::Scheduler;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::NodeId;
+use crate::storage::{Lease, Storage, Table};
+
+/// One life under one id.
+#[derive(Debug, Clone)]
+pub(crate) struct Epoch {
+    pub(crate) id: NodeId,
+    /// Cancelled when the lease is lost: what this life holds may be another's.
+    pub(crate) fenced: CancellationToken,
+}
+
+/// The node as the loops see it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    epoch: watch::Sender<Option<Epoch>>,
+    renew: Notify,
+    lease: Duration,
+    heartbeat: Duration,
+}
+
+impl Node {
+    pub(crate) fn new(lease: Duration, heartbeat: Duration) -> Self {
+        Self { epoch: watch::Sender::new(None), renew: Notify::new(), lease, heartbeat }
+    }
+
+    /// The present life, if the lease is held.
+    pub(crate) fn current(&self) -> Option<Epoch> {
+        self.epoch.borrow().clone()
+    }
+
+    /// Waits for a life with a lease.
+    pub(crate) async fn joined(&self) -> Epoch {
+        let mut changes = self.epoch.subscribe();
+        loop {
+            if let Some(epoch) = changes.borrow_and_update().clone() {
+                return epoch;
+            }
+            // The sender is a field of the node that is borrowed here: it cannot be gone.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// The storage says that this life has no lease: nothing more is claimed under it, and a new one begins.
+    pub(crate) fn lost(&self, epoch: &Epoch) {
+        if self.current().is_some_and(|current| current.id == epoch.id) {
+            self.fence();
+            self.renew();
+        }
+    }
+
+    /// Begins a new life: the present one may hold records that nobody works on (a loop of it has panicked), or has
+    /// lost its lease.
+    pub(crate) fn renew(&self) {
+        self.renew.notify_one();
+    }
+
+    /// One life, from joining to the loss of the lease (an error) or to `stop` (with the lease still held).
+    pub(crate) async fn live(
+        &self,
+        storage: &Arc<dyn Storage>,
+        scheduler: &Scheduler,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let id = NodeId::generate();
+        storage.join(id, self.lease).await?;
+        let mut end = FenceOnDrop(Some(self));
+        self.take_over(storage, scheduler).await?;
+        let epoch = Epoch { id, fenced: CancellationToken::new() };
+        tracing::info!(node = %id, storage = storage.describe(), "joined");
+        self.epoch.send_replace(Some(epoch));
+        scheduler.wake_table(Table::Outbox);
+        scheduler.wake_table(Table::Inbox);
+
+        let Some(ended) = self.hold(id, storage, scheduler, stop).await else {
+            end.0 = None;
+            return Ok(());
+        };
+        self.fence();
+        tracing::warn!(node = %id, reason = %ended, "fenced: going on under a new id");
+        // What this life still holds is due again at once; if that fails, the lapse of the lease does it.
+        if let Err(error) = storage.leave(id).await {
+            tracing::debug!(node = %id, %error, "could not sign off");
+        }
+        Err(ended)
+    }
+
+    /// Keeps the lease; answers why it ended, or nothing when it was told to stop.
+    async fn hold(
+        &self,
+        id: NodeId,
+        storage: &Arc<dyn Storage>,
+        scheduler: &Scheduler,
+        stop: &CancellationToken,
+    ) -> Option<Error> {
+        let lost = |kind, reason: String| Some(Error::new(kind, "go on as", format!("node {id}"), reason));
+        let mut held_until = Instant::now() + self.lease;
+        let mut next_takeover = Instant::now() + self.lease;
+        let mut next_sign = Instant::now() + self.heartbeat;
+        loop {
+            let renew = tokio::select! {
+                () = tokio::time::sleep_until(next_sign.min(next_takeover)) => false,
+                () = self.renew.notified() => true,
+                () = stop.cancelled() => return None,
+            };
+            if renew {
+                return lost(ErrorKind::LeaseLost, "a loop had to be restarted".into());
+            }
+            if Instant::now() >= next_takeover {
+                next_takeover = Instant::now() + self.lease;
+                if let Err(error) = self.take_over(storage, scheduler).await {
+                    tracing::warn!(node = %id, %error, "could not take over from dead nodes");
+                }
+            }
+            if Instant::now() < next_sign {
+                continue;
+            }
+            let asked = Instant::now();
+            match self.heartbeat_in_time(id, storage, held_until).await {
+                Some(Ok(Lease::Held { next_expiry })) => {
+                    held_until = asked + self.lease;
+                    next_sign = asked + self.heartbeat;
+                    if let Some(expiry) = next_expiry {
+                        // A little after, so that the database agrees that it is over.
+                        next_takeover = next_takeover.min(Instant::now() + expiry + Duration::from_millis(1));
+                    }
+                }
+                Some(Ok(Lease::Lost)) => {
+                    return lost(ErrorKind::LeaseLost, "its lease had run out".into());
+                }
+                Some(Err(error)) if Instant::now() < held_until => {
+                    tracing::warn!(node = %id, %error, "heartbeat failed and will be tried again");
+                    next_sign = Instant::now() + self.heartbeat / 5;
+                }
+                Some(Err(error)) => return lost(ErrorKind::LeaseLost, error.to_string()),
+                None => return lost(ErrorKind::LeaseLost, format!("no answer within its lease of {:?}", self.lease)),
+            }
+        }
+    }
+
+    /// A heartbeat; `None` if the lease ends before it is answered. The storage's future is never dropped under way.
+    async fn heartbeat_in_time(
+        &self,
+        id: NodeId,
+        storage: &Arc<dyn Storage>,
+        held_until: Instant,
+    ) -> Option<Result<Lease>> {
+        let (storage, lease) = (Arc::clone(storage), self.lease);
+        let mut asking = tokio::spawn(async move { storage.heartbeat(id, lease).await });
+        tokio::select! {
+            answer = &mut asking => Some(answer.unwrap_or_else(|panic| {
+                Err(Error::new(ErrorKind::Internal, "renew the lease of", format!("node {id}"), panic.to_string()))
+            })),
+            () = tokio::time::sleep_until(held_until) => {
+                self.fence();
+                let _ = asking.await;
+                None
+            }
+        }
+    }
+
+    async fn take_over(&self, storage: &Arc<dyn Storage>, scheduler: &Scheduler) -> Result<()> {
+        let taken = storage.take_over().await?;
+        if !taken.nodes.is_empty() || taken.outbox + taken.inbox > 0 {
+            tracing::info!(
+                nodes = taken.nodes.len(),
+                outbox = taken.outbox,
+                inbox = taken.inbox,
+                "took over from dead nodes"
+            );
+            scheduler.wake_table(Table::Outbox);
+            scheduler.wake_table(Table::Inbox);
+        }
+        Ok(())
+    }
+
+    /// Ends the present life in this process: nothing more is claimed under it, and its handlers are told.
+    pub(crate) fn fence(&self) {
+        if let Some(epoch) = self.epoch.send_replace(None) {
+            epoch.fenced.cancel();
+        }
+    }
+}
+
+/// However a life ends, a panic included, nobody goes on claiming under its id.
+struct FenceOnDrop<'a>(Option<&'a Node>);
+
+impl Drop for FenceOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.0 {
+            node.fence();
+        }
+    }
+}
+
+/// Signs the node off at the end of a stop.
+pub(crate) async fn leave(node: &Node, storage: &Arc<dyn Storage>) {
+    let Some(epoch) = node.current() else { return };
+    let mut pause = Pause::quick();
+    for _ in 0..5 {
+        match storage.leave(epoch.id).await {
+            Ok(()) => break,
+            Err(error) => tracing::warn!(node = %epoch.id, %error, "could not sign off"),
+        }
+        pause.wait().await;
+    }
+    node.fence();
+}

@@ -1,0 +1,203 @@
+//! The relay: claims due outbox records, sends them with many confirms outstanding, and hands each outcome to be
+//! settled as it comes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tracing::Instrument as _;
+
+use crate::content;
+use crate::engine::Engine;
+use crate::engine::backoff::Breaker;
+use crate::engine::scheduler::OUTBOX;
+use crate::engine::slots::{Held, Slot};
+use crate::engine::step::Step;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::{self, Begin, Outcome};
+use crate::storage::{Claim, Record};
+use crate::transport::{Confirm, Outgoing};
+
+/// What is in flight may take so much memory; claims of large messages are smaller.
+const MEMORY: usize = 64 * 1024 * 1024;
+/// How many records try whether the broker is back.
+const PROBE: usize = 8;
+/// After which a message is due again that the broker could not be asked to take.
+const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(200);
+
+/// What outlives a restart of the loop.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    breaker: Breaker,
+    /// The largest recent content, in bytes; falls slowly.
+    large: AtomicUsize,
+}
+
+impl Relay {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { breaker: Breaker::new(), large: AtomicUsize::new(64 * 1024) })
+    }
+
+    fn batch(&self, most: usize) -> usize {
+        (MEMORY / self.large.load(Ordering::Relaxed).max(1)).clamp(1, most)
+    }
+
+    fn learn(&self, records: &[Record]) {
+        let largest = records.iter().map(|record| record.content.len()).max().unwrap_or(0);
+        let before = self.large.load(Ordering::Relaxed);
+        self.large.store(largest.max(before - before / 4), Ordering::Relaxed);
+    }
+}
+
+/// Runs until the engine takes no new work.
+pub(crate) async fn run(engine: Arc<Engine>, relay: Arc<Relay>) -> Result<()> {
+    let quiesce = engine.stop.quiesce.clone();
+    loop {
+        let ready = async {
+            let epoch = engine.node.joined().await;
+            let slots = engine.relay_slots.take_many(relay.batch(engine.options.relay_batch)).await;
+            let open_until = relay.breaker.open_until();
+            if let Some(until) = open_until {
+                tokio::time::sleep_until(until).await;
+            }
+            (epoch, slots, open_until.is_some())
+        };
+        let (epoch, mut slots, probing) = tokio::select! {
+            biased;
+            () = quiesce.cancelled() => return Ok(()),
+            ready = ready => ready,
+        };
+        if probing {
+            slots.truncate(PROBE);
+        }
+        let limit = slots.len();
+        let (claim, claimed) = match engine.claim(OUTBOX, &epoch, limit).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == ErrorKind::LeaseLost => {
+                engine.node.lost(&epoch);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let full = claimed.records.len() == limit;
+        if !claimed.records.is_empty() {
+            relay.learn(&claimed.records);
+            send(&engine, &relay, claim, claimed.records, slots);
+        }
+        if full {
+            continue;
+        }
+        if !probing {
+            engine.health.well("relay");
+        }
+        tokio::select! {
+            biased;
+            () = quiesce.cancelled() => return Ok(()),
+            () = engine.scheduler.woken(OUTBOX) => {}
+        }
+    }
+}
+
+/// What the outcomes of one batch have in common.
+#[derive(Debug)]
+struct Batch {
+    engine: Arc<Engine>,
+    relay: Arc<Relay>,
+    some_sent: AtomicBool,
+    unavailable: AtomicBool,
+}
+
+impl Drop for Batch {
+    /// All outcomes are in. A batch of which nothing came through opens the breaker: the broker is away.
+    fn drop(&mut self) {
+        if self.some_sent.load(Ordering::Relaxed) {
+            self.relay.breaker.close();
+        } else if self.unavailable.load(Ordering::Relaxed) {
+            self.relay.breaker.open();
+        }
+    }
+}
+
+fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claim: Claim, records: Vec<Record>, slots: Vec<Slot>) {
+    let batch = Arc::new(Batch {
+        engine: Arc::clone(engine),
+        relay: Arc::clone(relay),
+        some_sent: AtomicBool::new(false),
+        unavailable: AtomicBool::new(false),
+    });
+    let outgoing: Vec<Outgoing> =
+        records.into_iter().zip(slots).filter_map(|(record, slot)| outgoing(&batch, claim, &record, slot)).collect();
+    if outgoing.is_empty() {
+        return;
+    }
+    let ids: Vec<_> = match engine.steps.0 {
+        Some(_) => outgoing.iter().map(|outgoing| outgoing.message.id.clone()).collect(),
+        None => Vec::new(),
+    };
+    let span = tracing::debug_span!("send", messages = outgoing.len());
+    let engine = Arc::clone(engine);
+    engine.clone().tasks.spawn(
+        async move {
+            engine.transport.send(outgoing).await;
+            engine.steps.tell_all(Step::Sent, &ids);
+        }
+        .instrument(span),
+    );
+}
+
+/// The message of a record, with where its outcome goes; nothing if it was settled without being sent.
+fn outgoing(batch: &Arc<Batch>, claim: Claim, record: &Record, slot: Slot) -> Option<Outgoing> {
+    let engine = &batch.engine;
+    let held = Held::new(record, claim, OUTBOX, slot);
+    engine.steps.tell(Step::Claimed, &held.message_id);
+    if let Begin::Exhausted(state) = lifecycle::begin(record.attempts, &engine.outbox_rules) {
+        engine.outbox_settler.settle(held, state);
+        return None;
+    }
+    let message = match content::unwrap(&record.content, &record.topic, &record.message_id) {
+        Ok(message) => message,
+        Err(error) => {
+            settle(engine, held, Outcome::Hopeless(error.to_string()));
+            return None;
+        }
+    };
+    let batch = Arc::clone(batch);
+    let confirm = Confirm::new(move |outcome| confirmed(&batch, held, outcome));
+    Some(Outgoing { message, confirm })
+}
+
+fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
+    let engine = &batch.engine;
+    engine.activity.record();
+    let outcome = match outcome {
+        Ok(()) => {
+            batch.some_sent.store(true, Ordering::Relaxed);
+            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.attempts, "confirmed");
+            engine.steps.tell(Step::Confirmed, &held.message_id);
+            Outcome::Succeeded
+        }
+        Err(error) => {
+            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.attempts, %error, "not sent");
+            not_sent(batch, error)
+        }
+    };
+    settle(engine, held, outcome);
+}
+
+/// An absent broker is no failure of the message: the attempt does not count, however long it is away.
+fn not_sent(batch: &Batch, error: Error) -> Outcome {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Stopped | ErrorKind::LeaseLost => {
+            batch.unavailable.store(true, Ordering::Relaxed);
+            batch.engine.health.ill("relay", error);
+            Outcome::GivenBack(UNAVAILABLE_PAUSE)
+        }
+        ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::Corrupt => Outcome::Hopeless(error.to_string()),
+        _ => Outcome::Failed(error.to_string()),
+    }
+}
+
+fn settle(engine: &Engine, held: Held, outcome: Outcome) {
+    let state = lifecycle::settle(held.attempts, outcome, &engine.outbox_rules, fastrand::f64());
+    engine.outbox_settler.settle(held, state);
+}

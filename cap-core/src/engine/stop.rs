@@ -1,0 +1,105 @@
+//! A stop drains: it takes no new work, finishes or gives back what is in flight, and signs the node off.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::engine::{Engine, node};
+
+/// For what should end at once, but talks to a server.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// The phases of a stop, each a token that the loops concerned wait for.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// Somebody wants it.
+    pub(crate) requested: CancellationToken,
+    /// No new claims, publishes and handlers.
+    pub(crate) quiesce: CancellationToken,
+    /// No more deliveries.
+    pub(crate) consumers: CancellationToken,
+    /// Handlers that still run are cut off.
+    pub(crate) abort: CancellationToken,
+    /// No more heartbeats.
+    pub(crate) keeper: CancellationToken,
+    /// Nothing more at all.
+    pub(crate) finish: CancellationToken,
+    /// It is done.
+    pub(crate) done: CancellationToken,
+    pub(crate) consumer_tasks: TaskTracker,
+    pub(crate) keeper_tasks: TaskTracker,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Self {
+        Self {
+            requested: CancellationToken::new(),
+            quiesce: CancellationToken::new(),
+            consumers: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            keeper: CancellationToken::new(),
+            finish: CancellationToken::new(),
+            done: CancellationToken::new(),
+            consumer_tasks: TaskTracker::new(),
+            keeper_tasks: TaskTracker::new(),
+        }
+    }
+}
+
+/// Waits until a stop is wanted, and carries it out.
+pub(crate) async fn run(engine: Arc<Engine>) {
+    engine.stop.requested.cancelled().await;
+    tracing::info!("stopping");
+    drain(&engine).await;
+    engine.stop.done.cancel();
+    tracing::info!("stopped");
+}
+
+async fn drain(engine: &Engine) {
+    let stop = &engine.stop;
+    let deadline = Instant::now() + engine.options.drain;
+    stop.quiesce.cancel();
+
+    // While confirms come in the consumers go on: on an in-process transport it is they who confirm.
+    until(deadline, engine.relay_slots.wait_idle()).await;
+    stop.consumers.cancel();
+    stop.consumer_tasks.close();
+    promptly(stop.consumer_tasks.wait()).await;
+
+    until(deadline, handlers_idle(engine)).await;
+    stop.abort.cancel();
+    promptly(handlers_idle(engine)).await;
+
+    // What the broker has not confirmed by now is reported as unavailable, and given back.
+    if let Err(error) = engine.transport.close().await {
+        tracing::warn!(%error, "the transport did not close cleanly");
+    }
+    promptly(engine.relay_slots.wait_idle()).await;
+
+    stop.keeper.cancel();
+    stop.keeper_tasks.close();
+    promptly(stop.keeper_tasks.wait()).await;
+    node::leave(&engine.node, &engine.storage).await;
+
+    stop.finish.cancel();
+    engine.tasks.close();
+    promptly(engine.tasks.wait()).await;
+}
+
+async fn handlers_idle(engine: &Engine) {
+    for group in &engine.groups {
+        group.slots.wait_idle().await;
+    }
+}
+
+async fn until(deadline: Instant, work: impl Future<Output = ()>) {
+    let _ = timeout_at(deadline, work).await;
+}
+
+async fn promptly(work: impl Future<Output = ()>) {
+    until(Instant::now() + PROMPT, work).await;
+}

@@ -1,0 +1,105 @@
+//! A subscription: which topics a handler gets, for which group, and how it is run.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::handler::{Call, Handler, HandlerService, Requirement, TransactionalHandler};
+use crate::lifecycle::RetryPolicy;
+use crate::storage::Transact;
+
+/// A handler with its topic, group and limits.
+///
+/// ```
+/// use std::time::Duration;
+/// use cap_core::{Context, RetryPolicy, Subscribe};
+///
+/// let audit = Subscribe::to("order.#", async |context: Context| println!("{}", context.topic()))
+///     .group("audit")
+///     .concurrency(8)
+///     .timeout(Duration::from_secs(10))
+///     .retry(RetryPolicy::fixed(5, Duration::from_secs(30)));
+/// ```
+#[must_use = "it does nothing until it is given to a builder"]
+pub struct Subscribe {
+    pub(crate) topic: String,
+    pub(crate) group: Option<String>,
+    pub(crate) concurrency: usize,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) service: HandlerService,
+    pub(crate) requirements: Vec<Requirement>,
+}
+
+impl Subscribe {
+    /// Calls `handler` for messages of `topic`: an exact one, or a pattern in which `*` stands for one word and `#` for
+    /// any number of words.
+    pub fn to<Args>(topic: impl Into<String>, handler: impl Handler<Args>) -> Self {
+        fn requirements<Args, H: Handler<Args>>(_: &H) -> Vec<Requirement> {
+            let mut requirements = Vec::new();
+            H::requires(&mut requirements);
+            requirements
+        }
+        let requirements = requirements(&handler);
+        Self::with(topic.into(), handler.into_service(), requirements)
+    }
+
+    /// Calls `handler` inside a transaction of `storage` that also settles the record: its writes, what it publishes
+    /// and its record's success are one commit.
+    pub fn transactional<S, Args, H>(topic: impl Into<String>, storage: &Arc<S>, handler: H) -> Self
+    where
+        S: Transact,
+        H: TransactionalHandler<S, Args>,
+    {
+        let mut requirements = Vec::new();
+        H::requires(&mut requirements);
+        let storage = Arc::clone(storage);
+        let service = tower::service_fn(move |call: Call| handler.clone().call(Arc::clone(&storage), call));
+        Self::with(topic.into(), HandlerService::new(service), requirements)
+    }
+
+    /// Calls any [`tower::Service`], such as a handler wrapped in layers.
+    pub fn service(topic: impl Into<String>, service: HandlerService) -> Self {
+        Self::with(topic.into(), service, Vec::new())
+    }
+
+    fn with(topic: String, service: HandlerService, requirements: Vec<Requirement>) -> Self {
+        Self { topic, group: None, concurrency: 1, timeout: None, retry: None, service, requirements }
+    }
+
+    /// The group that gets the messages, without prefix and version. Default: the engine's default group.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// How many messages this node handles at once. Default 1: one after another, as they come.
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.concurrency = concurrency;
+        self
+    }
+
+    /// How long an attempt may take before it is aborted and counts as failed. Default: as long as it needs.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// When a failed attempt is tried again. Default: the engine's retry policy.
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = Some(retry);
+        self
+    }
+}
+
+impl fmt::Debug for Subscribe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscribe")
+            .field("topic", &self.topic)
+            .field("group", &self.group)
+            .field("concurrency", &self.concurrency)
+            .field("timeout", &self.timeout)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
+}

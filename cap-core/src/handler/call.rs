@@ -1,0 +1,198 @@
+//! One call of a handler: the message, and what the handler may ask and do.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::headers;
+use crate::id::MessageId;
+use crate::message::Message;
+use crate::name::{Group, Topic};
+use crate::publish::{Preparer, Publish, Reserved, json_bytes};
+use crate::storage::{NewRecord, Settlement};
+
+/// What a handler's [`tower::Service`] is called with.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub(crate) message: Arc<Message>,
+    pub(crate) context: Context,
+    pub(crate) outbox: Outbox,
+    pub(crate) success: Settlement,
+    pub(crate) states: Arc<States>,
+}
+
+impl Call {
+    /// The message.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// About this attempt.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The messages that go out with this handler's success.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// What a transactional handler writes in its own transaction to settle its record as succeeded.
+    pub fn success(&self) -> &Settlement {
+        &self.success
+    }
+}
+
+/// About this attempt to handle a message; an extractor.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub(crate) id: MessageId,
+    pub(crate) topic: Topic,
+    pub(crate) group: Group,
+    pub(crate) attempt: u32,
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl Context {
+    /// The message's id: the key for making effects outside of the database idempotent.
+    pub fn id(&self) -> &MessageId {
+        &self.id
+    }
+
+    /// The message's topic.
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The effective group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Which attempt this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether the handler should give up: the engine stops and its drain time is over, or the node lost its lease and
+    /// another works on the message.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
+    }
+
+    /// Waits until the handler should give up.
+    pub async fn cancelled(&self) {
+        self.cancelled.cancelled().await;
+    }
+}
+
+/// Messages that go out with the handler's success; an extractor.
+///
+/// In a transactional handler they are part of its commit. In any other they are inserted before the record is
+/// settled, under ids that depend only on the handled message, the group and the payload: if a crash makes the
+/// handler run again and it publishes the same, that is no second message. If the handler fails nothing is published.
+#[derive(Clone)]
+pub struct Outbox {
+    preparer: Arc<Preparer>,
+    origin: Arc<Message>,
+    group: Group,
+    records: Arc<Mutex<Vec<NewRecord>>>,
+}
+
+impl Outbox {
+    pub(crate) fn new(preparer: Arc<Preparer>, origin: Arc<Message>, group: Group) -> Self {
+        Self { preparer, origin, group, records: Arc::default() }
+    }
+
+    /// Adds a message whose payload is `payload` as JSON; answers its id.
+    ///
+    /// # Errors
+    /// `Invalid` for a topic or payload that cannot be published.
+    pub fn publish<T: Serialize + ?Sized>(&self, topic: &str, payload: &T) -> Result<MessageId> {
+        self.add(Publish::json(topic, payload), Reserved::default())
+    }
+
+    /// Adds a message with headers, delay and the like; answers its id.
+    ///
+    /// # Errors
+    /// As [`Outbox::publish`].
+    pub fn publish_one(&self, publish: Publish) -> Result<MessageId> {
+        self.add(publish, Reserved::default())
+    }
+
+    /// Adds the reply to the handled message, if it asks for one.
+    pub(crate) fn reply(&self, payload: Bytes) -> Result<()> {
+        let Some(topic) = self.origin.callback() else { return Ok(()) };
+        let sequence =
+            self.origin.headers.get(headers::CORRELATION_SEQUENCE).and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        let reserved = Reserved {
+            correlation_id: Some(self.origin.id.to_string()),
+            correlation_sequence: sequence.saturating_add(1),
+        };
+        let mut reply = json_bytes(topic, payload);
+        reply.topic_is_final();
+        if let Some(trace) = self.origin.headers.get("traceparent") {
+            reply = reply.header("traceparent", trace);
+        }
+        self.add(reply, reserved).map(|_| ())
+    }
+
+    fn add(&self, publish: Publish, reserved: Reserved) -> Result<MessageId> {
+        let mut records = self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let index = records.len().to_string();
+        let publish = publish.id_or_derived(|topic, payload| {
+            MessageId::derive(&[
+                self.origin.id.as_str().as_bytes(),
+                self.group.as_str().as_bytes(),
+                index.as_bytes(),
+                topic.as_bytes(),
+                payload,
+            ])
+        });
+        let record = self.preparer.prepare_with(publish, reserved)?;
+        let id = record.message_id.clone();
+        records.push(record);
+        Ok(id)
+    }
+
+    /// Takes what was published so far.
+    pub(crate) fn take(&self) -> Vec<NewRecord> {
+        std::mem::take(&mut *self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox").field("origin", &self.origin.id).finish_non_exhaustive()
+    }
+}
+
+/// The values that handlers ask for with `State<S>`, by type.
+#[derive(Default)]
+pub(crate) struct States(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
+
+impl States {
+    pub(crate) fn insert<S: Clone + Send + Sync + 'static>(&mut self, state: S) {
+        self.0.insert(TypeId::of::<S>(), Box::new(state));
+    }
+
+    pub(crate) fn get<S: Clone + 'static>(&self) -> Option<S> {
+        self.0.get(&TypeId::of::<S>())?.downcast_ref().cloned()
+    }
+
+    pub(crate) fn holds(&self, state: TypeId) -> bool {
+        self.0.contains_key(&state)
+    }
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "States({})", self.0.len())
+    }
+}

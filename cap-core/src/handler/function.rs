@@ -1,0 +1,73 @@
+//! Async functions as handlers, and handlers as [`tower::Service`]s.
+
+use std::future::Future;
+
+use tower::util::BoxCloneSyncService;
+
+use crate::handler::call::Call;
+use crate::handler::error::HandlerError;
+use crate::handler::extract::{FromCall, Requirement};
+use crate::handler::handled::{Handled, IntoHandled};
+use crate::storage::BoxFuture;
+
+/// What every handler is underneath: a service that middleware can wrap.
+pub type HandlerService = BoxCloneSyncService<Call, Handled, HandlerError>;
+
+/// A handler: an async function of up to eight arguments that each implement [`FromCall`], returning something that
+/// implements [`IntoHandled`]. `Args` is the tuple of its arguments.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no handler",
+    note = "a handler is an async function whose arguments implement `FromCall` (`Json<T>`, `State<S>`, `Context`, \
+            `Headers`, `Message`, `Outbox`) and which returns `()`, `Json<T>` or a `Result` of these whose error \
+            converts into `HandlerError`"
+)]
+pub trait Handler<Args>: Clone + Send + Sync + 'static {
+    /// Handles one call.
+    fn call(self, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>>;
+
+    /// What its arguments need from the engine.
+    fn requires(requirements: &mut Vec<Requirement>);
+
+    /// The handler as a service.
+    fn into_service(self) -> HandlerService {
+        BoxCloneSyncService::new(tower::service_fn(move |call: Call| self.clone().call(call)))
+    }
+}
+
+macro_rules! impl_handler {
+    ($($arg:ident),*) => {
+        impl<F, Fut, $($arg,)*> Handler<($($arg,)*)> for F
+        where
+            F: Fn($($arg),*) -> Fut + Clone + Send + Sync + 'static,
+            Fut: Future<Output: IntoHandled> + Send + 'static,
+            $($arg: FromCall,)*
+        {
+            fn call(self, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>> {
+                Box::pin(async move {
+                    #[allow(non_snake_case)]
+                    let future = {
+                        $(let $arg = $arg::from_call(&call).await?;)*
+                        self($($arg),*)
+                    };
+                    drop(call);
+                    future.await.into_handled()
+                })
+            }
+
+            fn requires(requirements: &mut Vec<Requirement>) {
+                $($arg::requires(requirements);)*
+                let _ = requirements;
+            }
+        }
+    };
+}
+
+impl_handler!();
+impl_handler!(A1);
+impl_handler!(A1, A2);
+impl_handler!(A1, A2, A3);
+impl_handler!(A1, A2, A3, A4);
+impl_handler!(A1, A2, A3, A4, A5);
+impl_handler!(A1, A2, A3, A4, A5, A6);
+impl_handler!(A1, A2, A3, A4, A5, A6, A7);
+impl_handler!(A1, A2, A3, A4, A5, A6, A7, A8);

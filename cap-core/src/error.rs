@@ -88,6 +88,19 @@ impl Error {
         }))
     }
 
+    /// The same error with what caused it, where the reason is in words of our own.
+    #[must_use]
+    pub fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let Inner { kind, operation, subject, reason, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            kind: *kind,
+            operation: operation.clone(),
+            subject: subject.clone(),
+            reason: reason.clone(),
+            source: Some(Box::new(source)),
+        }))
+    }
+
     /// Bad input: `subject` names the thing, `reason` what is wrong with it.
     pub fn invalid(subject: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, "use", subject, reason)

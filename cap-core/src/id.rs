@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_id_carries_seconds_process_and_counter_in_the_object_id_layout() {
-        let id = MessageId::from_parts(0x6543_21AB_0000_07, [1, 2, 3, 4, 5]);
+        let id = MessageId::from_parts(0x0065_4321_AB00_0007, [1, 2, 3, 4, 5]);
         assert_eq!(id.as_str(), "654321ab0102030405000007");
     }
 

@@ -18,7 +18,7 @@ mod options;
 pub mod pattern;
 mod publish;
 pub mod storage;
-mod time;
+pub mod time;
 pub mod transport;
 
 pub use codec::{Codec, JsonCodec};

@@ -351,7 +351,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 2. Rows that are there survive.
     /// 3. Tables of a schema version that this code does not know are an error of kind `Schema` that names both
     ///    versions; nothing is changed.
-    /// 4. A database that cannot be opened or written is an error that names it.
+    /// 4. A database that cannot be opened or written is an error that names it. It is told here, not by a
+    ///    constructor: that one checks options and does no I/O.
     fn prepare(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Inserts records in one transaction of its own. With a claim, those whose state is `Queued` are held by it.
@@ -364,6 +365,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 4. On an error nothing is stored, unless its kind is `Unavailable`: then either all or nothing is.
     /// 5. Content, topic, group, version, state and reason come back from a claim or list unchanged.
     /// 6. A claim by a node without a live lease is refused with `LeaseLost` and nothing is stored.
+    /// 7. A `Queued` record without a claim, which nobody would ever work on, and an inbox record without a group are
+    ///    refused with `Invalid`, and nothing is stored.
     fn insert(
         &self,
         table: Table,
@@ -544,6 +547,8 @@ pub enum Transacted {
 ///    are one commit.
 /// 2. If the work fails or panics, nothing of it is left, and the record is held as before.
 /// 3. If the record is not held under the settlement's token, the answer is `Lost` and nothing of the work is left.
+/// 4. An error is the storage's own failure, not the work's. If its kind is `Unavailable` all or nothing is committed;
+///    for any other nothing is.
 pub trait Transact: Storage {
     /// What the work writes through.
     type Tx<'t>;

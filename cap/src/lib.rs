@@ -1,1 +1,72 @@
-//! Placeholder.
+//! **CAP for Rust** moves a fact from a database transaction in one service to a handler in another, through any broker,
+//! and loses it under no circumstances.
+//!
+//! A message is a row in the publisher's own database, written in the same transaction as the business data (the
+//! outbox). A relay sends it. The receiver writes it into its own database (the inbox) before it tells the broker that
+//! it has it. A handler runs, and the row records what happened.
+//!
+//! This crate is the facade: features pick the backends, everything else comes from [`cap_core`], re-exported here.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `sqlite` (default) | [`sqlite::SqliteStorage`] |
+//! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
+//!
+//! # Example
+#![cfg_attr(all(feature = "sqlite", feature = "memory"), doc = "```")]
+#![cfg_attr(not(all(feature = "sqlite", feature = "memory")), doc = "```ignore")]
+//! use cap::{Cap, Json, Result};
+//! use cap::memory::MemoryTransport;
+//! use cap::sqlite::{SqliteStorage, SqliteTx};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Order { id: String, amount: f64 }
+//!
+//! // Its insert, and the record that says that the message is handled, are one commit.
+//! fn bill(tx: &mut SqliteTx<'_>, Json(order): Json<Order>) -> std::result::Result<(), rusqlite::Error> {
+//!     tx.execute("INSERT INTO invoices VALUES (?1, ?2)", (&order.id, order.amount)).map(|_| ())
+//! }
+//!
+//! # #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+//! # async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let file = folder.path().join("shop.db");
+//! let mut db = rusqlite::Connection::open(&file)?;
+//! db.execute_batch("CREATE TABLE orders (id, amount); CREATE TABLE invoices (order_id, amount)")?;
+//!
+//! let cap = Cap::builder()
+//!     .storage(SqliteStorage::open(&file)?)
+//!     .transport(MemoryTransport::new())
+//!     .subscribe_in_tx("order.placed", "billing", bill)
+//!     .start()
+//!     .await?;
+//!
+//! let order = Order { id: "A-1".into(), amount: 12.5 };
+//! let tx = db.transaction()?;
+//! tx.execute("INSERT INTO orders VALUES (?1, ?2)", (&order.id, order.amount))?;
+//! cap.publish_in(&tx, "order.placed", &order)?;
+//! tx.commit()?; // sent from here on; a rollback would have taken the message back, too
+//!
+//! cap.wait_idle().await?;
+//! let invoices: i64 = db.query_row("SELECT count(*) FROM invoices", (), |row| row.get(0))?;
+//! assert_eq!(invoices, 1);
+//! cap.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
+pub use cap_core::*;
+
+/// SQLite as storage.
+#[cfg(feature = "sqlite")]
+pub mod sqlite {
+    pub use cap_storage_sqlite::*;
+}
+
+/// Storage and transport inside the process.
+#[cfg(feature = "memory")]
+pub mod memory {
+    pub use cap_storage_memory::*;
+    pub use cap_transport_memory::*;
+}

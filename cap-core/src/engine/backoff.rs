@@ -81,11 +81,13 @@ impl Breaker {
         }
     }
 
-    /// Something came through.
-    pub(crate) fn close(&self) {
+    /// Something came through; answers whether it was open.
+    pub(crate) fn close(&self) -> bool {
         let mut state = self.state();
-        if state.open_until.take().is_some() {
+        let was_open = state.open_until.take().is_some();
+        if was_open {
             state.pause.reset();
         }
+        was_open
     }
 }

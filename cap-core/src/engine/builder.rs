@@ -62,10 +62,10 @@ impl CapBuilder<NoStorage> {
         }
     }
 
-    /// Where messages are kept: a storage, or an `Arc` of one.
-    pub fn storage<S: Storage>(self, storage: impl Into<Arc<S>>) -> CapBuilder<Arc<S>> {
+    /// Where messages are kept.
+    pub fn storage<S: Storage>(self, storage: S) -> CapBuilder<Arc<S>> {
         CapBuilder {
-            storage: storage.into(),
+            storage: Arc::new(storage),
             transport: self.transport,
             options: self.options,
             subscriptions: self.subscriptions,
@@ -134,7 +134,7 @@ impl<S: Transact> CapBuilder<Arc<S>> {
         group: impl Into<String>,
         handler: impl TransactionalHandler<S, Args>,
     ) -> Self {
-        let subscription = Subscribe::transactional(topic, &self.storage, handler).group(group);
+        let subscription = Subscribe::transactional_by(topic, Arc::clone(&self.storage), handler).group(group);
         self.subscription(subscription)
     }
 }

@@ -1,8 +1,8 @@
 //! The relay: claims due outbox records, sends them with many confirms outstanding, and hands each outcome to be
 //! settled as it comes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::Instrument as _;
@@ -80,10 +80,9 @@ pub(crate) async fn run(engine: Arc<Engine>, relay: Arc<Relay>) -> Result<()> {
             Err(error) => return Err(error),
         };
         let full = claimed.records.len() == limit;
-        if !claimed.records.is_empty() {
-            relay.learn(&claimed.records);
-            send(&engine, &relay, claim, claimed.records, slots);
-        }
+        relay.learn(&claimed.records);
+        // Slots that are not needed are free again before the wait below.
+        send(&engine, &relay, claim, claimed.records, slots);
         if full {
             continue;
         }
@@ -104,15 +103,25 @@ struct Batch {
     engine: Arc<Engine>,
     relay: Arc<Relay>,
     some_sent: AtomicBool,
-    unavailable: AtomicBool,
+    unavailable: Mutex<Option<Error>>,
+}
+
+impl Batch {
+    /// Why the broker could not be asked to take a message of this batch, if so.
+    fn unavailable(&self) -> MutexGuard<'_, Option<Error>> {
+        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Batch {
     /// All outcomes are in. A batch of which nothing came through opens the breaker: the broker is away.
     fn drop(&mut self) {
         if self.some_sent.load(Ordering::Relaxed) {
-            self.relay.breaker.close();
-        } else if self.unavailable.load(Ordering::Relaxed) {
+            if self.relay.breaker.close() {
+                self.engine.health.well("relay");
+            }
+        } else if let Some(error) = self.unavailable().take() {
+            self.engine.health.ill("relay", error);
             self.relay.breaker.open();
         }
     }
@@ -123,7 +132,7 @@ fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claim: Claim, records: Vec<Rec
         engine: Arc::clone(engine),
         relay: Arc::clone(relay),
         some_sent: AtomicBool::new(false),
-        unavailable: AtomicBool::new(false),
+        unavailable: Mutex::new(None),
     });
     let outgoing: Vec<Outgoing> =
         records.into_iter().zip(slots).filter_map(|(record, slot)| outgoing(&batch, claim, &record, slot)).collect();
@@ -188,8 +197,7 @@ fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
 fn not_sent(batch: &Batch, error: Error) -> Outcome {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Stopped | ErrorKind::LeaseLost => {
-            batch.unavailable.store(true, Ordering::Relaxed);
-            batch.engine.health.ill("relay", error);
+            *batch.unavailable() = Some(error);
             Outcome::GivenBack(UNAVAILABLE_PAUSE)
         }
         ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::Corrupt => Outcome::Hopeless(error.to_string()),

@@ -46,14 +46,21 @@ impl Subscribe {
 
     /// Calls `handler` inside a transaction of `storage` that also settles the record: its writes, what it publishes
     /// and its record's success are one commit.
-    pub fn transactional<S, Args, H>(topic: impl Into<String>, storage: &Arc<S>, handler: H) -> Self
+    pub fn transactional<S, Args, H>(topic: impl Into<String>, storage: &S, handler: H) -> Self
+    where
+        S: Transact + Clone,
+        H: TransactionalHandler<S, Args>,
+    {
+        Self::transactional_by(topic, Arc::new(storage.clone()), handler)
+    }
+
+    pub(crate) fn transactional_by<S, Args, H>(topic: impl Into<String>, storage: Arc<S>, handler: H) -> Self
     where
         S: Transact,
         H: TransactionalHandler<S, Args>,
     {
         let mut requirements = Vec::new();
         H::requires(&mut requirements);
-        let storage = Arc::clone(storage);
         let service = tower::service_fn(move |call: Call| handler.clone().call(Arc::clone(&storage), call));
         Self::with(topic.into(), HandlerService::new(service), requirements)
     }

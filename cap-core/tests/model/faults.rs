@@ -1,0 +1,52 @@
+//! The mistakes that an engine or a storage could make. The checker has to find each of them.
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A record is settled as sent before the broker has confirmed it.
+    MarkBeforeConfirm,
+    /// The broker confirms a message that reached only some of the groups.
+    ConfirmWithoutRouting,
+    /// A broker that is not durable confirms before every group has acknowledged.
+    ConfirmBeforeAck,
+    /// A send with an unknown outcome is forgotten instead of given back.
+    GiveBackForgotten,
+    /// A delivery is acknowledged before it is in the inbox.
+    AckBeforeInsert,
+    /// The inbox takes a message id twice.
+    NoDedupe,
+    /// A claim sees what is not committed.
+    ClaimSeesUncommitted,
+    /// A claim takes what another node holds.
+    ClaimTakesHeld,
+    /// A claim whose answer was lost is not released; or it is carried out after its release.
+    LostClaimForgotten,
+    /// A release gives back all that its node holds.
+    ReleaseIgnoresToken,
+    /// A settlement is written whoever holds the record.
+    SettleIgnoresToken,
+    /// A transactional handler commits whoever holds the record.
+    TransactIgnoresToken,
+    /// A transactional handler's effect is committed before its record's success.
+    EffectApartFromSuccess,
+    /// A takeover does not look at leases.
+    TakeOverFromTheLiving,
+    /// A takeover takes back the attempt.
+    TakeOverForgetsAttempt,
+    /// Nobody takes over.
+    NoTakeOver,
+    /// A heartbeat revives a lease that had run out.
+    HeartbeatRevives,
+    /// A process that starts again has the id that it had before.
+    RestartKeepsId,
+    /// Only the first claim counts an attempt.
+    OnlyFirstAttemptCounts,
+    /// What has used up its attempts is tried all the same.
+    LimitIgnored,
+    /// What has used up its attempts is given back instead of buried.
+    ExhaustedGivenBack,
+    /// A person can give a record in flight a new life.
+    RequeueTakesHeld,
+    /// The collector deletes records that wait.
+    CollectsWaiting,
+}

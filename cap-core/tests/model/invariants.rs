@@ -1,0 +1,189 @@
+//! The promises, as pure functions of a world. The numbers are those of the design's list of promises.
+
+use cap_core::lifecycle::Status;
+
+use super::enabled::records;
+use super::setup::{Kind, Setup};
+use super::state::{Holder, Record, Row, Slot, Transaction, World};
+
+/// A promise that holds in every world.
+pub(crate) struct Invariant {
+    pub(crate) name: &'static str,
+    pub(crate) holds: fn(&World, &Setup) -> bool,
+}
+
+macro_rules! invariants {
+    ($($name:ident),+ $(,)?) => { [$(Invariant { name: stringify!($name), holds: $name }),+] };
+}
+
+pub(crate) const ALL: [Invariant; 13] = invariants![
+    every_record_is_lawful,
+    only_terminal_records_disappear,
+    what_is_not_committed_is_neither_claimed_nor_sent,
+    what_succeeded_in_the_outbox_was_confirmed,
+    what_succeeded_in_the_outbox_is_in_every_queue_or_inbox,
+    what_is_acknowledged_is_in_the_inbox,
+    a_message_is_once_in_the_inbox_of_a_group,
+    no_second_execution_without_an_interruption,
+    a_transactional_effect_and_its_success_are_one,
+    a_live_node_works_only_on_what_it_holds,
+    only_the_holder_writes,
+    attempts_stay_within_the_limit,
+    a_killer_is_not_tried_for_ever,
+];
+
+/// The name of the first promise that is broken.
+pub(crate) fn broken(world: &World, setup: &Setup) -> Option<&'static str> {
+    ALL.iter().find(|invariant| !(invariant.holds)(world, setup)).map(|invariant| invariant.name)
+}
+
+/// Promises 1 and 7: nothing is left to do. Every committed message is sent or dead, and what was sent has succeeded or
+/// is dead in every group; dead only with its attempts used up, or refused for good.
+pub(crate) fn all_is_done(world: &World, setup: &Setup) -> bool {
+    let is_done = |record: Record| match world.slot(record) {
+        Slot::Absent => false,
+        Slot::Collected => true,
+        Slot::Stored(row) => {
+            row.status == Status::Succeeded || (row.is_dead() && is_rightly_dead(world, row, record, setup))
+        }
+    };
+    messages(setup).all(|(message, _)| match world.transaction(message) {
+        Transaction::Open => false,
+        Transaction::RolledBack => true,
+        Transaction::Committed => {
+            let outbox = Record::Outbox(message);
+            let was_sent = world.row(outbox).is_none_or(|row| row.status == Status::Succeeded);
+            is_done(outbox) && (!was_sent || (0..setup.groups).all(|group| is_done(Record::Inbox(message, group))))
+        }
+    })
+}
+
+fn is_rightly_dead(world: &World, row: &Row, record: Record, setup: &Setup) -> bool {
+    let is_parked = matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Unreadable);
+    u32::from(row.attempts) >= setup.limit || is_parked || world.witness.refused
+}
+
+/// The rules of `State::check`, for the columns that a storage keeps; and every state that core computed kept them.
+fn every_record_is_lawful(world: &World, setup: &Setup) -> bool {
+    !world.witness.unlawful
+        && rows(world, setup).all(|(_, row)| {
+            let waits = matches!(row.status, Status::Scheduled | Status::Delayed);
+            let is_over = matches!(row.status, Status::Queued | Status::Succeeded);
+            row.is_terminal() == row.expires
+                && !(row.due.is_some() && is_over)
+                && !(row.due.is_none() && waits)
+                && (row.status == Status::Queued) == row.holder.is_some()
+                && !(row.status == Status::Queued && row.attempts == 0)
+        })
+}
+
+/// "Terminal records expire and are collected; no other ever is."
+fn only_terminal_records_disappear(world: &World, setup: &Setup) -> bool {
+    messages(setup).all(|(message, _)| {
+        world.transaction(message) != Transaction::Committed || *world.slot(Record::Outbox(message)) != Slot::Absent
+    }) && !world.witness.collected_early
+}
+
+/// Promise 2.
+fn what_is_not_committed_is_neither_claimed_nor_sent(world: &World, setup: &Setup) -> bool {
+    let untouched = |message: u8| {
+        let is_held = world.row(Record::Outbox(message)).is_some_and(|row| row.holder.is_some());
+        let reached =
+            |group| world.copies(message, group) > 0 || *world.slot(Record::Inbox(message, group)) != Slot::Absent;
+        !is_held && !(0..setup.groups).any(reached)
+    };
+    messages(setup).all(|(message, _)| world.transaction(message) == Transaction::Committed || untouched(message))
+}
+
+/// Promise 3.
+fn what_succeeded_in_the_outbox_was_confirmed(world: &World, setup: &Setup) -> bool {
+    messages(setup).all(|(message, _)| {
+        !succeeded(world, Record::Outbox(message)) || world.messages[usize::from(message)].confirmed
+    })
+}
+
+/// Promises 1 and 3.
+fn what_succeeded_in_the_outbox_is_in_every_queue_or_inbox(world: &World, setup: &Setup) -> bool {
+    let arrived =
+        |message, group| world.copies(message, group) > 0 || *world.slot(Record::Inbox(message, group)) != Slot::Absent;
+    messages(setup).all(|(message, _)| {
+        !succeeded(world, Record::Outbox(message)) || (0..setup.groups).all(|group| arrived(message, group))
+    })
+}
+
+/// Promise 4.
+fn what_is_acknowledged_is_in_the_inbox(world: &World, setup: &Setup) -> bool {
+    inboxes(setup).all(|(message, group)| {
+        !world.group(message, group).acked || *world.slot(Record::Inbox(message, group)) != Slot::Absent
+    })
+}
+
+/// Promise 4.
+fn a_message_is_once_in_the_inbox_of_a_group(world: &World, setup: &Setup) -> bool {
+    inboxes(setup).all(|(message, group)| world.group(message, group).inserted <= 1)
+}
+
+/// Promise 4: a second delivery makes no second execution. Only what cut the first one short does.
+fn no_second_execution_without_an_interruption(world: &World, setup: &Setup) -> bool {
+    inboxes(setup).all(|(message, group)| world.group(message, group).effects <= 1 + world.witness.interruptions)
+}
+
+/// Promise 5.
+fn a_transactional_effect_and_its_success_are_one(world: &World, setup: &Setup) -> bool {
+    inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Transactional).all(|(message, group)| {
+        let record = Record::Inbox(message, group);
+        let effects = world.group(message, group).effects;
+        let is_collected = *world.slot(record) == Slot::Collected;
+        effects <= 1 && (is_collected || (effects == 1) == succeeded(world, record))
+    })
+}
+
+/// Promises 6 and 7: while its lease lives, whatever a node works on is its own. So no two such nodes work on one record,
+/// however long they take.
+fn a_live_node_works_only_on_what_it_holds(world: &World, _: &Setup) -> bool {
+    world.nodes.iter().enumerate().filter(|(_, node)| node.lives()).all(|(number, node)| {
+        node.tasks.iter().filter(|task| !task.former && !task.repeats).all(|task| {
+            world
+                .row(task.record)
+                .is_some_and(|row| row.is_held_under(task.token) && row.holder == Some(Holder::Node(number)))
+        })
+    })
+}
+
+/// Promise 6: fencing.
+fn only_the_holder_writes(world: &World, _: &Setup) -> bool {
+    !world.witness.foreign_write
+}
+
+/// Attempts grow beyond the limit only by claims that find it reached, and those repeat only after an interruption.
+fn attempts_stay_within_the_limit(world: &World, setup: &Setup) -> bool {
+    let most = setup.limit + u32::from(world.witness.interruptions);
+    rows(world, setup).all(|(_, row)| u32::from(row.attempts) <= most + u32::from(row.status == Status::Queued))
+}
+
+/// A message that takes its process down is begun as often as the limit says (and again, if a person says so).
+fn a_killer_is_not_tried_for_ever(world: &World, setup: &Setup) -> bool {
+    let mut killers = inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Killer);
+    let lives = 1 + u32::from(world.witness.requeued);
+    killers.all(|(message, group)| u32::from(world.group(message, group).effects) <= setup.limit * lives)
+}
+
+fn succeeded(world: &World, record: Record) -> bool {
+    world.row(record).is_some_and(|row| row.status == Status::Succeeded)
+}
+
+fn kind(message: u8, setup: &Setup) -> Kind {
+    setup.messages[usize::from(message)]
+}
+
+fn messages(setup: &Setup) -> impl Iterator<Item = (u8, Kind)> {
+    (0..).zip(setup.messages.iter().copied())
+}
+
+fn inboxes(setup: &Setup) -> impl Iterator<Item = (u8, u8)> {
+    messages(setup).flat_map(|(message, _)| (0..setup.groups).map(move |group| (message, group)))
+}
+
+fn rows<'a>(world: &'a World, setup: &Setup) -> impl Iterator<Item = (Record, &'a Row)> {
+    records(setup).filter_map(|record| world.row(record).map(|row| (record, row)))
+}

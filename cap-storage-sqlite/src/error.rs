@@ -1,0 +1,155 @@
+//! What SQLite's errors mean to the caller.
+
+use cap_core::storage::Table;
+use cap_core::{Error, ErrorKind};
+use rusqlite::ErrorCode;
+
+/// What was tried, kept cheap: it becomes text only when it fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// A verb with its preposition: `claim from`.
+    pub(crate) operation: &'static str,
+    /// The table it was done to, if it was one.
+    pub(crate) table: Option<Table>,
+}
+
+impl Attempt {
+    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
+        Self { operation, table: Some(table) }
+    }
+
+    pub(crate) const fn on_file(operation: &'static str) -> Self {
+        Self { operation, table: None }
+    }
+
+    /// The subject of its errors: `the outbox of sqlite /var/lib/orders.db`.
+    pub(crate) fn subject(self, place: &str) -> String {
+        match self.table {
+            Some(table) => format!("the {table} of {place}"),
+            None => place.to_owned(),
+        }
+    }
+
+    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
+        Error::new(kind, self.operation, self.subject(place), reason)
+    }
+
+    pub(crate) fn failed_with(self, place: &str, error: rusqlite::Error) -> Error {
+        let kind = kind_of(&error);
+        match advice(&error) {
+            Some(advice) => self.failed(kind, place, format!("{}: {advice}", text_of(&error))),
+            None => Error::with_source(kind, self.operation, self.subject(place), error),
+        }
+    }
+}
+
+/// Why a job failed, before it is known where it ran.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// SQLite's own error.
+    Sqlite(rusqlite::Error),
+    /// What kind of failure it is, and why, in our words.
+    Said(ErrorKind, String),
+}
+
+impl Fault {
+    pub(crate) fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
+        Self::Said(kind, reason.into())
+    }
+
+    pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
+        match self {
+            Self::Sqlite(error) => attempt.failed_with(place, error),
+            Self::Said(kind, reason) => attempt.failed(kind, place, reason),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// The outcome of a job.
+pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+/// Whether another connection holds a lock that this one needs.
+pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// Whether a constraint refused it.
+pub(crate) fn is_constraint(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
+}
+
+/// Whether the tables, or a column or index of theirs, are not there.
+pub(crate) fn is_missing(error: &rusqlite::Error) -> bool {
+    let text = text_of(error);
+    ["no such table", "no such column", "no such index", "has no column named"].iter().any(|part| text.contains(part))
+}
+
+/// The text of an error, without the whole statement.
+fn text_of(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn kind_of(error: &rusqlite::Error) -> ErrorKind {
+    let Some(code) = error.sqlite_error_code() else {
+        return kind_without_code(error);
+    };
+    match code {
+        ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::SystemIoFailure
+        | ErrorCode::FileLockingProtocolFailed
+        | ErrorCode::OutOfMemory
+        | ErrorCode::OperationInterrupted
+        | ErrorCode::OperationAborted
+        | ErrorCode::SchemaChanged => ErrorKind::Unavailable,
+        ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => ErrorKind::Corrupt,
+        ErrorCode::DiskFull
+        | ErrorCode::ReadOnly
+        | ErrorCode::CannotOpen
+        | ErrorCode::PermissionDenied
+        | ErrorCode::AuthorizationForStatementDenied
+        | ErrorCode::ConstraintViolation
+        | ErrorCode::TooBig
+        | ErrorCode::NoLargeFileSupport => ErrorKind::Rejected,
+        _ if is_missing(error) => ErrorKind::Schema,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn kind_without_code(error: &rusqlite::Error) -> ErrorKind {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::Utf8Error(..) => ErrorKind::Corrupt,
+        _ if is_missing(error) => ErrorKind::Schema,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn advice(error: &rusqlite::Error) -> Option<&'static str> {
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another connection held the write lock for longer than the busy timeout"
+        }
+        Some(ErrorCode::DiskFull) => "make room on the disk; until then nothing can be stored",
+        Some(ErrorCode::ReadOnly) => "the file or its directory is read-only for this process",
+        Some(ErrorCode::CannotOpen) => "it is not there, or this process may not open it and write in its directory",
+        Some(ErrorCode::NotADatabase) => "the file is something else, or encrypted",
+        Some(ErrorCode::TooBig) => "it is larger than SQLite can hold in one value",
+        _ if is_missing(error) => {
+            "the tables are missing or of another schema: call `prepare`, or apply the printed schema"
+        }
+        _ => return None,
+    };
+    Some(advice)
+}

@@ -1,0 +1,189 @@
+//! Records to and from rows.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_core::lifecycle::{State, Status};
+use cap_core::storage::{Inserted, NewRecord, Query, Record, Settlement, Table};
+use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row, Statement, ToSql, params};
+use uuid::Uuid;
+
+use crate::error::{Fallible, Fault};
+
+/// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay integers.
+const FAR: i64 = i64::MAX / 4;
+
+/// A duration as SQL counts it.
+pub(crate) fn span(duration: Duration) -> i64 {
+    micros(duration).min(FAR)
+}
+
+/// The time columns of a state: due at, due in, expires in. SQL adds the clock to the last two.
+pub(crate) struct Times {
+    pub(crate) due_at: Option<i64>,
+    pub(crate) due_in: Option<i64>,
+    pub(crate) expires_in: Option<i64>,
+}
+
+impl Times {
+    pub(crate) fn of(state: &State) -> Self {
+        let (due_at, due_in) = match state.due() {
+            None => (None, None),
+            Some(Due::Now) => (None, Some(0)),
+            Some(Due::In(delay)) => (None, Some(span(delay))),
+            Some(Due::At(moment)) => (Some(moment.as_micros().clamp(-FAR, FAR)), None),
+        };
+        Self { due_at, due_in, expires_in: state.expires().map(span) }
+    }
+}
+
+/// Inserts over a prepared `insert` of `table`. `holder` is the text of owner and claim for records in flight.
+pub(crate) fn insert(
+    connection: &Connection,
+    statement: &mut Statement<'_>,
+    table: Table,
+    records: &[NewRecord],
+    holder: Option<(&str, &str)>,
+) -> Fallible<Vec<Inserted>> {
+    records.iter().map(|record| insert_one(connection, statement, table, record, holder)).collect()
+}
+
+fn insert_one(
+    connection: &Connection,
+    statement: &mut Statement<'_>,
+    table: Table,
+    record: &NewRecord,
+    holder: Option<(&str, &str)>,
+) -> Fallible<Inserted> {
+    let NewRecord { message_id, version, topic, group, content, state } = record;
+    let holder = if state.status() == Status::Queued { holder } else { None };
+    if state.status() == Status::Queued && holder.is_none() {
+        let reason = format!("message {message_id} is to be in flight, and nobody claims it: it would never be due");
+        return Err(Fault::said(ErrorKind::Invalid, reason));
+    }
+    let times = Times::of(state);
+    let columns: [&dyn ToSql; 12] = [
+        &version.as_str(),
+        &topic.as_str(),
+        &&**content,
+        &state.attempts(),
+        &times.expires_in,
+        &state.status().as_str(),
+        &message_id.as_str(),
+        &times.due_at,
+        &times.due_in,
+        &holder.map(|(owner, _)| owner),
+        &holder.map(|(_, claim)| claim),
+        &state.reason(),
+    ];
+    let written = match (table, group) {
+        (Table::Outbox, _) => statement.execute(columns)?,
+        (Table::Inbox, Some(group)) => {
+            let [a, b, c, d, e, f, g, h, i, j, k, l] = columns;
+            statement.execute([a, b, c, d, e, f, g, h, i, j, k, l, &group.as_str()])?
+        }
+        (Table::Inbox, None) => {
+            let reason = format!("message {message_id} has no group, and each inbox record belongs to one");
+            return Err(Fault::said(ErrorKind::Invalid, reason));
+        }
+    };
+    Ok(match written {
+        0 => Inserted::Duplicate,
+        _ => Inserted::Stored(RecordId(connection.last_insert_rowid())),
+    })
+}
+
+/// Writes an outcome over a prepared `settle`: whether the record was held under its token.
+pub(crate) fn settle(statement: &mut Statement<'_>, settlement: &Settlement) -> rusqlite::Result<bool> {
+    let Settlement { record, token, state } = settlement;
+    let mut buffer = Uuid::encode_buffer();
+    let token: &str = token.0.hyphenated().encode_lower(&mut buffer);
+    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let written = statement.execute(params![
+        record.0,
+        token,
+        state.status().as_str(),
+        state.attempts(),
+        due_at,
+        due_in,
+        expires_in,
+        state.reason()
+    ])?;
+    Ok(written > 0)
+}
+
+/// Reads the rows of a query over a prepared `list` or `find`.
+pub(crate) fn list(statement: &mut Statement<'_>, query: &Query) -> rusqlite::Result<Vec<Record>> {
+    let after = query.after.map_or(i64::MIN, |after| after.0);
+    let limit = limit(query.limit);
+    let version = query.version.as_ref().map(Version::as_str);
+    let status = query.status.map(Status::as_str);
+    let topic = query.topic.as_ref().map(Topic::as_str);
+    let group = query.group.as_ref().map(Group::as_str);
+    let rows = match &query.message_id {
+        None => statement.query(params![after, limit, version, status, topic, group])?,
+        Some(id) => statement.query(params![after, limit, version, status, topic, group, id.as_str()])?,
+    };
+    rows.mapped(read).collect()
+}
+
+/// A limit as SQL counts it.
+pub(crate) fn limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// One row of `due`, `list` or `find`. A column that holds what we would never write there, because somebody else
+/// wrote it, is read as well as it can be: one odd row must not hide its neighbours.
+pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let id = RecordId(row.get(0)?);
+    let message_id = text(row, 1)?;
+    Ok(Record {
+        id,
+        message_id: MessageId::try_from(&*message_id).unwrap_or_else(|_| stand_in(id)),
+        version: Version::from_stored(&text(row, 2)?),
+        topic: Topic::from_stored(&text(row, 3)?),
+        group: optional_text(row, 4)?.map(|group| Group::from_stored(&group)),
+        content: Arc::from(text(row, 5)?),
+        status: text(row, 6)?.parse().unwrap_or(Status::Failed),
+        attempts: u32::try_from(integer(row, 7)?.unwrap_or(0).max(0)).unwrap_or(u32::MAX),
+        added: Timestamp::from_micros(integer(row, 8)?.unwrap_or(0)),
+        due: integer(row, 9)?.map(Timestamp::from_micros),
+        expires: integer(row, 10)?.map(Timestamp::from_micros),
+        owner: optional_text(row, 11)?.and_then(|owner| node(&owner)),
+        reason: optional_text(row, 12)?.map(Cow::into_owned),
+    })
+}
+
+/// The node that a column names, if it is one.
+pub(crate) fn node(text: &str) -> Option<NodeId> {
+    Uuid::parse_str(text).ok().map(NodeId)
+}
+
+/// The id of a row that somebody wrote without a usable one.
+fn stand_in(id: RecordId) -> MessageId {
+    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
+}
+
+fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<Cow<'r, str>> {
+    Ok(optional_text(row, column)?.unwrap_or_default())
+}
+
+fn optional_text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<Option<Cow<'r, str>>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Null => None,
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes)),
+        ValueRef::Integer(number) => Some(number.to_string().into()),
+        ValueRef::Real(number) => Some(number.to_string().into()),
+    })
+}
+
+fn integer(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<i64>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(number) => Some(number),
+        ValueRef::Real(number) => Some(number as i64),
+        _ => None,
+    })
+}

@@ -1,0 +1,142 @@
+//! The schema: applied in versions, checked, printed.
+
+use cap_core::ErrorKind;
+use rusqlite::Connection;
+
+use crate::error::{Fallible, Fault};
+use crate::sql::{MIGRATIONS, Sql};
+
+/// How many tables there are beside that of the versions.
+const TABLES: i64 = 3;
+
+/// The schema version that this code knows.
+pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Brings the tables to [`VERSION`]. Runs inside an immediate transaction, so that of several nodes that start at once
+/// one does it and the others find it done.
+pub(crate) fn apply(connection: &Connection, sql: &Sql) -> Fallible<()> {
+    let found = version(connection, sql)?;
+    if found > VERSION {
+        return Err(newer(sql, found));
+    }
+    if found == 0 && tables(connection, sql)? > 0 {
+        return Err(Fault::said(
+            ErrorKind::Schema,
+            format!(
+                "tables named `{}` and so on are there, but none that says their version (this code makes version \
+                 {VERSION}); they are not of this library, or `{}` was deleted: choose another prefix, or put it back",
+                sql.names.published, sql.names.schema
+            ),
+        ));
+    }
+    connection.execute_batch(&sql.create_schema)?;
+    for (version, script) in (1..).zip(&sql.migrations).filter(|(version, _)| *version > found) {
+        connection.execute_batch(script)?;
+        connection.execute(&sql.record_version, [version])?;
+        tracing::info!(version, table = %sql.names.published, "applied a schema migration");
+    }
+    check(connection, sql)
+}
+
+/// Whether the tables are there, of exactly [`VERSION`].
+pub(crate) fn check(connection: &Connection, sql: &Sql) -> Fallible<()> {
+    let found = version(connection, sql)?;
+    if found > VERSION {
+        return Err(newer(sql, found));
+    }
+    if found < VERSION || tables(connection, sql)? < TABLES {
+        return Err(Fault::said(
+            ErrorKind::Schema,
+            format!(
+                "the tables of prefix `{}` are of schema version {found} or incomplete, and this code needs version \
+                 {VERSION}; apply the printed schema, or let `migrate` be true",
+                sql.names.prefix
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The script that makes everything from nothing.
+pub(crate) fn print(prefix: &str) -> String {
+    let sql = Sql::new(prefix);
+    let mut script = format!("-- Schema version {VERSION} of CAP for Rust.\nBEGIN IMMEDIATE;\n{}", sql.create_schema);
+    for (version, migration) in (1..=VERSION).zip(&sql.migrations) {
+        script.push_str(migration);
+        script.push_str(&sql.record_version.replace("?1", &version.to_string()));
+        script.push_str(";\n");
+    }
+    script.push_str("\nCOMMIT;\n");
+    script
+}
+
+fn newer(sql: &Sql, found: i64) -> Fault {
+    Fault::said(
+        ErrorKind::Schema,
+        format!(
+            "the tables of prefix `{}` are of schema version {found}, and this code knows version {VERSION}: update \
+             this service, nothing was changed",
+            sql.names.prefix
+        ),
+    )
+}
+
+/// 0 when there are no tables.
+fn version(connection: &Connection, sql: &Sql) -> Fallible<i64> {
+    if count(connection, &sql.schema_there)? == 0 {
+        return Ok(0);
+    }
+    Ok(count(connection, &sql.schema_version)?)
+}
+
+fn tables(connection: &Connection, sql: &Sql) -> Fallible<i64> {
+    Ok(count(connection, &sql.tables_there)?)
+}
+
+fn count(connection: &Connection, statement: &str) -> rusqlite::Result<i64> {
+    connection.query_row(statement, [], |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(result: Fallible<()>) -> String {
+        match result {
+            Err(Fault::Said(ErrorKind::Schema, text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_printed_schema_is_what_is_checked_and_applying_it_again_changes_nothing() {
+        let connection = Connection::open_in_memory().unwrap();
+        let sql = Sql::new("bus");
+        assert!(said(check(&connection, &sql)).contains("version 0"));
+        connection.execute_batch(&print("bus")).unwrap();
+        check(&connection, &sql).unwrap();
+        apply(&connection, &sql).unwrap();
+        assert_eq!(version(&connection, &sql).unwrap(), VERSION);
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_with_both_versions() {
+        let connection = Connection::open_in_memory().unwrap();
+        let sql = Sql::new("cap");
+        apply(&connection, &sql).unwrap();
+        connection.execute(&sql.record_version, [VERSION + 6]).unwrap();
+        for refused in [apply(&connection, &sql), check(&connection, &sql)] {
+            let text = said(refused);
+            assert!(text.contains(&format!("version {}", VERSION + 6)), "{text}");
+            assert!(text.contains(&format!("version {VERSION}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn tables_of_the_same_name_that_are_not_ours_are_left_alone() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE \"CAP.Published\" (Id INTEGER)").unwrap();
+        let text = said(apply(&connection, &Sql::new("cap")));
+        assert!(text.contains("cap.schema"), "{text}");
+    }
+}

@@ -1,0 +1,365 @@
+//! The storage.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_core::lifecycle::{State, Status};
+use cap_core::storage::{
+    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    Storage, StorageCapabilities, Table, TakenOver, Wake,
+};
+use cap_core::{BoxFuture, ErrorKind, Group, NodeId, RecordId, Result, Version};
+use rusqlite::params;
+
+use crate::config::SqliteOptions;
+use crate::error::{Attempt, Fallible, Fault};
+use crate::job::{Bench, Queue};
+use crate::session::{self, Role, Session};
+use crate::sql::Sql;
+use crate::watch::Watcher;
+use crate::{reader, record, schema, writer};
+
+/// A storage in a SQLite file. A handle: cheap to clone, and two handles on one file, in this process or in others,
+/// work together.
+///
+/// ```
+/// use cap_core::Storage;
+/// use cap_storage_sqlite::SqliteStorage;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("orders.db");
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let storage = SqliteStorage::open(path)?;
+/// storage.prepare().await?;
+/// # cap_core::Result::<()>::Ok(())
+/// # })?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqliteStorage(Arc<Shared>);
+
+struct Shared {
+    bench: Bench,
+    writer: Queue,
+    reader: Queue,
+}
+
+impl SqliteStorage {
+    /// The file at `path` with the default options.
+    ///
+    /// # Errors
+    /// As [`with_options`](Self::with_options).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::with_options(SqliteOptions::new(path.as_ref()))
+    }
+
+    /// A handle with two threads, one that writes and one that reads. It does not touch the file yet, so it neither
+    /// blocks nor needs a runtime: the file is opened by the first call, which is [`prepare`](Storage::prepare) where an
+    /// engine starts. It is created when it is not there, and its write-ahead log is turned on.
+    ///
+    /// A file that cannot be opened is an error of that call, and is tried again by the next one:
+    /// - `Rejected`: the directory is missing, or this process may not open or write the file;
+    /// - `Corrupt`: the file is no SQLite database;
+    /// - `Unavailable`: others kept the file locked for longer than the busy timeout.
+    ///
+    /// # Errors
+    /// `Invalid` when an option cannot be, such as the path `:memory:`.
+    pub fn with_options(options: SqliteOptions) -> Result<Self> {
+        options.check()?;
+        let sql = Arc::new(Sql::new(&options.prefix));
+        let bench = Bench { place: session::place(&options.path).into(), options, sql };
+        let writer = Queue::start("cap-sqlite-writer", bench.clone(), Role::Writer, writer::run)?;
+        let reader = Queue::start("cap-sqlite-reader", bench.clone(), Role::Reader, reader::run)?;
+        Ok(Self(Arc::new(Shared { bench, writer, reader })))
+    }
+
+    /// The options that it was made with.
+    pub fn options(&self) -> &SqliteOptions {
+        &self.0.bench.options
+    }
+
+    pub(crate) fn sql(&self) -> &Sql {
+        &self.0.bench.sql
+    }
+
+    pub(crate) fn writer(&self) -> &Queue {
+        &self.0.writer
+    }
+}
+
+impl fmt::Debug for SqliteStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SqliteStorage").field(&self.0.bench.options).finish()
+    }
+}
+
+impl Storage for SqliteStorage {
+    fn describe(&self) -> String {
+        self.0.bench.place.to_string()
+    }
+
+    fn capabilities(&self) -> StorageCapabilities {
+        StorageCapabilities {
+            persistent: true,
+            shared: true,
+            enlists: true,
+            transactional_handlers: true,
+            savepoints: true,
+            watches: true,
+            host_clock: true,
+            max_content: None,
+        }
+    }
+
+    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+        let migrate = self.0.bench.options.migrate;
+        let attempt = Attempt::on_file("prepare the tables of");
+        Box::pin(self.0.writer.run(attempt, move |session| {
+            let Session { connection, sql, .. } = *session;
+            if migrate { schema::apply(connection, sql) } else { schema::check(connection, sql) }
+        }))
+    }
+
+    fn insert(
+        &self,
+        table: Table,
+        records: Vec<NewRecord>,
+        claim: Option<Claim>,
+    ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
+        Box::pin(self.0.writer.run(Attempt::on("insert into", table), move |session| {
+            let holder = match claim {
+                Some(claim) => Some(holder(session, claim)?),
+                None => None,
+            };
+            let holder = holder.as_ref().map(|(owner, token)| (owner.as_str(), token.as_str()));
+            let Session { connection, sql, .. } = *session;
+            record::insert(connection, session.statement(&sql.table(table).insert)?, table, &records, holder)
+        }))
+    }
+
+    fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
+        Box::pin(self.0.writer.run(Attempt::on("claim from", request.lane.table()), move |session| {
+            let (owner, token) = holder(session, request.claim)?;
+            let mut records = due(session, &request)?;
+            let hold = session.statement(&session.sql.table(request.lane.table()).hold)?;
+            for record in &mut records {
+                hold.execute(params![record.id.0, owner, token])?;
+                record.status = Status::Queued;
+                record.attempts = record.attempts.saturating_add(1);
+                record.owner = Some(request.claim.node);
+                (record.due, record.expires) = (None, None);
+            }
+            if records.len() >= request.limit {
+                return Ok(Claimed { records, next_due: None });
+            }
+            let next_due = waits(session, &request.version, &[request.lane])?.pop().flatten();
+            Ok(Claimed { records, next_due })
+        }))
+    }
+
+    fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
+        Box::pin(self.0.writer.run(Attempt::on("settle records in", table), move |session| {
+            let statement = session.statement(&session.sql.table(table).settle)?;
+            let settle = |settlement: &Settlement| {
+                let written = record::settle(statement, settlement)?;
+                Ok(if written { Settled::Written } else { Settled::Lost })
+            };
+            settlements.iter().map(settle).collect()
+        }))
+    }
+
+    fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(self.0.writer.run(Attempt::on("release a claim in", table), move |session| {
+            let release = session.statement(&session.sql.table(table).release)?;
+            Ok(release.execute(params![claim.node.to_string(), claim.token.to_string()])? as u64)
+        }))
+    }
+
+    fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
+        let attempt = Attempt::on_file("ask for the next due records of");
+        Box::pin(self.0.reader.run(attempt, move |session| waits(session, &version, &lanes)))
+    }
+
+    fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.0.writer.run(Attempt::on_file("register a node in"), move |session| {
+            session.statement(&session.sql.join)?.execute(params![node.to_string(), record::span(lease)])?;
+            Ok(())
+        }))
+    }
+
+    fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
+        Box::pin(self.0.writer.run(Attempt::on_file("renew a node's lease in"), move |session| {
+            let (node, lease) = (node.to_string(), record::span(lease));
+            if session.statement(&session.sql.heartbeat)?.execute(params![node, lease])? == 0 {
+                return Ok(Lease::Lost);
+            }
+            let next_expiry = session.statement(&session.sql.next_expiry)?.query_row([node], read_wait)?;
+            Ok(Lease::Held { next_expiry })
+        }))
+    }
+
+    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+        Box::pin(self.0.writer.run(Attempt::on_file("take over from dead nodes in"), move |session| {
+            let sql = session.sql;
+            // First the nodes: those that are left are live, at this one moment, for both tables.
+            let expired = session.statement(&sql.forget_expired)?;
+            let nodes: Vec<String> = expired.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            Ok(TakenOver {
+                nodes: nodes.iter().filter_map(|node| record::node(node)).collect(),
+                outbox: session.execute(&sql.published.take_over)? as u64,
+                inbox: session.execute(&sql.received.take_over)? as u64,
+            })
+        }))
+    }
+
+    fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.0.writer.run(Attempt::on_file("sign a node off in"), move |session| {
+            let node = node.to_string();
+            for statement in [&session.sql.forget, &session.sql.published.give_back, &session.sql.received.give_back] {
+                session.statement(statement)?.execute([&node])?;
+            }
+            Ok(())
+        }))
+    }
+
+    fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(self.0.writer.run(Attempt::on("delete expired records from", table), move |session| {
+            let sql = session.sql.table(table);
+            let expired = session.statement(&sql.expired)?.query_map([record::limit(limit)], |row| row.get(0))?;
+            let expired = expired.collect::<rusqlite::Result<Vec<i64>>>()?;
+            delete(session, table, expired)
+        }))
+    }
+
+    fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
+        Box::pin(self.0.reader.run(Attempt::on("count", table), move |session| {
+            let mut counts = Counts::default();
+            let mut rows = session.statement(&session.sql.table(table).counts)?.query([version.as_str()])?;
+            while let Some(row) = rows.next()? {
+                let (status, idle, number): (String, bool, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                if let Ok(status) = status.parse() {
+                    counts.add(status, idle, number.unsigned_abs());
+                }
+            }
+            Ok(counts)
+        }))
+    }
+
+    fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
+        Box::pin(self.0.reader.run(Attempt::on("list", table), move |session| {
+            let sql = session.sql.table(table);
+            let statement = if query.message_id.is_some() { &sql.find } else { &sql.list };
+            Ok(record::list(session.statement(statement)?, &query)?)
+        }))
+    }
+
+    fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(self.0.writer.run(Attempt::on("requeue records of", table), move |session| {
+            let requeue = session.statement(&session.sql.table(table).requeue)?;
+            let record::Times { due_at, due_in, expires_in } = record::Times::of(&state);
+            let (status, attempts, reason) = (state.status().as_str(), state.attempts(), state.reason());
+            let mut changed = 0;
+            for id in records {
+                changed += requeue.execute(params![id.0, status, attempts, due_at, due_in, expires_in, reason])?;
+            }
+            Ok(changed as u64)
+        }))
+    }
+
+    fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(self.0.writer.run(Attempt::on("delete records from", table), move |session| {
+            delete(session, table, records.into_iter().map(|record| record.0))
+        }))
+    }
+
+    fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { Watcher::start(self.0.bench.options.clone(), wake)?.failed().await })
+    }
+}
+
+/// The columns of a record that `claim` holds, if its node may claim.
+fn holder(session: &mut Session<'_>, claim: Claim) -> Fallible<(String, String)> {
+    let owner = claim.node.to_string();
+    let live: i64 = session.statement(&session.sql.is_live)?.query_row([&owner], |row| row.get(0))?;
+    if live == 0 {
+        let reason = format!("node {owner} has no live lease: it ran out, or the node never joined");
+        return Err(Fault::said(ErrorKind::LeaseLost, reason));
+    }
+    Ok((owner, claim.token.to_string()))
+}
+
+/// The due records of a lane, earliest first, as they are stored.
+fn due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Vec<Record>> {
+    let statement = session.statement(&session.sql.table(request.lane.table()).due)?;
+    let (version, limit) = (request.version.as_str(), record::limit(request.limit));
+    let rows = match &request.lane {
+        Lane::Outbox => statement.query(params![version, limit])?,
+        Lane::Inbox(group) => statement.query(params![version, limit, group.as_str()])?,
+    };
+    Ok(rows.mapped(record::read).collect::<rusqlite::Result<_>>()?)
+}
+
+/// Deletes the records at these addresses that nobody holds; answers how many.
+fn delete(session: &mut Session<'_>, table: Table, addresses: impl IntoIterator<Item = i64>) -> Fallible<u64> {
+    let delete = session.statement(&session.sql.table(table).delete)?;
+    let mut deleted = 0;
+    for address in addresses {
+        deleted += delete.execute([address])? as u64;
+    }
+    Ok(deleted)
+}
+
+/// In how long the next waiting record of each lane is due.
+fn waits(session: &mut Session<'_>, version: &Version, lanes: &[Lane]) -> Fallible<Vec<Option<Duration>>> {
+    let groups: Vec<Option<&str>> = lanes.iter().map(group_of).collect();
+    let groups = serde_json::to_string(&groups).map_err(|error| Fault::said(ErrorKind::Internal, error.to_string()))?;
+    let statement = session.statement(&session.sql.next_due)?;
+    let waits = statement.query_map(params![version.as_str(), groups], read_wait)?;
+    Ok(waits.collect::<rusqlite::Result<_>>()?)
+}
+
+fn group_of(lane: &Lane) -> Option<&str> {
+    match lane {
+        Lane::Outbox => None,
+        Lane::Inbox(group) => Some(Group::as_str(group)),
+    }
+}
+
+/// From a moment, if there is one, and the present time: how long it is until then.
+fn read_wait(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Duration>> {
+    let (moment, now): (Option<i64>, i64) = (row.get(0)?, row.get(1)?);
+    let wait = moment.map(|moment| u64::try_from(moment.saturating_sub(now)).unwrap_or(0));
+    Ok(wait.map(Duration::from_micros))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threads_end_with_the_last_handle() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = SqliteStorage::open(directory.path().join("a.db")).unwrap();
+        let held_by_the_threads = Arc::downgrade(&storage.0.bench.sql);
+        let other = storage.clone();
+        drop(storage);
+        assert_eq!(held_by_the_threads.strong_count(), 3);
+        drop(other);
+        while held_by_the_threads.strong_count() > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_handle_describes_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        let storage = SqliteStorage::open(&path).unwrap();
+        assert_eq!(storage.describe(), format!("sqlite {}", path.display()));
+        assert!(format!("{storage:?}").contains("a.db"));
+    }
+}

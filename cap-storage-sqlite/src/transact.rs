@@ -1,0 +1,92 @@
+//! Handlers inside the transaction that settles their own record.
+
+use std::fmt;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cap_core::storage::{Settlement, Table, Transact, Transacted, Work};
+use cap_core::{BoxFuture, ErrorKind, HandlerError, Result};
+use rusqlite::Connection;
+
+use crate::error::{Attempt, Fallible, Fault};
+use crate::job::{self, Done};
+use crate::record;
+use crate::session::Session;
+use crate::storage::SqliteStorage;
+
+/// What a transactional handler writes through: a [`rusqlite::Connection`] inside a transaction and a savepoint of the
+/// storage's.
+///
+/// - Everything on the connection is allowed, savepoints of your own too, but do not end the transaction (`COMMIT`,
+///   `ROLLBACK`) and do not change the connection's settings: it is the one that the storage writes with. A handler
+///   that ends the transaction is answered with an error, and so is what was written together with it: it may or may
+///   not be stored, and is found out and done again.
+/// - Keep it short. SQLite has one writer: while a handler works, nobody else writes to the file.
+pub struct SqliteTx<'t> {
+    connection: &'t Connection,
+}
+
+impl Deref for SqliteTx<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection
+    }
+}
+
+impl fmt::Debug for SqliteTx<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SqliteTx")
+    }
+}
+
+impl Transact for SqliteStorage {
+    type Tx<'t> = SqliteTx<'t>;
+
+    fn transact(&self, settlement: Settlement, work: Work<Self>) -> BoxFuture<'_, Result<Transacted>> {
+        let attempt = Attempt::on("commit a handler's work with", Table::Inbox);
+        Box::pin(self.writer().run_done(attempt, move |session| transact(session, &settlement, work)))
+    }
+}
+
+/// Runs on the writer's thread, in a savepoint.
+fn transact(
+    session: &mut Session<'_>,
+    settlement: &Settlement,
+    work: Work<SqliteStorage>,
+) -> Fallible<Done<Transacted>> {
+    let Session { connection, sql, .. } = *session;
+    if !record::settle(session.statement(&sql.received.settle)?, settlement)? {
+        return Ok(Done::Undone(Transacted::Lost));
+    }
+
+    let mut tx = SqliteTx { connection };
+    let worked = catch_unwind(AssertUnwindSafe(|| work(&mut tx)))
+        .unwrap_or_else(|panic| Err(HandlerError::retry(format!("the handler panicked: {}", job::text_of(&*panic)))));
+    if connection.is_autocommit() {
+        return Err(broken_out(worked.err()));
+    }
+    let published = match worked {
+        Ok(published) => published,
+        Err(error) => return Ok(Done::Undone(Transacted::RolledBack(error))),
+    };
+
+    record::insert(connection, session.statement(&sql.published.insert)?, Table::Outbox, &published, None)?;
+    if session.commit_may_be_refused()? {
+        return Ok(Done::KeptUnlessRefused(Transacted::Committed, |error| {
+            Transacted::RolledBack(HandlerError::retry(error.reason()))
+        }));
+    }
+    Ok(Done::Kept(Transacted::Committed))
+}
+
+fn broken_out(error: Option<HandlerError>) -> Fault {
+    let after = error.map(|error| format!(" (it answered: {error})")).unwrap_or_default();
+    Fault::said(
+        ErrorKind::Rejected,
+        format!(
+            "the transaction was over when the handler returned{after}: it ran COMMIT or ROLLBACK, which it must not, \
+             or SQLite rolled back after an error; what it wrote may be stored or not"
+        ),
+    )
+}

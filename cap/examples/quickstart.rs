@@ -1,0 +1,207 @@
+//! Reads orders, one JSON object a line, and writes each with an `order.placed` message in one SQLite transaction. A
+//! handler in the group `billing` writes an invoice for each into the same file. Interrupt it at any moment, run it again
+//! on the same `--db`, and it finishes what was left: there is exactly one invoice for each order.
+//!
+//! ```text
+//! cargo run --release --example quickstart -- [--input FILE] [--db FILE]
+//! ```
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program for the terminal")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cap::memory::MemoryTransport;
+use cap::sqlite::{SqliteStorage, SqliteTx};
+use cap::{Cap, Json, Options, Subscribe};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Parser)]
+#[command(about = "Orders in, invoices out, none lost and none twice")]
+struct Arguments {
+    /// Orders, one JSON object a line, such as {"id":"A-1","customer":"Ada","amount":12.5}; `-` is standard input
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/orders.jsonl"))]
+    input: PathBuf,
+    /// The SQLite file for orders, invoices and messages; a temporary one if left out
+    #[arg(long, value_name = "FILE")]
+    db: Option<PathBuf>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    id: String,
+    customer: String,
+    amount: f64,
+}
+
+/// In bytes.
+const LONGEST_LINE: u64 = 1 << 20;
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, customer TEXT NOT NULL, amount REAL NOT NULL);
+    CREATE TABLE IF NOT EXISTS invoices (order_id TEXT NOT NULL, amount REAL NOT NULL);";
+
+/// Writes the invoice. This insert and the record that says that the message is handled are one commit.
+fn bill(tx: &mut SqliteTx<'_>, Json(order): Json<Order>) -> Result<(), rusqlite::Error> {
+    tx.execute("INSERT INTO invoices (order_id, amount) VALUES (?1, ?2)", (&order.id, order.amount))?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let arguments = Arguments::parse();
+    let temporary = tempfile::tempdir()?;
+    let file = arguments.db.clone().unwrap_or_else(|| temporary.path().join("quickstart.db"));
+    let mut lines = open(&arguments.input)?;
+    let mut db =
+        rusqlite::Connection::open(&file).map_err(|error| format!("cannot open {}: {error}", file.display()))?;
+    db.busy_timeout(Duration::from_secs(30))?;
+
+    let handled = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&handled);
+    let storage = SqliteStorage::open(&file)?;
+    let cap = Cap::builder()
+        .storage(storage.clone())
+        .transport(MemoryTransport::new())
+        // What a killed run still held is taken over this much later.
+        .options(Options { lease: Duration::from_secs(3), heartbeat: Duration::from_secs(1), ..Options::default() })
+        .subscription(Subscribe::transactional("order.placed", &storage, bill).group("billing").concurrency(64))
+        .on_step(move |step, _| {
+            if step == cap::Step::InboxSettled {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .start()
+        .await?;
+    db.execute_batch(TABLES)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let progress = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
+    progress.enable_steady_tick(Duration::from_millis(100));
+
+    let reading = {
+        let (cap, stop, handled, progress) = (cap.clone(), Arc::clone(&stop), Arc::clone(&handled), progress.clone());
+        tokio::task::spawn_blocking(move || -> Result<(u64, u64), Error> {
+            let (mut committed, mut rejected) = (0, 0);
+            let mut line = Vec::new();
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) || !next_line(&mut lines, &mut line)? {
+                    break;
+                }
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                match place(&mut db, &cap, &line).map_err(|error| format!("line {number}: {error}"))? {
+                    None => committed += 1,
+                    Some(reason) => {
+                        rejected += 1;
+                        progress.suspend(|| eprintln!("line {number}: {reason}; nothing of it was written"));
+                    }
+                }
+                progress
+                    .set_message(format!("{committed} orders committed, {} handled", handled.load(Ordering::Relaxed)));
+            }
+            Ok((committed, rejected))
+        })
+    };
+    let finished = async {
+        let counts = reading.await??;
+        progress.set_message(format!("{} orders committed, handling the rest", counts.0));
+        Ok::<_, Error>(counts)
+    };
+    tokio::pin!(finished);
+    let (committed, rejected) = tokio::select! {
+        counts = &mut finished => {
+            let counts = counts?;
+            tokio::select! {
+                idle = cap.wait_idle() => idle?,
+                _ = tokio::signal::ctrl_c() => interrupted(&progress),
+            }
+            counts
+        }
+        _ = tokio::signal::ctrl_c() => {
+            interrupted(&progress);
+            stop.store(true, Ordering::Relaxed);
+            finished.await?
+        }
+    };
+    cap.stop().await;
+    progress.finish_and_clear();
+    let (invoices, in_flight) = totals(&file)?;
+    println!(
+        "orders committed: {committed}, lines rejected: {rejected}, messages handled: {}, invoices: {invoices}, in flight: {in_flight}",
+        handled.load(Ordering::Relaxed)
+    );
+    Ok(())
+}
+
+/// Writes one order and its message in one transaction. Answers why the line was rejected, if it was: dropping the
+/// transaction then takes everything back. An error is the database's, and ends the run.
+fn place(db: &mut rusqlite::Connection, cap: &Cap<SqliteStorage>, line: &[u8]) -> Result<Option<String>, Error> {
+    let order: Order = match serde_json::from_slice(line) {
+        Ok(order) => order,
+        Err(error) => return Ok(Some(format!("it is no order: {error}"))),
+    };
+    if order.id.is_empty() {
+        return Ok(Some("its id is empty".into()));
+    }
+    if order.amount < 0.0 {
+        return Ok(Some(format!("order {:?} has the negative amount {}", order.id, order.amount)));
+    }
+    let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let insert = "INSERT INTO orders (id, customer, amount) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    if tx.prepare(insert)?.execute((&order.id, &order.customer, order.amount))? == 0 {
+        return Ok(Some(format!("the order id {:?} was seen before", order.id)));
+    }
+    match cap.publish_in(&tx, "order.placed", &order) {
+        Ok(_) => tx.commit()?,
+        Err(error) if error.kind() == cap::ErrorKind::Invalid => return Ok(Some(error.to_string())),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(None)
+}
+
+/// Reads the next line into `line`; `false` at the end. Of an over-long line only the head is kept, which is no order.
+fn next_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
+    line.clear();
+    if input.take(LONGEST_LINE).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    let mut rest = Vec::new();
+    while line.len() as u64 >= LONGEST_LINE && !rest.ends_with(b"\n") {
+        rest.clear();
+        if input.take(LONGEST_LINE).read_until(b'\n', &mut rest)? == 0 {
+            break;
+        }
+    }
+    Ok(true)
+}
+
+fn open(input: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
+    if input == Path::new("-") {
+        return Ok(Box::new(BufReader::new(std::io::stdin())));
+    }
+    let file = File::open(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+fn interrupted(progress: &ProgressBar) {
+    progress.suspend(|| eprintln!("interrupted: run it again with the same --db and it finishes what is left"));
+}
+
+/// Invoices in the file, and messages that are not yet handled.
+fn totals(file: &Path) -> Result<(i64, i64), Error> {
+    let db = rusqlite::Connection::open(file)?;
+    let count = |sql: &str| db.query_row(sql, (), |row| row.get::<_, i64>(0));
+    let open = "(StatusName NOT IN ('Succeeded', 'Failed') OR DueAt IS NOT NULL)";
+    let published = count(&format!(r#"SELECT count(*) FROM "cap.published" WHERE {open}"#))?;
+    let received = count(&format!(r#"SELECT count(*) FROM "cap.received" WHERE {open}"#))?;
+    Ok((count("SELECT count(*) FROM invoices")?, published + received))
+}

@@ -1,0 +1,207 @@
+//! Backends with faults that real ones have seldom: an answer that is lost after the work was done, a panic, an outage.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cap::lifecycle::State;
+use cap::memory::{MemoryStorage, MemoryTransport};
+use cap::storage::{
+    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    StorageCapabilities, TakenOver, Wake,
+};
+use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
+use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Transport, Version};
+
+/// Where a fault strikes, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The claim is made, its answer is lost.
+    ClaimAnswerLost(Table),
+    /// The claim panics.
+    ClaimPanics(Table),
+    /// The settlement is written, its answer is lost.
+    SettleAnswerLost(Table),
+    /// The settlement is not written.
+    SettleRefused(Table),
+    /// The insert is made, its answer is lost.
+    InsertAnswerLost(Table),
+}
+
+/// A memory storage that has each of its faults once, in any order.
+#[derive(Debug, Clone)]
+pub(crate) struct Faulty {
+    pub(crate) inner: MemoryStorage,
+    faults: Arc<Mutex<Vec<Fault>>>,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: MemoryStorage, faults: &[Fault]) -> Self {
+        Self { inner, faults: Arc::new(Mutex::new(faults.to_vec())) }
+    }
+
+    fn strikes(&self, fault: Fault) -> bool {
+        let mut faults = self.faults.lock().unwrap();
+        let found = faults.iter().position(|waiting| *waiting == fault);
+        found.map(|index| faults.remove(index)).is_some()
+    }
+
+    /// Faults that have not struck.
+    pub(crate) fn left(&self) -> usize {
+        self.faults.lock().unwrap().len()
+    }
+}
+
+fn away() -> Error {
+    Error::new(ErrorKind::Unavailable, "reach", "the double", "the connection was lost")
+}
+
+impl Storage for Faulty {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn capabilities(&self) -> StorageCapabilities {
+        self.inner.capabilities()
+    }
+    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+        self.inner.prepare()
+    }
+    fn insert(
+        &self,
+        table: Table,
+        records: Vec<NewRecord>,
+        claim: Option<Claim>,
+    ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
+        Box::pin(async move {
+            let answer = self.inner.insert(table, records, claim).await;
+            if self.strikes(Fault::InsertAnswerLost(table)) { Err(away()) } else { answer }
+        })
+    }
+    fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
+        Box::pin(async move {
+            let table = request.lane.table();
+            let answer = self.inner.claim(request).await;
+            if answer.as_ref().is_ok_and(|claimed| claimed.records.is_empty()) {
+                return answer;
+            }
+            assert!(!self.strikes(Fault::ClaimPanics(table)), "on purpose");
+            if self.strikes(Fault::ClaimAnswerLost(table)) { Err(away()) } else { answer }
+        })
+    }
+    fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
+        Box::pin(async move {
+            if self.strikes(Fault::SettleRefused(table)) {
+                return Err(away());
+            }
+            let answer = self.inner.settle(table, settlements).await;
+            if self.strikes(Fault::SettleAnswerLost(table)) { Err(away()) } else { answer }
+        })
+    }
+    fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
+        self.inner.release(table, claim)
+    }
+    fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
+        self.inner.next_due(version, lanes)
+    }
+    fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
+        self.inner.join(node, lease)
+    }
+    fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
+        self.inner.heartbeat(node, lease)
+    }
+    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+        self.inner.take_over()
+    }
+    fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
+        self.inner.leave(node)
+    }
+    fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
+        self.inner.collect(table, limit)
+    }
+    fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
+        self.inner.counts(table, version)
+    }
+    fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
+        self.inner.list(table, query)
+    }
+    fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
+        self.inner.requeue(table, records, state)
+    }
+    fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
+        self.inner.delete(table, records)
+    }
+    fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
+        self.inner.watch(wake)
+    }
+}
+
+/// What happens to the messages of one send, before the memory transport gets the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The broker is not there.
+    Away,
+    /// It takes the messages over, but the confirms are lost.
+    ConfirmsLost,
+    /// It delivers each message twice.
+    Twice,
+}
+
+/// A memory transport with one trouble for each of its first sends.
+#[derive(Debug, Clone)]
+pub(crate) struct Troubled {
+    inner: MemoryTransport,
+    troubles: Arc<Mutex<VecDeque<Trouble>>>,
+}
+
+impl Troubled {
+    pub(crate) fn new(troubles: impl IntoIterator<Item = Trouble>) -> Self {
+        Self { inner: MemoryTransport::new(), troubles: Arc::new(Mutex::new(troubles.into_iter().collect())) }
+    }
+
+    /// Sends that are yet to go wrong.
+    pub(crate) fn left(&self) -> usize {
+        self.troubles.lock().unwrap().len()
+    }
+}
+
+fn unheard(message: cap::Message) -> Outgoing {
+    Outgoing { message, confirm: cap::transport::Confirm::new(|_| ()) }
+}
+
+impl Transport for Troubled {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn capabilities(&self) -> TransportCapabilities {
+        self.inner.capabilities()
+    }
+    fn connect(&self) -> BoxFuture<'_, Result<()>> {
+        self.inner.connect()
+    }
+    fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()> {
+        let trouble = self.troubles.lock().unwrap().pop_front();
+        Box::pin(async move {
+            match trouble {
+                None => self.inner.send(messages).await,
+                Some(Trouble::Away) => messages.into_iter().for_each(|sent| sent.confirm.report(Err(away()))),
+                Some(Trouble::ConfirmsLost) => {
+                    self.inner.send(messages.iter().map(|sent| unheard(sent.message.clone())).collect()).await;
+                    drop(messages);
+                }
+                Some(Trouble::Twice) => {
+                    self.inner.send(messages.iter().map(|sent| unheard(sent.message.clone())).collect()).await;
+                    self.inner.send(messages).await;
+                }
+            }
+        })
+    }
+    fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
+        self.inner.subscribe(subscription)
+    }
+    fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {
+        self.inner.backlog(group)
+    }
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        self.inner.close()
+    }
+}

@@ -1,0 +1,11 @@
+//! The engine on the embedded backends, story by story. What a backend must do is the conformance kit's to test.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod builder;
+mod delivery;
+mod doubles;
+mod failure;
+mod outage;
+mod publishing;
+mod stopping;
+mod support;

@@ -379,7 +379,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 1. Takes only committed records of this lane and version that are due by the database's clock and held by
     ///    nobody; each becomes `Queued` with owner and token, and its attempts grow by one, atomically.
     /// 2. However many claims run at once, on however many handles, a record is in exactly one answer.
-    /// 3. Earliest due first, at most `limit`; 0 answers none.
+    /// 3. Earliest due first, also within the answer; at most `limit`, and 0 answers none.
     /// 4. Does not wait for records that other claims or open transactions hold, where the database can (a storage
     ///    with one writer may wait for it).
     /// 5. A node without a live lease is refused with `LeaseLost`.
@@ -402,7 +402,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// counted.
     ///
     /// 1. Answers how many records that were; 0 when the claim never took place or is settled.
-    /// 2. Records held under other tokens are untouched.
+    /// 2. Records held under other tokens are untouched. (Here and below, what becomes due again keeps its reason.)
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>>;
 
     /// In how long the next waiting record of each lane is due: zero if one is due now, `None` if none waits.
@@ -413,13 +413,15 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
     /// Registers a node with a lease from now on.
     ///
-    /// 1. From then on the node may claim until `lease` has passed without a heartbeat.
+    /// 1. From then on the node may claim until `lease` has passed without a heartbeat. Core joins with a fresh id each
+    ///    time; an id that is there already gets its lease anew.
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>>;
 
     /// Renews a lease: it now ends `lease` from now.
     ///
     /// 1. A lease that has run out, or is unknown, stays lost, even if nobody has taken anything over yet.
     /// 2. `next_expiry` is that of the other nodes, never this one's.
+    /// 3. The new end counts from now, be it later or sooner than the old one.
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>>;
 
     /// Takes from the dead: every record that is held by a node without a live lease becomes due at once, its attempts

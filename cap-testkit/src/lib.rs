@@ -1,1 +1,11 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+pub mod check;
+pub mod report;
+pub mod runner;
+pub mod storage;
+pub mod transport;
+
+pub use check::{Check, CheckResult, Failure, Fixture, Need};
+pub use report::{Entry, Outcome, Report};
+pub use runner::{RunOptions, run_all, run_one};

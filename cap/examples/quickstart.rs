@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,8 +56,17 @@ fn bill(tx: &mut SqliteTx<'_>, Json(order): Json<Order>) -> Result<(), rusqlite:
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Error> {
     let temporary = tempfile::tempdir()?;
     let file = arguments.db.clone().unwrap_or_else(|| temporary.path().join("quickstart.db"));
     let mut lines = open(&arguments.input)?;
@@ -87,7 +97,8 @@ async fn main() -> Result<(), Error> {
     progress.enable_steady_tick(Duration::from_millis(100));
 
     let reading = {
-        let (cap, stop, handled, progress) = (cap.clone(), Arc::clone(&stop), Arc::clone(&handled), progress.clone());
+        let (cap, stop, handled) = (cap.clone(), Arc::clone(&stop), Arc::clone(&handled));
+        let (progress, file) = (progress.clone(), file.clone());
         tokio::task::spawn_blocking(move || -> Result<(u64, u64), Error> {
             let (mut committed, mut rejected) = (0, 0);
             let mut line = Vec::new();
@@ -98,7 +109,9 @@ async fn main() -> Result<(), Error> {
                 if line.trim_ascii().is_empty() {
                     continue;
                 }
-                match place(&mut db, &cap, &line).map_err(|error| format!("line {number}: {error}"))? {
+                match place(&mut db, &cap, &line)
+                    .map_err(|error| format!("line {number}: cannot write to {}: {error}", file.display()))?
+                {
                     None => committed += 1,
                     Some(reason) => {
                         rejected += 1;

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cap::lifecycle::State;
-use cap::memory::{MemoryStorage, MemoryTransport};
+use cap::memory::{MemoryStorage, MemoryTransaction, MemoryTransport};
 use cap::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    StorageCapabilities, TakenOver, Wake,
+    Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    StorageCapabilities, TakenOver,
 };
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Transport, Version};
@@ -60,8 +60,9 @@ impl Storage for Faulty {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+    /// Without wake-ups of its own, so that the engine's can be seen.
     fn capabilities(&self) -> StorageCapabilities {
-        self.inner.capabilities()
+        StorageCapabilities { watches: false, ..self.inner.capabilities() }
     }
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         self.inner.prepare()
@@ -130,8 +131,13 @@ impl Storage for Faulty {
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
         self.inner.delete(table, records)
     }
-    fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
-        self.inner.watch(wake)
+}
+
+impl<'c> Enlist<&'c mut MemoryTransaction> for Faulty {
+    type Receipt = Result<Vec<Inserted>>;
+
+    fn enlist(&self, connection: &'c mut MemoryTransaction, records: Vec<NewRecord>) -> Self::Receipt {
+        self.inner.enlist(connection, records)
     }
 }
 

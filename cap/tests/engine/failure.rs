@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use cap::{Context, HandlerError, Json, Publish, RetryPolicy, Status, Subscribe, Table};
+use cap::lifecycle;
+use cap::storage::{NewRecord, Storage};
+use cap::{
+    Context, Due, Group, HandlerError, Json, MessageId, Publish, RetryPolicy, Status, Subscribe, Table, Topic, Version,
+};
 
 use crate::support::{Seen, Shop, idle, record};
 
@@ -128,5 +132,67 @@ async fn a_message_that_nobody_wants_is_kept_with_its_reason_and_blocks_nobody()
     let record =
         shop.records(Table::Outbox).await.into_iter().find(|record| record.topic.as_str() == "unwanted").unwrap();
     assert!(record.reason.unwrap().contains("unwanted"));
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_whose_content_cannot_be_read_is_dead_with_the_reason_and_the_others_go_on() {
+    let shop = Shop::new();
+    let (seen, dead) = (Seen::<u32>::new(), Seen::new());
+    let notified = dead.clone();
+    let cap = shop
+        .builder()
+        .subscribe("t", "g", record(&seen))
+        .on_dead(move |letter| notified.push((letter.table, letter.reason)))
+        .start()
+        .await
+        .unwrap();
+    for table in [Table::Outbox, Table::Inbox] {
+        let unreadable = NewRecord {
+            message_id: MessageId::generate(),
+            version: Version::default(),
+            topic: Topic::try_from("t").unwrap(),
+            group: (table == Table::Inbox).then(|| Group::effective("g", &Version::default()).unwrap()),
+            content: "no wrapper".into(),
+            state: lifecycle::scheduled(Due::Now),
+        };
+        shop.storage.insert(table, vec![unreadable], None).await.unwrap();
+    }
+    cap.publish("t", &1).await.unwrap();
+    assert_eq!(seen.next().await, 1);
+    let mut letters = [dead.next().await, dead.next().await];
+    letters.sort();
+    assert_eq!(letters.clone().map(|(table, _)| table), [Table::Outbox, Table::Inbox]);
+    assert!(letters.iter().all(|(_, reason)| reason.contains("cannot read the stored content")), "{letters:?}");
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_bounded_however_much_waits() {
+    let shop = Shop::new();
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let closed = std::sync::Arc::clone(&gate);
+    let bounded = cap::Options { relay_batch: 20, relay_in_flight: 40, prefetch: 30, ..crate::support::options() };
+    let cap = shop
+        .builder()
+        .options(bounded)
+        .subscribe("t", "g", move || {
+            let gate = std::sync::Arc::clone(&closed);
+            async move { drop(gate.acquire().await) }
+        })
+        .start()
+        .await
+        .unwrap();
+    cap.publish_many((0..2_000).map(|n| Publish::json("t", &n))).await.unwrap();
+    // All are in the inbox, which is on disk for others, and few of them in memory.
+    let mut most = 0;
+    while shop.storage.counts(Table::Outbox, Version::default()).await.unwrap().succeeded < 2_000 {
+        most = most.max(cap.in_flight());
+        tokio::task::yield_now().await;
+    }
+    assert!((1..=40 + 16).contains(&most), "{most} were in memory");
+    gate.add_permits(2_000);
+    idle(&cap).await;
+    assert_eq!(shop.storage.counts(Table::Inbox, Version::default()).await.unwrap().succeeded, 2_000);
     cap.stop().await;
 }

@@ -9,3 +9,4 @@ mod outage;
 mod publishing;
 mod stopping;
 mod support;
+mod waking;

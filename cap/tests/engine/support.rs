@@ -55,6 +55,11 @@ pub(crate) fn record<T: Send + 'static>(
     }
 }
 
+/// An hour between polls: what happens all the same was woken.
+pub(crate) fn never_polling() -> Options {
+    Options { poll: Duration::from_secs(3600), ..options() }
+}
+
 /// Options with short times.
 pub(crate) fn options() -> Options {
     Options {

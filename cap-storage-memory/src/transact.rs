@@ -1,0 +1,44 @@
+//! Handlers inside the transaction that settles their record.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cap_core::HandlerError;
+use cap_core::error::Result;
+use cap_core::storage::{BoxFuture, Settled, Settlement, Table, Transact, Transacted, Work};
+
+use crate::enlist::MemoryTransaction;
+use crate::storage::MemoryStorage;
+
+impl Transact for MemoryStorage {
+    type Tx<'t> = MemoryTransaction;
+
+    /// A panic of the work is caught and answered as a failure that may be tried again.
+    fn transact(&self, settlement: Settlement, work: Work<Self>) -> BoxFuture<'_, Result<Transacted>> {
+        Box::pin(async move {
+            if !self.shared.lock().records(Table::Inbox).is_held(settlement.record, settlement.token) {
+                return Ok(Transacted::Lost);
+            }
+            let mut tx = self.begin();
+            // Unwind safe: after a panic the transaction is only dropped.
+            let done = catch_unwind(AssertUnwindSafe(|| work(&mut tx)))
+                .unwrap_or_else(|panic| Err(HandlerError::retry(panic_reason(&*panic))));
+            let messages = match done {
+                Ok(messages) => messages,
+                Err(error) => return Ok(Transacted::RolledBack(error)),
+            };
+            // The transaction may hold ids of its own while it waits; `lock_wait` ends a deadlock.
+            self.unless_locked(|| tx.publish(self, &messages)).await?;
+            Ok(match tx.commit_settled(Table::Inbox, &settlement) {
+                Settled::Written => Transacted::Committed,
+                Settled::Lost => Transacted::Lost,
+            })
+        })
+    }
+}
+
+fn panic_reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("without a text"))
+}

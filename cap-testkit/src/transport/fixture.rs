@@ -1,0 +1,128 @@
+//! What a backend hands to the transport suite.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_core::transport::TransportCapabilities;
+use cap_core::{BoxFuture, Error, Result, Transport};
+
+use crate::check::{Fixture, Need};
+
+/// One isolated part of one broker. Each check gets an instance of its own; many may exist on one broker at once.
+///
+/// Only the first four methods are required. The others tell what the fixture can do to the broker; a check that needs
+/// what it cannot do is reported as unsupported, never left out silently.
+pub trait TransportFixture: Send + Sync + 'static {
+    /// What the transport is expected to declare. A handle that declares something else fails a check, so that a
+    /// capability does not vanish unnoticed, and the checks that need it with it.
+    fn capabilities(&self) -> TransportCapabilities;
+
+    /// A handle as another process would have it: independent of all others, on the same broker. It need not be
+    /// connected yet: the checks call [`Transport::connect`].
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn Transport>>>;
+
+    /// A name that belongs to this instance alone, and is the same each time for the same `name`: `orders` becomes
+    /// `orders-6721f`. It is used for groups and as the first word of topics, so it holds no dot, `*` or `#`.
+    fn unique(&self, name: &str) -> String;
+
+    /// How long the transport may take to report the outcome of a message when the broker or the groups do not answer
+    /// (`send/5`).
+    fn confirm_limit(&self) -> Duration;
+
+    /// How long a check waits for what must come, beyond [`Self::confirm_limit`] where that applies. Default: 15 s.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(15)
+    }
+
+    /// A secret that the handles were given, such as the password in their URL, which they must never show.
+    fn secret(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether [`Self::restart_broker`] works.
+    fn can_restart_broker(&self) -> bool {
+        false
+    }
+
+    /// Stops the broker as a power cut would, and starts it again.
+    fn restart_broker(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Err(Error::unsupported("restart", "the broker of this fixture")) })
+    }
+
+    /// Whether [`Self::cut_connections`] works.
+    fn can_cut_connections(&self) -> bool {
+        false
+    }
+
+    /// Breaks every connection of the handles that this instance opened, without their knowledge.
+    fn cut_connections(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Err(Error::unsupported("cut", "the connections of this fixture")) })
+    }
+
+    /// Whether [`Self::open_nowhere`] works.
+    fn can_open_nowhere(&self) -> bool {
+        false
+    }
+
+    /// As [`Self::open`], for a place where no broker is. Either this fails or the handle's `connect` does.
+    fn open_nowhere(&self) -> BoxFuture<'_, Result<Arc<dyn Transport>>> {
+        Box::pin(async { Err(Error::unsupported("open", "a place without a broker")) })
+    }
+
+    /// Removes what the check left on the broker. Called after each check.
+    fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// What the checks of the transport suite may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TransportAbilities {
+    /// What the transport declares.
+    pub declared: TransportCapabilities,
+    /// The fixture can restart the broker.
+    pub restart_broker: bool,
+    /// The fixture can cut connections.
+    pub cut_connections: bool,
+    /// The fixture can open a handle for a place without a broker.
+    pub open_nowhere: bool,
+    /// The fixture tells a secret that must not be shown.
+    pub secret: bool,
+}
+
+impl Fixture for dyn TransportFixture {
+    type Abilities = TransportAbilities;
+
+    fn abilities(&self) -> TransportAbilities {
+        TransportAbilities {
+            declared: self.capabilities(),
+            restart_broker: self.can_restart_broker(),
+            cut_connections: self.can_cut_connections(),
+            open_nowhere: self.can_open_nowhere(),
+            secret: self.secret().is_some(),
+        }
+    }
+
+    fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
+        TransportFixture::clean_up(self)
+    }
+}
+
+type TransportNeed = Need<TransportAbilities>;
+
+pub(super) const DURABLE: TransportNeed = Need { name: "durable", declared: |able| able.declared.durable };
+pub(super) const VOLATILE: TransportNeed = Need { name: "volatility", declared: |able| !able.declared.durable };
+pub(super) const ORDERED: TransportNeed = Need { name: "ordered", declared: |able| able.declared.ordered };
+pub(super) const WILDCARDS: TransportNeed = Need { name: "wildcards", declared: |able| able.declared.wildcards };
+pub(super) const REPORTS_BACKLOG: TransportNeed =
+    Need { name: "reports_backlog", declared: |able| able.declared.reports_backlog };
+pub(super) const MAX_BODY: TransportNeed = Need { name: "max_body", declared: |able| able.declared.max_body.is_some() };
+pub(super) const RESTART: TransportNeed = Need {
+    name: "durable broker that the fixture can restart",
+    declared: |able| able.restart_broker && able.declared.durable,
+};
+pub(super) const CUT: TransportNeed =
+    Need { name: "connections that the fixture can cut", declared: |able| able.cut_connections };
+pub(super) const NOWHERE: TransportNeed =
+    Need { name: "place without a broker in the fixture", declared: |able| able.open_nowhere };
+pub(super) const SECRET: TransportNeed = Need { name: "secret in the fixture", declared: |able| able.secret };

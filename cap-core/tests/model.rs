@@ -1,5 +1,5 @@
-//! The life of messages, model-checked: within bounds, every interleaving of everything that can happen to them keeps the
-//! promises of the design; and the checker finds each of a list of mistakes.
+//! The life of messages, model-checked: within bounds, every interleaving of everything that can happen to them keeps
+//! the promises of the design; and the checker finds each of a list of mistakes.
 //!
 //! `cargo test --release` explores further than a debug build does; `-- --nocapture` shows how far.
 
@@ -9,6 +9,7 @@ mod model;
 use model::checker::{EVERY_CALM_RUN_ENDS, NOTHING_IS_STUCK, explore};
 use model::faults::Fault;
 use model::setup::{Kind, Mishap, Setup};
+use model::state::{Message, Row};
 
 use Kind::{Killer, Later, Plain, Transactional, Unreadable};
 use Mishap::{
@@ -52,7 +53,8 @@ holds! {
     one_transactional_message_keeps_the_promises_in_every_order:
         Setup::of(&[Transactional]).mishaps(at_most(2, 1), &COMMON);
     two_messages_keep_the_promises_in_every_order:
-        Setup::of(&[Plain, Transactional]).mishaps(1, &[(LostConfirm, 1), (LostAnswer, 1)]);
+        Setup::of(&[Plain, Transactional])
+            .mishaps(1, &[(LostAnswer, 1), (ConsumerLoss, at_most(1, 0)), (LostConfirm, at_most(1, 0))]);
     one_plain_message_survives_many_mishaps:
         Setup::of(&[Plain]).mishaps(at_most(4, 2), &COMMON).reduced();
     one_transactional_message_survives_many_mishaps:
@@ -65,12 +67,18 @@ holds! {
         Setup::of(&[Plain, Transactional]).mishaps(1, &COMMON).reduced();
     two_groups_get_a_message_whatever_happens:
         Setup::of(&[Plain]).groups(2).mishaps(at_most(2, 1), &COMMON).reduced();
-    a_killer_ends_dead_and_its_neighbour_is_handled:
+    a_killer_beside_another_message_ends_dead:
         Setup::of(&[Killer, Plain]).mishaps(at_most(1, 0), &[(Crash, 1), (LostAnswer, 1)]).reduced();
     a_killer_ends_dead_whoever_interferes:
         Setup::of(&[Killer]).mishaps(at_most(2, 1), &COMMON);
     a_broker_that_forgets_loses_nothing:
-        Setup::of(&[Plain]).groups(2).forgetful().mishaps(at_most(2, 1), &[(BrokerCrash, 2), (Crash, 1), (LostConfirm, 1)]);
+        Setup::of(&[Plain]).forgetful().mishaps(at_most(2, 1), &[(BrokerCrash, 2), (Crash, 1), (LostConfirm, 1)]);
+    a_broker_that_forgets_loses_nothing_of_two_groups:
+        Setup::of(&[Plain])
+            .groups(2)
+            .forgetful()
+            .mishaps(at_most(3, 2), &[(BrokerCrash, 2), (Crash, 1), (LostConfirm, 1)])
+            .reduced();
     what_fails_for_good_is_dead_and_can_be_requeued:
         Setup::of(&[Plain]).mishaps(at_most(3, 2), &[(Refusal, 1), (Requeue, 2), (HandlerFailure, 2), (Crash, 1)]);
     an_unreadable_message_is_parked:
@@ -118,7 +126,7 @@ finds! {
     a_settlement_without_fencing: SettleIgnoresToken in Setup::of(&[Plain]).mishaps(1, &[(LeaseExpiry, 1)]),
         breaks "only_the_holder_writes";
     a_transaction_without_fencing: TransactIgnoresToken in Setup::of(&[Transactional]).mishaps(1, &[(LeaseExpiry, 1)]),
-        breaks "a_transactional_effect_and_its_success_are_one";
+        breaks "only_the_holder_writes";
     an_effect_apart_from_its_success: EffectApartFromSuccess in Setup::of(&[Transactional]),
         breaks "a_transactional_effect_and_its_success_are_one";
     a_takeover_from_a_living_node: TakeOverFromTheLiving in Setup::of(&[Plain]),
@@ -147,12 +155,15 @@ finds! {
 fn a_violation_is_told_as_its_shortest_story() {
     let violation = explore(&Setup::of(&[Plain]).with(Fault::MarkBeforeConfirm)).unwrap_err();
     let story: Vec<String> = violation.steps.iter().map(ToString::to_string).collect();
-    assert_eq!(story, [
-        "the user commits message 0",
-        "node 0 joins under a new id",
-        "node 0 claims outbox record 0",
-        "node 0 settles outbox record 0: begun",
-    ]);
+    assert_eq!(
+        story,
+        [
+            "the user commits message 0",
+            "node 0 joins under a new id",
+            "node 0 claims outbox record 0",
+            "node 0 settles outbox record 0: begun",
+        ]
+    );
 }
 
 #[test]
@@ -168,4 +179,15 @@ fn fewer_interleavings_come_to_the_same_ends() {
         assert_eq!(every.ends, fewer.ends);
         assert!(fewer.worlds * 2 < every.worlds);
     }
+}
+/// A weakness that is known: attempts are counted when a record is claimed, so those of a killer's neighbours in flight
+/// are used up by its crashes, though nothing is wrong with them.
+#[test]
+fn a_killer_can_exhaust_its_neighbours_in_flight() {
+    let explored = explore(&Setup::of(&[Killer, Plain]).reduced()).unwrap();
+    let is_dead_unhandled = |message: &Message| {
+        let group = &message.groups[0];
+        group.effects == 0 && group.inbox.row().is_some_and(Row::is_dead)
+    };
+    assert!(explored.ends.iter().flatten().any(is_dead_unhandled));
 }

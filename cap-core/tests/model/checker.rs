@@ -23,7 +23,7 @@ pub(crate) struct Explored {
     pub(crate) transitions: usize,
     /// How many steps it is to the world that is farthest from the start.
     pub(crate) depth: usize,
-    /// What became of the messages, in the worlds in which nothing is left to do.
+    /// What became of the messages, whichever of them, in the worlds in which nothing is left to do.
     pub(crate) ends: BTreeSet<Vec<Message>>,
 }
 
@@ -59,7 +59,9 @@ pub(crate) fn explore(setup: &Setup) -> Result<Explored, Violation> {
         if !invariants::all_is_done(&world, setup) {
             return Err(search.violation(NOTHING_IS_STUCK, number));
         }
-        ends.insert(world.messages);
+        let mut messages = world.messages;
+        messages.sort_unstable();
+        ends.insert(messages);
     }
     if let Some(number) = search.calm.on_a_circle() {
         return Err(search.violation(EVERY_CALM_RUN_ENDS, number));
@@ -139,7 +141,7 @@ impl<'a> Search<'a> {
         self.path(u32::try_from(self.parents.len() - 1).expect("fewer worlds than 2³²")).len() - 1
     }
 
-    /// Walks the way again, without tidying, so that every node keeps its name from step to step.
+    /// Walks the way again; where possible without tidying, so that every node keeps its name from step to step.
     fn violation(&self, promise: &'static str, number: u32) -> Violation {
         let mut world = World::start(self.setup);
         let mut steps = Vec::new();
@@ -147,9 +149,12 @@ impl<'a> Search<'a> {
             let leads_there = |step: &Step| {
                 fingerprint(&world.after(*step, self.setup).tidy(self.setup)) == self.fingerprints[next as usize]
             };
-            let step = world.enabled(self.setup).into_iter().find(leads_there);
+            let step = world.explored(self.setup).into_iter().find(leads_there);
             let step = step.expect("the way was walked before");
             world = world.after(step, self.setup);
+            if self.setup.reduces {
+                world = world.tidy(self.setup);
+            }
             steps.push(step);
         }
         Violation { promise, story: trace::story(&steps, &world), steps }

@@ -78,7 +78,7 @@ impl World {
         let message = record.message();
         let committed = self.transaction(message) == Transaction::Committed;
         let is_waiting = row.due == Some(When::Now) && row.holder.is_none();
-        let is_anothers = row.status == Status::Queued && row.holder != Some(Holder::Node(node));
+        let is_anothers = row.status == Status::Queued && !row.is_held_by(node);
         self.nodes[node].lives()
             && (committed || setup.has(Fault::ClaimSeesUncommitted))
             && (is_waiting || (is_anothers && setup.has(Fault::ClaimTakesHeld)))
@@ -126,6 +126,7 @@ impl World {
         if !is_held && !setup.has(Fault::TransactIgnoresToken) {
             return false;
         }
+        self.witness.foreign_write |= !is_held;
         self.group_mut(message, group).effects += 1;
         self.write(task.record, &settled(task, Verdict::Succeeded, setup));
         true
@@ -135,7 +136,7 @@ impl World {
     pub(crate) fn release(&mut self, token: Token, node: usize, setup: &Setup) {
         let ignores_token = setup.has(Fault::ReleaseIgnoresToken);
         for row in self.rows_mut() {
-            if row.is_held_under(token) || (ignores_token && row.holder == Some(Holder::Node(node))) {
+            if row.is_held_under(token) || (ignores_token && row.is_held_by(node)) {
                 due_again(row, row.attempts - 1);
             }
         }
@@ -181,7 +182,7 @@ impl World {
     /// `Storage::leave`: what the node holds is due again, the attempts not counted.
     pub(crate) fn sign_off(&mut self, node: usize) {
         for row in self.rows_mut() {
-            if row.holder == Some(Holder::Node(node)) {
+            if row.is_held_by(node) {
                 due_again(row, row.attempts - 1);
             }
         }

@@ -25,13 +25,6 @@ impl World {
         steps
     }
 
-    /// Those that are no mishap.
-    pub(crate) fn calm(&self, setup: &Setup) -> Vec<Step> {
-        let mut steps = self.enabled(setup);
-        steps.retain(|step| step.mishap().is_none());
-        steps
-    }
-
     /// The records that a claim by `node` may take.
     pub(crate) fn claimable<'a>(&'a self, node: usize, setup: &'a Setup) -> impl Iterator<Item = Record> + 'a {
         records(setup).filter(move |&record| self.is_claimable(record, node, setup))
@@ -103,8 +96,8 @@ impl World {
         }
     }
 
-    /// A claim that is answered takes one record: one that takes many is as many claims in a row. Only for a claim whose
-    /// answer is lost it matters that many are held under one token.
+    /// A claim that is answered takes one record: one that takes many is as many claims in a row. Only for a claim
+    /// whose answer is lost it matters that many are held under one token.
     fn claims(&self, node: usize, setup: &Setup, steps: &mut Vec<Step>) {
         let claimable: Vec<Record> = self.claimable(node, setup).collect();
         for &record in &claimable {

@@ -4,7 +4,7 @@ use cap_core::lifecycle::Status;
 
 use super::enabled::records;
 use super::setup::{Kind, Setup};
-use super::state::{Holder, Record, Row, Slot, Transaction, World};
+use super::state::{Record, Row, Slot, Transaction, Witness, World};
 
 /// A promise that holds in every world.
 pub(crate) struct Invariant {
@@ -16,7 +16,7 @@ macro_rules! invariants {
     ($($name:ident),+ $(,)?) => { [$(Invariant { name: stringify!($name), holds: $name }),+] };
 }
 
-pub(crate) const ALL: [Invariant; 13] = invariants![
+pub(crate) const ALL: [Invariant; 14] = invariants![
     every_record_is_lawful,
     only_terminal_records_disappear,
     what_is_not_committed_is_neither_claimed_nor_sent,
@@ -29,6 +29,7 @@ pub(crate) const ALL: [Invariant; 13] = invariants![
     a_live_node_works_only_on_what_it_holds,
     only_the_holder_writes,
     attempts_stay_within_the_limit,
+    nothing_is_dead_before_its_time,
     a_killer_is_not_tried_for_ever,
 ];
 
@@ -38,29 +39,22 @@ pub(crate) fn broken(world: &World, setup: &Setup) -> Option<&'static str> {
 }
 
 /// Promises 1 and 7: nothing is left to do. Every committed message is sent or dead, and what was sent has succeeded or
-/// is dead in every group; dead only with its attempts used up, or refused for good.
+/// is dead in every group.
 pub(crate) fn all_is_done(world: &World, setup: &Setup) -> bool {
-    let is_done = |record: Record| match world.slot(record) {
+    let is_done = |record| match world.slot(record) {
         Slot::Absent => false,
-        Slot::Collected => true,
-        Slot::Stored(row) => {
-            row.status == Status::Succeeded || (row.is_dead() && is_rightly_dead(world, row, record, setup))
-        }
+        Slot::Collected(_) => true,
+        Slot::Stored(row) => row.is_terminal(),
     };
     messages(setup).all(|(message, _)| match world.transaction(message) {
         Transaction::Open => false,
         Transaction::RolledBack => true,
         Transaction::Committed => {
             let outbox = Record::Outbox(message);
-            let was_sent = world.row(outbox).is_none_or(|row| row.status == Status::Succeeded);
+            let was_sent = world.slot(outbox).has_succeeded();
             is_done(outbox) && (!was_sent || (0..setup.groups).all(|group| is_done(Record::Inbox(message, group))))
         }
     })
-}
-
-fn is_rightly_dead(world: &World, row: &Row, record: Record, setup: &Setup) -> bool {
-    let is_parked = matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Unreadable);
-    u32::from(row.attempts) >= setup.limit || is_parked || world.witness.refused
 }
 
 /// The rules of `State::check`, for the columns that a storage keeps; and every state that core computed kept them.
@@ -98,7 +92,7 @@ fn what_is_not_committed_is_neither_claimed_nor_sent(world: &World, setup: &Setu
 /// Promise 3.
 fn what_succeeded_in_the_outbox_was_confirmed(world: &World, setup: &Setup) -> bool {
     messages(setup).all(|(message, _)| {
-        !succeeded(world, Record::Outbox(message)) || world.messages[usize::from(message)].confirmed
+        !world.slot(Record::Outbox(message)).has_succeeded() || world.messages[usize::from(message)].confirmed
     })
 }
 
@@ -107,7 +101,7 @@ fn what_succeeded_in_the_outbox_is_in_every_queue_or_inbox(world: &World, setup:
     let arrived =
         |message, group| world.copies(message, group) > 0 || *world.slot(Record::Inbox(message, group)) != Slot::Absent;
     messages(setup).all(|(message, _)| {
-        !succeeded(world, Record::Outbox(message)) || (0..setup.groups).all(|group| arrived(message, group))
+        !world.slot(Record::Outbox(message)).has_succeeded() || (0..setup.groups).all(|group| arrived(message, group))
     })
 }
 
@@ -125,7 +119,8 @@ fn a_message_is_once_in_the_inbox_of_a_group(world: &World, setup: &Setup) -> bo
 
 /// Promise 4: a second delivery makes no second execution. Only what cut the first one short does.
 fn no_second_execution_without_an_interruption(world: &World, setup: &Setup) -> bool {
-    inboxes(setup).all(|(message, group)| world.group(message, group).effects <= 1 + world.witness.interruptions)
+    let Witness { cut_short, left, requeued, .. } = world.witness;
+    inboxes(setup).all(|(message, group)| world.group(message, group).effects <= 1 + cut_short + left + requeued)
 }
 
 /// Promise 5.
@@ -133,19 +128,16 @@ fn a_transactional_effect_and_its_success_are_one(world: &World, setup: &Setup) 
     inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Transactional).all(|(message, group)| {
         let record = Record::Inbox(message, group);
         let effects = world.group(message, group).effects;
-        let is_collected = *world.slot(record) == Slot::Collected;
-        effects <= 1 && (is_collected || (effects == 1) == succeeded(world, record))
+        effects == u8::from(world.slot(record).has_succeeded())
     })
 }
 
-/// Promises 6 and 7: while its lease lives, whatever a node works on is its own. So no two such nodes work on one record,
-/// however long they take.
+/// Promises 6 and 7: while its lease lives, whatever a node works on is its own. So no two such nodes work on one
+/// record, however long they take.
 fn a_live_node_works_only_on_what_it_holds(world: &World, _: &Setup) -> bool {
     world.nodes.iter().enumerate().filter(|(_, node)| node.lives()).all(|(number, node)| {
         node.tasks.iter().filter(|task| !task.former && !task.repeats).all(|task| {
-            world
-                .row(task.record)
-                .is_some_and(|row| row.is_held_under(task.token) && row.holder == Some(Holder::Node(number)))
+            world.row(task.record).is_some_and(|row| row.is_held_under(task.token) && row.is_held_by(number))
         })
     })
 }
@@ -155,10 +147,28 @@ fn only_the_holder_writes(world: &World, _: &Setup) -> bool {
     !world.witness.foreign_write
 }
 
-/// Attempts grow beyond the limit only by claims that find it reached, and those repeat only after an interruption.
+/// Attempts grow beyond the limit only by claims that find it reached, and those repeat only when they are cut short.
+/// What waits after a failure has an attempt left.
 fn attempts_stay_within_the_limit(world: &World, setup: &Setup) -> bool {
-    let most = setup.limit + u32::from(world.witness.interruptions);
-    rows(world, setup).all(|(_, row)| u32::from(row.attempts) <= most + u32::from(row.status == Status::Queued))
+    rows(world, setup).all(|(_, row)| {
+        let most = match (row.status, row.due) {
+            (Status::Failed, Some(_)) => setup.limit - 1,
+            (Status::Queued, _) => setup.limit + 1 + u32::from(world.witness.cut_short),
+            _ => setup.limit + u32::from(world.witness.cut_short),
+        };
+        u32::from(row.attempts) <= most
+    })
+}
+
+/// A record is dead when its attempts are used up, each by a failure or by being cut short; or refused for good. What
+/// was given back has used none.
+fn nothing_is_dead_before_its_time(world: &World, setup: &Setup) -> bool {
+    let used = u32::from(world.witness.failed + world.witness.cut_short);
+    let is_parked = |record| matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Unreadable);
+    rows(world, setup).filter(|(_, row)| row.is_dead()).all(|(record, row)| {
+        let is_used_up = used.min(u32::from(row.attempts)) >= setup.limit;
+        is_used_up || world.witness.refused || is_parked(record)
+    })
 }
 
 /// A message that takes its process down is begun as often as the limit says (and again, if a person says so).
@@ -166,10 +176,6 @@ fn a_killer_is_not_tried_for_ever(world: &World, setup: &Setup) -> bool {
     let mut killers = inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Killer);
     let lives = 1 + u32::from(world.witness.requeued);
     killers.all(|(message, group)| u32::from(world.group(message, group).effects) <= setup.limit * lives)
-}
-
-fn succeeded(world: &World, record: Record) -> bool {
-    world.row(record).is_some_and(|row| row.status == Status::Succeeded)
 }
 
 fn kind(message: u8, setup: &Setup) -> Kind {

@@ -1,14 +1,20 @@
 //! A model of the whole protocol: environment, database, broker and nodes, in which every state of a record is computed
 //! by `cap_core::lifecycle`.
 //!
-//! `state` says what there is, `setup` within which bounds; `enabled` lists what may happen next and `step` makes it
-//! happen, with the `database` as a storage's contract describes it. `invariants` are the promises. `faults` are the
-//! mistakes that an implementation could make: the `checker` has to find each.
+//! `state` says what there is, `setup` within which bounds. `enabled` lists what may happen next and `step` makes it
+//! happen, with the `database` as the contract of a storage describes it. `invariants` are the promises; `faults` are
+//! mistakes that an implementation could make. The `checker` explores all there is: `tidy` makes one world of those
+//! that differ in names only, `reduce` leaves out orders that make no difference, `trace` tells what went wrong.
+//! `histories` go further, at random.
+//!
+//! Not in the model: batches, because one that is answered is as many single calls in a row; and sends that reach the
+//! broker late, because such a copy is like one that lies in the queue for long.
 
 pub(crate) mod checker;
 pub(crate) mod database;
 pub(crate) mod enabled;
 pub(crate) mod faults;
+mod histories;
 pub(crate) mod invariants;
 pub(crate) mod reduce;
 pub(crate) mod setup;

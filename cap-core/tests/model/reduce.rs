@@ -32,8 +32,8 @@ impl World {
         steps
     }
 
-    /// A message whose transaction is open: whether it is committed can be decided before anything else happens, because
-    /// nothing else touches it.
+    /// A message whose transaction is open: whether it is committed can be decided before anything else happens,
+    /// because nothing else touches it.
     fn undecided(&self) -> Option<u8> {
         let open = self.messages.iter().position(|message| message.transaction == Transaction::Open);
         open.map(|message| u8::try_from(message).expect("few messages"))
@@ -44,8 +44,8 @@ impl World {
         match step {
             // A node that is up and idle can do, or leave undone, whatever one that is down can.
             Step::Join(_) => true,
-            // A node under a new id can do, or leave undone, whatever it could under one that has run out. Only its leave
-            // would give back more.
+            // A node under a new id can do, or leave undone, whatever it could under one that has run out. Only its
+            // leave would give back more.
             Step::Heartbeat(_) => !self.budget.allows(Mishap::Leave),
             // A stale token never fits again.
             Step::Release(_, token) => token == Token::STALE,
@@ -73,14 +73,14 @@ impl World {
     fn hits_nobody(&self, step: Step) -> bool {
         let (Step::Crash(node) | Step::Leave(node) | Step::LeaseRunsOut(node)) = step else { return false };
         let memory = &self.nodes[node];
-        let holds = |slot: &Slot| slot.row().is_some_and(|row| row.holder == Some(Holder::Node(node)));
+        let holds = |slot: &Slot| slot.row().is_some_and(|row| row.is_held_by(node));
         let is_idle = memory.tasks.is_empty() && memory.deliveries.is_empty() && memory.unsure.is_empty();
         is_idle && !self.slots().any(holds)
     }
 
     /// Whether messages have nothing more to do with each other, because no mishap is left: then one is followed to its
-    /// end before the next. What is left behind by the dead is taken over record by record, at any time: that is more than
-    /// can happen, not less.
+    /// end before the next. What is left behind by the dead is taken over record by record, at any time: that is more
+    /// than can happen, not less.
     fn is_calm_for_good(&self, setup: &Setup) -> bool {
         self.budget.is_spent()
             && !setup.messages.contains(&Kind::Killer)

@@ -69,6 +69,11 @@ impl Row {
         self.status == Status::Queued && self.token == token && token != Token::STALE
     }
 
+    /// Whether a process holds it under its present id.
+    pub(crate) fn is_held_by(&self, node: usize) -> bool {
+        self.holder == Some(Holder::Node(node))
+    }
+
     pub(crate) fn is_dead(&self) -> bool {
         self.status == Status::Failed && self.due.is_none()
     }
@@ -83,14 +88,25 @@ impl Row {
 pub(crate) enum Slot {
     Absent,
     Stored(Row),
-    Collected,
+    /// It was there, and this was its last status.
+    Collected(Status),
 }
 
 impl Slot {
     pub(crate) fn row(&self) -> Option<&Row> {
         match self {
             Self::Stored(row) => Some(row),
-            Self::Absent | Self::Collected => None,
+            Self::Absent | Self::Collected(_) => None,
+        }
+    }
+}
+
+impl Slot {
+    pub(crate) fn has_succeeded(&self) -> bool {
+        match self {
+            Self::Stored(row) => row.status == Status::Succeeded,
+            Self::Collected(status) => *status == Status::Succeeded,
+            Self::Absent => false,
         }
     }
 }
@@ -206,8 +222,12 @@ pub(crate) struct Witness {
     pub(crate) unlawful: bool,
     /// A record was written by someone who did not hold it.
     pub(crate) foreign_write: bool,
-    /// How often work was cut short or began anew: crashes, leases run out, leaves, requeues.
-    pub(crate) interruptions: u8,
+    /// How often work was cut short and counts all the same: crashes, leases that ran out.
+    pub(crate) cut_short: u8,
+    /// How often a node left its work undone, which does not count.
+    pub(crate) left: u8,
+    /// How often an attempt failed.
+    pub(crate) failed: u8,
     /// How often a person gave a dead record a new life.
     pub(crate) requeued: u8,
     /// Something failed for good.

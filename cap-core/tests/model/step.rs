@@ -4,7 +4,7 @@ use super::database::Insertion;
 use super::faults::Fault;
 use super::setup::{Kind, Mishap, Setup};
 use super::state::{
-    Delivery, Holder, Lease, Node, Record, Row, Slot, Stage, Task, Token, Transaction, Verdict, When, World,
+    Delivery, Holder, Lease, Node, Record, Slot, Stage, Task, Token, Transaction, Verdict, When, Witness, World,
 };
 
 /// One atomic step. The number in front is the node that takes it.
@@ -113,16 +113,29 @@ impl Step {
     }
 }
 
+impl Witness {
+    fn see(&mut self, step: Step, mishap: Mishap) {
+        let has_failed = matches!(
+            step,
+            Step::SendFails(_, _, Verdict::Failed)
+                | Step::ConfirmLost(_, _, Verdict::Failed)
+                | Step::HandlerFails(_, _, Verdict::Failed)
+        );
+        self.failed += u8::from(has_failed);
+        self.cut_short += u8::from(matches!(mishap, Mishap::Crash | Mishap::LeaseExpiry));
+        self.left += u8::from(mishap == Mishap::Leave);
+        self.requeued += u8::from(mishap == Mishap::Requeue);
+        self.refused |= mishap == Mishap::Refusal;
+    }
+}
+
 impl World {
     /// The world after `step`, which must be enabled.
     pub(crate) fn after(&self, step: Step, setup: &Setup) -> Self {
         let mut world = self.clone();
         if let Some(mishap) = step.mishap() {
             world.budget.spend(mishap);
-            let interrupts = matches!(mishap, Mishap::LeaseExpiry | Mishap::Leave | Mishap::Crash | Mishap::Requeue);
-            world.witness.interruptions += u8::from(interrupts);
-            world.witness.requeued += u8::from(mishap == Mishap::Requeue);
-            world.witness.refused |= mishap == Mishap::Refusal;
+            world.witness.see(step, mishap);
         }
         world.take(step, setup);
         world
@@ -204,8 +217,9 @@ impl World {
             }
             Step::HandlerFails(node, task, verdict) => self.task_mut(node, task).stage = Stage::Settling(verdict),
             Step::Collect(record) => {
-                self.witness.collected_early |= !self.row(record).is_some_and(Row::is_terminal);
-                *self.slot_mut(record) = Slot::Collected;
+                let Slot::Stored(row) = *self.slot(record) else { unreachable!("only what is there is collected") };
+                self.witness.collected_early |= !row.is_terminal();
+                *self.slot_mut(record) = Slot::Collected(row.status);
             }
             Step::Requeue(record) => self.requeue(record),
         }
@@ -308,7 +322,7 @@ impl World {
             }
             Kind::Killer => {
                 self.group_mut(message, group).effects += 1;
-                self.witness.interruptions += 1;
+                self.witness.cut_short += 1;
                 self.crash(node, setup);
             }
             Kind::Plain | Kind::Later | Kind::Unreadable => {

@@ -6,14 +6,22 @@ use super::state::{Holder, Message, Record, Row, Slot, Token, World};
 impl World {
     /// The same world in its normal form. Whatever it merges behaves alike.
     pub(crate) fn tidy(mut self, setup: &Setup) -> Self {
-        self.order_messages(setup);
-        self.rename_tokens_and_ghosts();
+        if setup.reduces {
+            self.order_messages(setup);
+        }
+        self = self.renamed();
         for node in &mut self.nodes {
             node.tasks.sort_unstable();
             node.deliveries.sort_unstable();
             node.unsure.sort_unstable();
         }
         self.order_nodes();
+        self
+    }
+
+    /// The same world with the smallest numbers for tokens and ghosts; nodes and messages keep their names.
+    pub(crate) fn renamed(mut self) -> Self {
+        self.rename_tokens_and_ghosts();
         self
     }
 
@@ -80,13 +88,14 @@ impl World {
         self.nodes = nodes;
     }
 
-    /// Sorts the nodes by what they remember: they have no other nature.
+    /// Sorts the nodes by what they remember and hold: they have no other nature.
     fn order_nodes(&mut self) {
-        if self.nodes.is_sorted() {
+        let holdings = |node| self.slots().map(move |slot| slot.row().is_some_and(|row| row.is_held_by(node)));
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        order.sort_by(|&a, &b| self.nodes[a].cmp(&self.nodes[b]).then_with(|| holdings(a).cmp(holdings(b))));
+        if order.is_sorted() {
             return;
         }
-        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
-        order.sort_by(|&a, &b| self.nodes[a].cmp(&self.nodes[b]));
         self.nodes = order.iter().map(|&old| self.nodes[old].clone()).collect();
         for row in self.rows_mut() {
             if let Some(Holder::Node(node)) = &mut row.holder {
@@ -99,9 +108,8 @@ impl World {
 /// What orders messages: all but the names of holders and claims.
 fn progress(message: &Message) -> impl Ord + use<> {
     let row = |slot: &Slot| match slot {
-        Slot::Absent => (0, None),
-        Slot::Collected => (1, None),
-        Slot::Stored(row) => (2, Some(Row { holder: None, token: Token::STALE, ..*row })),
+        Slot::Stored(row) => Slot::Stored(Row { holder: None, token: Token::STALE, ..*row }),
+        Slot::Absent | Slot::Collected(_) => *slot,
     };
     let group = |group: &super::state::Group| (group.ready, group.acked, group.effects, row(&group.inbox));
     (message.transaction, row(&message.outbox), group(&message.groups[0]), group(&message.groups[1]))

@@ -151,7 +151,7 @@ impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = match self {
             Self::Absent => return f.write_str("nothing"),
-            Self::Collected => return f.write_str("collected"),
+            Self::Collected(status) => return write!(f, "{status} and collected"),
             Self::Stored(row) => row,
         };
         write!(f, "{} after {} attempts", row.status, row.attempts)?;

@@ -398,7 +398,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 4. On an error nothing is written, unless its kind is `Unavailable`: then either all or nothing is.
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>>;
 
-    /// Undoes a claim whose answer never arrived: whatever is held under this token is due at once, the attempt not
+    /// Undoes a claim, or an insert with one, whose answer never arrived: whatever is held under this token is due at once, the attempt not
     /// counted.
     ///
     /// 1. Answers how many records that were; 0 when the claim never took place or is settled.

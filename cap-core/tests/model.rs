@@ -180,8 +180,10 @@ fn fewer_interleavings_come_to_the_same_ends() {
         assert!(fewer.worlds * 2 < every.worlds);
     }
 }
-/// A weakness that is known: attempts are counted when a record is claimed, so those of a killer's neighbours in flight
-/// are used up by its crashes, though nothing is wrong with them.
+
+/// A weakness of counting alone: attempts are counted when a record is claimed, so those of a killer's neighbours in
+/// flight are used up by its crashes, though nothing is wrong with them. It is why the engine works on suspects apart
+/// (`lifecycle::is_suspect`), which this model does not; the crash test shows that it helps.
 #[test]
 fn a_killer_can_exhaust_its_neighbours_in_flight() {
     let explored = explore(&Setup::of(&[Killer, Plain]).reduced()).unwrap();

@@ -30,6 +30,9 @@ fn main() {
             })
         })
         .collect();
+    trials.push(Trial::test("a_message_that_kills_its_process_is_given_up_and_takes_no_neighbour_with_it", || {
+        parent::killed_by_a_message().map_err(Into::into)
+    }));
     trials.push(Trial::test("killed_at_random_moments_nothing_is_lost_or_doubled", || {
         parent::killed_at_random().map_err(Into::into)
     }));

@@ -259,6 +259,7 @@ fn grouped(
         lane: OUTBOX + 1 + index,
         subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
         slots: Slots::adaptive(concurrency),
+        suspect: Arc::new(Semaphore::new(1)),
         rules: options.rules(options.retry.clone()),
     })
 }

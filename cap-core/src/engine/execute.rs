@@ -35,7 +35,7 @@ enum End {
 pub(crate) async fn execute(
     engine: Arc<Engine>,
     subscription: Arc<Subscription>,
-    job: Job,
+    mut job: Job,
     _running: OwnedSemaphorePermit,
 ) {
     let held = &job.held;
@@ -49,6 +49,7 @@ pub(crate) async fn execute(
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
     let end = attempt(&engine, &subscription, &job).instrument(span).await;
     engine.steps.tell(Step::HandlerEnded, &job.held.message_id);
+    drop(job.suspect.take());
     job.slots.learn(began.elapsed());
     engine.activity.record();
     match end {

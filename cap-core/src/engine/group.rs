@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::engine::node::Epoch;
 use crate::engine::slots::{Held, Slot, Slots};
@@ -18,6 +18,8 @@ use crate::storage::{Claim, Record};
 
 /// At most so many records in one claim.
 const BATCH: usize = 500;
+/// When a suspect is due again that finds another one being worked on.
+const APART: Duration = Duration::from_millis(20);
 
 /// One group that this engine serves.
 pub(crate) struct Group {
@@ -27,6 +29,8 @@ pub(crate) struct Group {
     /// Exact topics first, then patterns in the order of their declaration.
     pub(crate) subscriptions: Vec<Arc<Subscription>>,
     pub(crate) slots: Arc<Slots>,
+    /// Held by the one suspect that is worked on; see [`lifecycle::is_suspect`].
+    pub(crate) suspect: Arc<Semaphore>,
     /// What governs records that no subscription of the group matches.
     pub(crate) rules: Rules,
 }
@@ -51,6 +55,8 @@ pub(crate) struct Subscription {
 /// A claimed record on its way to a handler.
 pub(crate) struct Job {
     pub(crate) held: Held,
+    /// If it is a suspect: no other is worked on as long as this is held.
+    pub(crate) suspect: Option<OwnedSemaphorePermit>,
     pub(crate) content: Arc<str>,
     pub(crate) epoch: Epoch,
     pub(crate) slots: Arc<Slots>,
@@ -72,11 +78,30 @@ impl Group {
                 engine.inbox_settler.settle(held, state);
                 continue;
             };
-            let job = Job { held, content: record.content, epoch: epoch.clone(), slots: Arc::clone(&self.slots) };
+            let Some(suspect) = self.apart(&record) else {
+                let state = lifecycle::settle(held.attempts, Outcome::GivenBack(APART), &self.rules, 0.0);
+                engine.inbox_settler.settle(held, state);
+                continue;
+            };
+            let (content, epoch, slots) = (record.content, epoch.clone(), Arc::clone(&self.slots));
+            let job = Job { held, suspect, content, epoch, slots };
             if let Err(mpsc::error::SendError(job)) = subscription.queue.send(job) {
                 give_back(engine, job, subscription);
             }
         }
+    }
+}
+
+impl Group {
+    /// What a record must hold to be worked on: nothing, or for a suspect the place that there is one of. `None` if
+    /// another suspect has it.
+    fn apart(&self, record: &Record) -> Option<Option<OwnedSemaphorePermit>> {
+        if !lifecycle::is_suspect(record.attempts, record.reason.as_deref()) {
+            return Some(None);
+        }
+        let place = Arc::clone(&self.suspect).try_acquire_owned().ok()?;
+        tracing::warn!(message = %record.message_id, attempts = record.attempts, "its attempts vanish: worked on apart");
+        Some(Some(place))
     }
 }
 

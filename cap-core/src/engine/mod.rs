@@ -156,6 +156,7 @@ impl Engine {
     /// Releases whatever is held under a token that was given up. Ends when it is done or the life is over, in which
     /// case all of it is taken over.
     pub(crate) async fn undo_claim(&self, table: Table, claim: Claim, epoch: &Epoch) {
+        self.node.doubt(table, claim);
         let mut pause = backoff::Pause::quick();
         while !epoch.fenced.is_cancelled() && !self.stop.finish.is_cancelled() {
             match self.storage.release(table, claim).await {

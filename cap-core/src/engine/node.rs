@@ -1,7 +1,7 @@
 //! The node's identity: it joins, gives signs of life, takes from the dead, and fences itself when its own lease is
 //! lost, to go on under a new id.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -12,7 +12,10 @@ use crate::engine::backoff::Pause;
 use crate::engine::scheduler::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
-use crate::storage::{Lease, Storage, Table};
+use crate::storage::{Claim, Lease, Storage, Table};
+
+/// How many claims without an answer one life bears.
+const DOUBTS: usize = 32;
 
 /// One life under one id.
 #[derive(Debug, Clone)]
@@ -27,13 +30,14 @@ pub(crate) struct Epoch {
 pub(crate) struct Node {
     epoch: watch::Sender<Option<Epoch>>,
     renew: Notify,
+    doubts: Mutex<Vec<(Table, Claim)>>,
     lease: Duration,
     heartbeat: Duration,
 }
 
 impl Node {
     pub(crate) fn new(lease: Duration, heartbeat: Duration) -> Self {
-        Self { epoch: watch::Sender::new(None), renew: Notify::new(), lease, heartbeat }
+        Self { epoch: watch::Sender::new(None), renew: Notify::new(), doubts: Mutex::default(), lease, heartbeat }
     }
 
     /// The present life, if the lease is held.
@@ -61,6 +65,35 @@ impl Node {
         }
     }
 
+    /// A claim's answer never came, and it was released. But what was sent may still be carried out, later than the
+    /// release, and would be held by nobody's knowledge: it is released again with every heartbeat of this life.
+    pub(crate) fn doubt(&self, table: Table, claim: Claim) {
+        let mut doubts = self.doubts();
+        if doubts.len() >= DOUBTS {
+            // So many failures end this life: under a new id nothing of it can be carried out any more.
+            return self.renew();
+        }
+        doubts.push((table, claim));
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, Vec<(Table, Claim)>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn release_doubts(&self, storage: &Arc<dyn Storage>, scheduler: &Scheduler) {
+        let doubts = self.doubts().clone();
+        for (table, claim) in doubts {
+            match storage.release(table, claim).await {
+                Ok(0) => {}
+                Ok(released) => {
+                    tracing::warn!(%table, released, "a claim was carried out after it had been released: released again");
+                    scheduler.wake_table(table);
+                }
+                Err(error) => tracing::debug!(%table, %error, "could not release a doubtful claim again"),
+            }
+        }
+    }
+
     /// Begins a new life: the present one may hold records that nobody works on (a loop of it has panicked), or has
     /// lost its lease.
     pub(crate) fn renew(&self) {
@@ -76,6 +109,7 @@ impl Node {
     ) -> Result<()> {
         let id = NodeId::generate();
         storage.join(id, self.lease).await?;
+        self.doubts().clear();
         let mut end = FenceOnDrop(Some(self));
         self.take_over(storage, scheduler).await?;
         let epoch = Epoch { id, fenced: CancellationToken::new() };
@@ -132,6 +166,7 @@ impl Node {
                 Some(Ok(Lease::Held { next_expiry })) => {
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;
+                    self.release_doubts(storage, scheduler).await;
                     if let Some(expiry) = next_expiry {
                         // A little after, so that the database agrees that it is over.
                         next_takeover = next_takeover.min(Instant::now() + expiry + Duration::from_millis(1));

@@ -23,4 +23,4 @@ mod transition;
 
 pub use retry::{Backoff, Limit, RetryPolicy};
 pub use state::{State, Status};
-pub use transition::{Begin, Outcome, Rules, begin, parked, received, requeued, scheduled, settle};
+pub use transition::{Begin, Outcome, Rules, begin, is_suspect, parked, received, requeued, scheduled, settle};

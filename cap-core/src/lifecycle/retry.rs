@@ -30,6 +30,9 @@ pub struct RetryPolicy {
     pub immediate: u32,
     /// The pauses after that.
     pub backoff: Backoff,
+    /// How often an attempt may be begun and never end, because its process died, before the message is given up for
+    /// that, even if `limit` is smaller: a crash may be anybody's fault. Default 10. Without a limit it is never given up.
+    pub crashes: u32,
 }
 
 /// How many attempts there may be. In a config file: a number, or `"none"`.
@@ -69,6 +72,7 @@ impl Default for RetryPolicy {
             limit: Limit::Attempts(50),
             immediate: 3,
             backoff: Backoff::Exponential { base: Duration::from_secs(1), max: Duration::from_secs(60) },
+            crashes: 10,
         }
     }
 }
@@ -81,13 +85,21 @@ impl RetryPolicy {
 
     /// At most `attempts`, always `delay` apart.
     pub fn fixed(attempts: u32, delay: Duration) -> Self {
-        Self { limit: Limit::Attempts(attempts), immediate: 0, backoff: Backoff::Fixed { delay } }
+        Self { limit: Limit::Attempts(attempts), immediate: 0, backoff: Backoff::Fixed { delay }, ..Self::default() }
     }
 
     /// Whether, after `attempts` have begun, there may be another.
     pub fn allows_another(&self, attempts: u32) -> bool {
         match self.limit {
             Limit::Attempts(limit) => attempts < limit,
+            Limit::None => true,
+        }
+    }
+
+    /// Whether an attempt may begin after `earlier` ones were begun, the last of which never ended.
+    pub fn allows_another_begin(&self, earlier: u32) -> bool {
+        match self.limit {
+            Limit::Attempts(limit) => earlier < limit.max(self.crashes),
             Limit::None => true,
         }
     }
@@ -198,6 +210,7 @@ mod tests {
                 limit: Limit::None,
                 immediate: 3,
                 backoff: Backoff::Exponential { base: Duration::from_millis(base), max },
+                ..RetryPolicy::default()
             };
             prop_assert!(policy.delay_after(attempts, roll) <= max);
         }

@@ -36,8 +36,8 @@ pub enum Outcome {
 pub enum Begin {
     /// Go on.
     Run,
-    /// More attempts have begun than are allowed: the earlier ones took their process down with them. It is dead;
-    /// write this instead.
+    /// More attempts have begun than are allowed, and the last one never ended: they took their process down with them.
+    /// It is dead; write this instead.
     Exhausted(State),
 }
 
@@ -64,11 +64,18 @@ pub fn parked(reason: impl Into<String>, rules: &Rules) -> State {
 /// Whether the attempt that a claim has just counted may run. `attempts` counts it already.
 pub fn begin(attempts: u32, rules: &Rules) -> Begin {
     let earlier = attempts.saturating_sub(1);
-    if earlier == 0 || rules.retry.allows_another(earlier) {
+    if earlier == 0 || rules.retry.allows_another_begin(earlier) {
         return Begin::Run;
     }
     let reason = format!("given up: {earlier} attempts were begun and the last one never finished");
     Begin::Exhausted(dead(earlier, reason, rules))
+}
+
+/// Whether a claimed record may be what kills its processes: attempts vanished more than once, and none ever ended to
+/// give a reason. It is worked on with no other suspect beside it: attempts are counted when a record is claimed, so each
+/// crash counts for all that were in flight, and only apart can the innocent be told from the guilty.
+pub fn is_suspect(attempts: u32, reason: Option<&str>) -> bool {
+    attempts > 2 && reason.is_none()
 }
 
 /// What to write after attempt number `attempts` ended in `outcome`. `roll` in `0.0..1.0` is the jitter's dice.
@@ -155,11 +162,19 @@ mod tests {
 
     #[test]
     fn a_message_that_kills_its_process_is_not_tried_for_ever() {
-        let rules = rules(Limit::Attempts(3));
-        assert_eq!(begin(3, &rules), Begin::Run);
-        let Begin::Exhausted(state) = begin(4, &rules) else { panic!("a fourth attempt of three was allowed") };
+        let rules = rules(Limit::Attempts(50));
+        assert_eq!(begin(50, &rules), Begin::Run);
+        let Begin::Exhausted(state) = begin(51, &rules) else { panic!("a 51st attempt of 50 was allowed") };
         assert!(state.is_dead());
-        assert_eq!(state.attempts(), 3);
+        assert_eq!(state.attempts(), 50);
+    }
+
+    #[test]
+    fn a_few_crashes_do_not_kill_a_message_even_if_a_single_failure_does() {
+        let rules = rules(Limit::Attempts(1));
+        assert_eq!(begin(10, &rules), Begin::Run);
+        assert!(matches!(begin(11, &rules), Begin::Exhausted(_)));
+        assert!(settle(2, Outcome::Failed("no".into()), &rules, 0.5).is_dead());
     }
 
     #[test]
@@ -187,7 +202,7 @@ mod tests {
             prop_assert_eq!(state.status() == Status::Succeeded, outcome == Outcome::Succeeded);
             if let Begin::Exhausted(state) = begin(attempts, &rules) {
                 prop_assert_eq!(state.check(), Ok(()));
-                prop_assert!(attempts > limit);
+                prop_assert!(attempts > limit.max(rules.retry.crashes));
             }
         }
     }

@@ -156,7 +156,8 @@ impl Setup {
 /// At most `limit` attempts, a second apart.
 pub(crate) fn rules(limit: u32) -> Rules {
     Rules {
-        retry: RetryPolicy::fixed(limit, Duration::from_secs(1)),
+        // Crashes use attempts up as failures do: a small world has no room for more.
+        retry: RetryPolicy { crashes: limit, ..RetryPolicy::fixed(limit, Duration::from_secs(1)) },
         keep_succeeded: Duration::from_secs(60),
         keep_dead: Duration::from_secs(60),
     }

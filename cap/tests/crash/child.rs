@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cap::memory::MemoryTransport;
 use cap::sqlite::{SqliteStorage, SqliteTx};
-use cap::{Cap, HandlerError, Json, Options, Publish, Step, Subscribe};
+use cap::{Cap, HandlerError, Json, Options, Publish, RetryPolicy, Step, Subscribe};
 use serde::{Deserialize, Serialize};
 
 /// The lease of the child's node: what a killed child held is taken over this much later.
@@ -24,6 +24,8 @@ pub(crate) struct Order {
     pub(crate) count: i64,
     /// Stand still, to be killed, when this step is done for the so manieth time.
     pub(crate) halt: Option<(String, u64)>,
+    /// Publish, before the orders, a message whose handler kills the process.
+    pub(crate) deadly: bool,
 }
 
 const ORDER: &str = "CAP_CRASH_ORDER";
@@ -50,6 +52,15 @@ fn bill(tx: &mut SqliteTx<'_>, Json(placed): Json<Placed>, outbox: cap::Outbox) 
     tx.execute("INSERT INTO invoices (number) VALUES (?1)", [placed.number])?;
     outbox.publish("order.billed", &placed)?;
     Ok(())
+}
+
+/// After so many crashes the deadly message is given up.
+pub(crate) const DEADLY_LIMIT: u32 = 6;
+
+/// Takes its process down, once all the others in flight have begun.
+async fn deadly() {
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    std::process::abort();
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -80,12 +91,20 @@ pub(crate) async fn run(order: Order) {
         .options(Options { lease: LEASE, heartbeat: LEASE / 4, ..Options::default() })
         .subscription(Subscribe::transactional("order.placed", &storage, bill).group("billing").concurrency(8))
         .subscription(Subscribe::to("order.billed", notice).group("notices").concurrency(4))
+        .subscription(
+            Subscribe::to("order.deadly", deadly)
+                .group("billing")
+                .retry(RetryPolicy { crashes: DEADLY_LIMIT, ..RetryPolicy::fixed(1, Duration::ZERO) }),
+        )
         .subscribe("order.ignored", "ignored", async || {})
         .on_step(move |step, _| halt_at(step, halt.as_ref(), &seen))
         .start()
         .await
         .unwrap();
 
+    if order.deadly {
+        cap.publish("order.deadly", &()).await.unwrap();
+    }
     let publisher = cap.clone();
     let (first, count) = (order.first, order.count);
     let placing = tokio::task::spawn_blocking(move || {

@@ -40,6 +40,28 @@ pub(crate) fn create(file: &Path) {
     .unwrap();
 }
 
+fn query<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> Vec<T> {
+    let db = Connection::open(file).unwrap();
+    db.busy_timeout(Duration::from_secs(20)).unwrap();
+    let mut statement = db.prepare(sql).unwrap();
+    statement.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+/// How many records are held by nodes that have no lease.
+pub(crate) fn held_by_the_dead(file: &Path) -> i64 {
+    let held = |table: &str| -> i64 {
+        let live = r#"SELECT Node FROM "cap.nodes" WHERE LeaseUntil > unixepoch('subsec') * 1000000"#;
+        query(file, &format!(r#"SELECT count(*) FROM "{table}" WHERE Owner IS NOT NULL AND Owner NOT IN ({live})"#))[0]
+    };
+    held("cap.published") + held("cap.received")
+}
+
+/// The topics of dead records.
+pub(crate) fn dead(file: &Path) -> Vec<String> {
+    let dead = |table: &str| format!(r#"SELECT Name FROM "{table}" WHERE StatusName = 'Failed' AND DueAt IS NULL"#);
+    query(file, &format!("{} UNION ALL {}", dead("cap.published"), dead("cap.received")))
+}
+
 impl History {
     pub(crate) fn read(file: &Path) -> Self {
         let mut db = Connection::open(file).unwrap();

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use cap::Step;
 
-use super::child::{LEASE, Order};
+use super::child::{DEADLY_LIMIT, LEASE, Order};
 use super::history::{self, History};
 
 type Outcome = Result<(), String>;
 
 /// How long a restarted child may take for what was left, beyond the lease. Generous: the machine may be busy.
 const WORK: Duration = Duration::from_secs(60);
+
+/// How long a busy machine may take to start a process and let it take over, beyond the lease.
+const TAKEOVER: Duration = Duration::from_secs(10);
 
 struct Rig {
     folder: tempfile::TempDir,
@@ -31,15 +34,26 @@ impl Rig {
     }
 
     fn start(&mut self, count: i64, halt: Option<(String, u64)>) -> Child {
-        let order = Order { file: self.file(), first: self.placed, count, halt };
+        self.start_with(count, halt, false)
+    }
+
+    fn start_with(&mut self, count: i64, halt: Option<(String, u64)>, deadly: bool) -> Child {
+        let order = Order { file: self.file(), first: self.placed, count, halt, deadly };
         self.placed += count;
         order.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
     }
 
-    /// Runs a child to its end: all that was left is done within the lease and the work's time.
+    /// Runs a child to its end: what the dead held is taken over within the lease, and all is done within the work's time.
     fn finish(&mut self) -> Result<history::Totals, String> {
         let started = Instant::now();
         let mut child = self.start(0, None);
+        while history::held_by_the_dead(&self.file()) > 0 {
+            if started.elapsed() > LEASE + TAKEOVER {
+                kill(&mut child);
+                return Err(format!("stuck: still held by a dead process {:?} after the restart", started.elapsed()));
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
         let limit = LEASE + WORK;
         let status = wait(&mut child, limit)
             .ok_or_else(|| format!("stuck: the restarted process had not finished after {limit:?}"))?;
@@ -82,6 +96,29 @@ pub(crate) fn killed_at(step: Step) -> Outcome {
         History::read(&rig.file()).check()?;
     }
     rig.finish().map(|_| ())
+}
+
+/// A message whose handler kills the process is given up in the end, and takes none of its neighbours with it.
+pub(crate) fn killed_by_a_message() -> Outcome {
+    let mut rig = Rig::new();
+    let mut deaths = 0;
+    let mut child = rig.start_with(60, None, true);
+    while !wait(&mut child, LEASE + WORK).ok_or("stuck: a child neither ended nor died")?.success() {
+        deaths += 1;
+        if deaths > 4 * DEADLY_LIMIT {
+            return Err(format!("the deadly message was still tried after {deaths} deaths"));
+        }
+        History::read(&rig.file()).check()?;
+        child = rig.start(0, None);
+    }
+    if deaths < DEADLY_LIMIT {
+        return Err(format!("the deadly message was given up after {deaths} deaths, {DEADLY_LIMIT} are allowed"));
+    }
+    let dead = history::dead(&rig.file());
+    if dead != ["order.deadly"] {
+        return Err(format!("dead are {dead:?}"));
+    }
+    History::read(&rig.file()).check_complete().map(|_| ())
 }
 
 pub(crate) fn killed_at_random() -> Outcome {

@@ -18,6 +18,8 @@ use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage,
 pub(crate) enum Fault {
     /// The claim is made, its answer is lost.
     ClaimAnswerLost(Table),
+    /// The claim fails, and is carried out after it was released.
+    ClaimCarriedOutLate(Table),
     /// The claim panics.
     ClaimPanics(Table),
     /// The settlement is written, its answer is lost.
@@ -33,11 +35,12 @@ pub(crate) enum Fault {
 pub(crate) struct Faulty {
     pub(crate) inner: MemoryStorage,
     faults: Arc<Mutex<Vec<Fault>>>,
+    late: Arc<Mutex<Option<ClaimRequest>>>,
 }
 
 impl Faulty {
     pub(crate) fn new(inner: MemoryStorage, faults: &[Fault]) -> Self {
-        Self { inner, faults: Arc::new(Mutex::new(faults.to_vec())) }
+        Self { inner, faults: Arc::new(Mutex::new(faults.to_vec())), late: Arc::default() }
     }
 
     fn strikes(&self, fault: Fault) -> bool {
@@ -81,6 +84,11 @@ impl Storage for Faulty {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
             let table = request.lane.table();
+            let due = self.inner.next_due(request.version.clone(), vec![request.lane.clone()]).await?;
+            if due == [Some(Duration::ZERO)] && self.strikes(Fault::ClaimCarriedOutLate(table)) {
+                *self.late.lock().unwrap() = Some(request);
+                return Err(away());
+            }
             let answer = self.inner.claim(request).await;
             if answer.as_ref().is_ok_and(|claimed| claimed.records.is_empty()) {
                 return answer;
@@ -99,7 +107,15 @@ impl Storage for Faulty {
         })
     }
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
-        self.inner.release(table, claim)
+        Box::pin(async move {
+            let released = self.inner.release(table, claim).await;
+            let late = self.late.lock().unwrap().take();
+            if let Some(late) = late {
+                assert_eq!(late.claim, claim);
+                assert!(!self.inner.claim(late).await?.records.is_empty());
+            }
+            released
+        })
     }
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
         self.inner.next_due(version, lanes)

@@ -61,6 +61,12 @@ async fn a_claim_whose_answer_is_lost_is_undone() {
 }
 
 #[tokio::test]
+async fn a_claim_that_is_carried_out_after_it_was_released_is_released_again() {
+    survives(&[Fault::ClaimCarriedOutLate(Table::Outbox)]).await;
+    survives(&[Fault::ClaimCarriedOutLate(Table::Inbox)]).await;
+}
+
+#[tokio::test]
 async fn a_settlement_that_failed_or_whose_answer_is_lost_is_written_again() {
     survives(&[Fault::SettleRefused(Table::Outbox), Fault::SettleAnswerLost(Table::Outbox)]).await;
     survives(&[Fault::SettleRefused(Table::Inbox), Fault::SettleAnswerLost(Table::Inbox)]).await;

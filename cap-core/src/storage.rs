@@ -560,3 +560,26 @@ pub trait Transact: Storage {
     where
         Self: Sized;
 }
+
+/// The same for storages with an asynchronous driver: core begins the transaction, lends it to the handler through the
+/// extractor [`Tx`](crate::Tx), and commits it.
+///
+/// 1. The handler's writes, the records that are committed with it (into the outbox; `Duplicate` ones are left out) and
+///    the settlement are one commit.
+/// 2. Nothing is left of a transaction that is rolled back or dropped; the record is then held as before.
+/// 3. If the record is not held under the settlement's token, `begin` answers `None` and nothing is begun. From then on
+///    the record is locked: nobody else can settle it or take it over before this transaction ends.
+/// 4. After an error of `commit` all or nothing is committed if its kind is `Unavailable`; for any other nothing is.
+pub trait TransactAsync: Storage {
+    /// The driver's own transaction, owned.
+    type Tx: Send + 'static;
+
+    /// Begins a transaction, and writes `settlement` of an inbox record in it.
+    fn begin(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Self::Tx>>>;
+
+    /// Inserts `records` into the outbox in it, and commits.
+    fn commit(&self, tx: Self::Tx, records: Vec<NewRecord>) -> BoxFuture<'_, Result<()>>;
+
+    /// Takes everything back.
+    fn rollback(&self, tx: Self::Tx) -> BoxFuture<'_, Result<()>>;
+}

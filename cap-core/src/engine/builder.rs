@@ -1,5 +1,6 @@
 //! Puts an engine together: everything that can be wrong is told here, before anything runs.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use crate::engine::subscribe::Subscribe;
 use crate::engine::supervise::supervise;
 use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector};
 use crate::error::{Error, Result};
-use crate::handler::{Handler, States, TransactionalHandler};
+use crate::handler::{AnyStorage, Handler, RequirementKind, States, TransactionalHandler};
 use crate::id::MessageId;
 use crate::lifecycle::RetryPolicy;
 use crate::name::Group as GroupName;
@@ -150,7 +151,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
         let transport = self.transport.clone().ok_or_else(|| {
             Error::invalid("the builder", "no transport was given: call `.transport(…)` before `.start()`")
         })?;
-        check_requirements(&self.subscriptions, &self.states)?;
+        check_requirements::<S>(&self.subscriptions, &self.states)?;
         let groups = groups(&self.options, self.subscriptions)?;
 
         self.storage.prepare().await?;
@@ -163,6 +164,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
         let lanes = groups.iter().map(|group| Lane::Inbox(group.name.clone()));
         let engine = Arc::new(Engine {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
+            any_storage: Arc::clone(&self.storage) as AnyStorage,
             transport,
             outbox_rules: options.rules(options.retry.clone()),
             preparer: Arc::new(Preparer {
@@ -174,6 +176,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             node: Node::new(options.lease, options.heartbeat),
             scheduler: Scheduler::new(options.version.clone(), lanes, options.poll),
             groups,
+            suspect: Arc::new(Semaphore::new(1)),
             relay_slots: Slots::fixed(options.relay_in_flight),
             outbox_settler,
             inbox_settler,
@@ -209,15 +212,21 @@ async fn first_consumers(engine: &Engine) -> Result<Vec<FirstConsumer>> {
     Ok(consumers)
 }
 
-fn check_requirements(subscriptions: &[Subscribe], states: &States) -> Result<()> {
+fn check_requirements<S: 'static>(subscriptions: &[Subscribe], states: &States) -> Result<()> {
     for subscription in subscriptions {
         for requirement in &subscription.requirements {
-            if !states.holds(requirement.type_id) {
-                return Err(Error::invalid(
-                    format!("the handler of topic `{}`", subscription.topic),
-                    format!("it asks for `State<{0}>`, but no `{0}` was given to `.state(…)`", requirement.type_name),
-                ));
-            }
+            let name = requirement.type_name;
+            let missing = match requirement.kind {
+                RequirementKind::State if states.holds(requirement.type_id) => continue,
+                RequirementKind::Storage if TypeId::of::<S>() == requirement.type_id => continue,
+                RequirementKind::State => {
+                    format!("it asks for `State<{name}>`, but no `{name}` was given to `.state(…)`")
+                }
+                RequirementKind::Storage => {
+                    format!("it asks for `Tx<{name}>`, but the storage is a `{}`", std::any::type_name::<S>())
+                }
+            };
+            return Err(Error::invalid(format!("the handler of topic `{}`", subscription.topic), missing));
         }
     }
     Ok(())
@@ -259,7 +268,6 @@ fn grouped(
         lane: OUTBOX + 1 + index,
         subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
         slots: Slots::adaptive(concurrency),
-        suspect: Arc::new(Semaphore::new(1)),
         rules: options.rules(options.retry.clone()),
     })
 }

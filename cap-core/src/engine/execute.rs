@@ -96,6 +96,8 @@ async fn attempt(engine: &Arc<Engine>, subscription: &Subscription, job: &Job) -
             state: lifecycle::settle(held.attempts, Outcome::Succeeded, &subscription.rules, 0.0),
         },
         states: Arc::clone(&engine.states),
+        storage: Arc::clone(&engine.any_storage),
+        slot: Arc::default(),
     };
     let handler = tokio::spawn(subscription.service.clone().oneshot(call).in_current_span());
     match run_to_end(engine, subscription, handler, &cancelled).await {
@@ -157,12 +159,10 @@ fn outcome(ended: Result<Result<Handled, HandlerError>, tokio::task::JoinError>)
 
 /// What a successful handler publishes is committed before its record is settled, under ids that a second run repeats.
 async fn succeed(engine: &Engine, outbox: &Outbox, reply: Option<bytes::Bytes>) -> End {
-    if let Some(reply) = reply
-        && let Err(error) = outbox.reply(reply)
-    {
-        return End::Outcome(Outcome::Hopeless(error.to_string()));
-    }
-    let records = outbox.take();
+    let records = match outbox.take_with_reply(reply) {
+        Ok(records) => records,
+        Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
+    };
     if records.is_empty() {
         return End::Outcome(Outcome::Succeeded);
     }

@@ -29,8 +29,6 @@ pub(crate) struct Group {
     /// Exact topics first, then patterns in the order of their declaration.
     pub(crate) subscriptions: Vec<Arc<Subscription>>,
     pub(crate) slots: Arc<Slots>,
-    /// Held by the one suspect that is worked on; see [`lifecycle::is_suspect`].
-    pub(crate) suspect: Arc<Semaphore>,
     /// What governs records that no subscription of the group matches.
     pub(crate) rules: Rules,
 }
@@ -78,7 +76,7 @@ impl Group {
                 engine.inbox_settler.settle(held, state);
                 continue;
             };
-            let Some(suspect) = self.apart(&record) else {
+            let Some(suspect) = apart(engine, &record) else {
                 let state = lifecycle::settle(held.attempts, Outcome::GivenBack(APART), &self.rules, 0.0);
                 engine.inbox_settler.settle(held, state);
                 continue;
@@ -92,17 +90,15 @@ impl Group {
     }
 }
 
-impl Group {
-    /// What a record must hold to be worked on: nothing, or for a suspect the place that there is one of. `None` if
-    /// another suspect has it.
-    fn apart(&self, record: &Record) -> Option<Option<OwnedSemaphorePermit>> {
-        if !lifecycle::is_suspect(record.attempts, record.reason.as_deref()) {
-            return Some(None);
-        }
-        let place = Arc::clone(&self.suspect).try_acquire_owned().ok()?;
-        tracing::warn!(message = %record.message_id, attempts = record.attempts, "its attempts vanish: worked on apart");
-        Some(Some(place))
+/// What a record must hold to be worked on: nothing, or for a suspect the place that there is one of in each engine.
+/// `None` if another suspect has it.
+fn apart(engine: &Engine, record: &Record) -> Option<Option<OwnedSemaphorePermit>> {
+    if !lifecycle::is_suspect(record.attempts, record.reason.as_deref()) {
+        return Some(None);
     }
+    let place = Arc::clone(&engine.suspect).try_acquire_owned().ok()?;
+    tracing::warn!(message = %record.message_id, attempts = record.attempts, "its attempts vanish: worked on apart");
+    Some(Some(place))
 }
 
 /// The group's claims: runs until the engine takes no new work.

@@ -34,7 +34,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::engine::group::Group;
@@ -46,7 +46,7 @@ use crate::engine::slots::{Held, Slots};
 use crate::engine::step::Steps;
 use crate::engine::stop::Stop;
 use crate::error::{Error, ErrorKind, Result};
-use crate::handler::States;
+use crate::handler::{AnyStorage, States};
 use crate::id::MessageId;
 use crate::lifecycle::{Rules, State};
 use crate::name::{Group as GroupName, Topic};
@@ -59,6 +59,8 @@ use crate::transport::Transport;
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) storage: Arc<dyn Storage>,
+    /// The same, for handlers that ask for it by its type.
+    pub(crate) any_storage: AnyStorage,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) options: Options,
     /// What governs outbox records.
@@ -68,6 +70,8 @@ pub(crate) struct Engine {
     pub(crate) node: Node,
     pub(crate) scheduler: Scheduler,
     pub(crate) groups: Vec<Arc<Group>>,
+    /// Held by the one suspect that is worked on; see [`crate::lifecycle::is_suspect`].
+    pub(crate) suspect: Arc<Semaphore>,
     pub(crate) relay_slots: Arc<Slots>,
     pub(crate) outbox_settler: Settler,
     pub(crate) inbox_settler: Settler,

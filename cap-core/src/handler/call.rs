@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
+use crate::handler::tx::{AnyStorage, Slot};
 use crate::headers;
 use crate::id::MessageId;
 use crate::message::Message;
@@ -25,6 +26,8 @@ pub struct Call {
     pub(crate) outbox: Outbox,
     pub(crate) success: Settlement,
     pub(crate) states: Arc<States>,
+    pub(crate) storage: AnyStorage,
+    pub(crate) slot: Arc<Slot>,
 }
 
 impl Call {
@@ -159,6 +162,14 @@ impl Outbox {
         let id = record.message_id.clone();
         records.push(record);
         Ok(id)
+    }
+
+    /// Takes what was published, the reply added.
+    pub(crate) fn take_with_reply(&self, reply: Option<Bytes>) -> Result<Vec<NewRecord>> {
+        if let Some(reply) = reply {
+            self.reply(reply)?;
+        }
+        Ok(self.take())
     }
 
     /// Takes what was published so far.

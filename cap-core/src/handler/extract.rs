@@ -26,11 +26,28 @@ pub trait FromCall: Sized + Send {
     }
 }
 
-/// A state that a handler needs; see [`State`].
+/// What a handler needs from its engine: a [`State`], or a storage of a certain type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Requirement {
+    pub(crate) kind: RequirementKind,
     pub(crate) type_id: TypeId,
     pub(crate) type_name: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RequirementKind {
+    State,
+    Storage,
+}
+
+impl Requirement {
+    pub(crate) fn state<T: 'static>() -> Self {
+        Self { kind: RequirementKind::State, type_id: TypeId::of::<T>(), type_name: std::any::type_name::<T>() }
+    }
+
+    pub(crate) fn storage<T: 'static>() -> Self {
+        Self { kind: RequirementKind::Storage, ..Self::state::<T>() }
+    }
 }
 
 /// The payload as a value, decoded from JSON; as a handler's return value, the reply.
@@ -58,7 +75,7 @@ impl<S: Clone + Send + Sync + 'static> FromCall for State<S> {
     }
 
     fn requires(requirements: &mut Vec<Requirement>) {
-        requirements.push(Requirement { type_id: TypeId::of::<S>(), type_name: std::any::type_name::<S>() });
+        requirements.push(Requirement::state::<S>());
     }
 }
 

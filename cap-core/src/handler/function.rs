@@ -1,6 +1,7 @@
 //! Async functions as handlers, and handlers as [`tower::Service`]s.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tower::util::BoxCloneSyncService;
 
@@ -46,11 +47,16 @@ macro_rules! impl_handler {
                 Box::pin(async move {
                     #[allow(non_snake_case)]
                     let future = {
-                        $(let $arg = $arg::from_call(&call).await?;)*
+                        $(let $arg = match $arg::from_call(&call).await {
+                            Ok(argument) => argument,
+                            Err(error) => return call.slot.finish(Err(error), |_| Ok(Vec::new())).await,
+                        };)*
                         self($($arg),*)
                     };
+                    let (slot, outbox) = (Arc::clone(&call.slot), call.outbox.clone());
                     drop(call);
-                    future.await.into_handled()
+                    let handled = future.await.into_handled();
+                    slot.finish(handled, |reply| outbox.take_with_reply(reply)).await
                 })
             }
 

@@ -21,6 +21,7 @@ mod extract;
 mod function;
 mod handled;
 mod transactional;
+mod tx;
 
 pub use call::{Call, Context, Outbox};
 pub use error::HandlerError;
@@ -28,5 +29,8 @@ pub use extract::{FromCall, Json, Requirement, State};
 pub use function::{Handler, HandlerService};
 pub use handled::{Handled, IntoHandled};
 pub use transactional::TransactionalHandler;
+pub use tx::Tx;
 
 pub(crate) use call::States;
+pub(crate) use extract::RequirementKind;
+pub(crate) use tx::AnyStorage;

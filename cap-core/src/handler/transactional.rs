@@ -48,10 +48,10 @@ macro_rules! impl_transactional_handler {
                         $(let $arg = $arg::from_call(&call).await?;)*
                         let outbox = call.outbox.clone();
                         let work = move |tx: &mut S::Tx<'_>| {
-                            if let Handled::Done(Some(reply)) = self(tx, $($arg),*).into_handled()? {
-                                outbox.reply(reply)?;
+                            match self(tx, $($arg),*).into_handled()? {
+                                Handled::Done(reply) => Ok(outbox.take_with_reply(reply)?),
+                                _ => Ok(outbox.take()),
                             }
-                            Ok(outbox.take())
                         };
                         settled(storage.transact(call.success.clone(), Box::new(work)).await)
                     }

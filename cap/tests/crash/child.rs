@@ -57,10 +57,15 @@ fn bill(tx: &mut SqliteTx<'_>, Json(placed): Json<Placed>, outbox: cap::Outbox) 
 /// After so many crashes the deadly message is given up.
 pub(crate) const DEADLY_LIMIT: u32 = 6;
 
-/// Takes its process down, once all the others in flight have begun.
+/// Takes its process down, while its slow neighbours are at work.
 async fn deadly() {
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     std::process::abort();
+}
+
+/// Takes longer than the deadly one lets it, unless that one is not beside it.
+async fn slow() {
+    tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -83,6 +88,7 @@ pub(crate) async fn run(order: Order) {
             Ok::<_, HandlerError>(())
         }
     };
+    let retry = RetryPolicy { crashes: DEADLY_LIMIT, ..RetryPolicy::fixed(1, Duration::ZERO) };
     let halt = order.halt.clone();
     let seen = AtomicU64::new(0);
     let cap = Cap::builder()
@@ -91,11 +97,8 @@ pub(crate) async fn run(order: Order) {
         .options(Options { lease: LEASE, heartbeat: LEASE / 4, ..Options::default() })
         .subscription(Subscribe::transactional("order.placed", &storage, bill).group("billing").concurrency(8))
         .subscription(Subscribe::to("order.billed", notice).group("notices").concurrency(4))
-        .subscription(
-            Subscribe::to("order.deadly", deadly)
-                .group("billing")
-                .retry(RetryPolicy { crashes: DEADLY_LIMIT, ..RetryPolicy::fixed(1, Duration::ZERO) }),
-        )
+        .subscription(Subscribe::to("order.deadly", deadly).group("billing").retry(retry.clone()))
+        .subscription(Subscribe::to("order.slow", slow).group("slow").concurrency(8).retry(retry))
         .subscribe("order.ignored", "ignored", async || {})
         .on_step(move |step, _| halt_at(step, halt.as_ref(), &seen))
         .start()
@@ -103,7 +106,8 @@ pub(crate) async fn run(order: Order) {
         .unwrap();
 
     if order.deadly {
-        cap.publish("order.deadly", &()).await.unwrap();
+        let neighbours = (0..5).map(|n| Publish::json("order.slow", &n));
+        cap.publish_many(neighbours.chain([Publish::json("order.deadly", &())])).await.unwrap();
     }
     let publisher = cap.clone();
     let (first, count) = (order.first, order.count);

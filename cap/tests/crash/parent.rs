@@ -17,6 +17,9 @@ const WORK: Duration = Duration::from_secs(60);
 /// How long a busy machine may take to start a process and let it take over, beyond the lease.
 const TAKEOVER: Duration = Duration::from_secs(10);
 
+/// Long enough for the rest of a halted child to do what it can.
+const OTHERS_GO_ON: Duration = Duration::from_millis(300);
+
 struct Rig {
     folder: tempfile::TempDir,
     placed: i64,
@@ -82,13 +85,18 @@ fn kill(child: &mut Child) {
     child.wait().unwrap();
 }
 
-/// Kills the child when it has done `step` for the first, and in a second life for the seventh time.
+/// Kills the child when it has done `step` for the first time, and in a second life some time after it has done it for
+/// the seventh time.
 pub(crate) fn killed_at(step: Step) -> Outcome {
     let mut rig = Rig::new();
     for time in [1, if step == Step::Published { 1 } else { 7 }] {
         let mut child = rig.start(20, Some((format!("{step:?}"), time)));
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // The second time everything else in the process goes on for a while, with this one step undone.
+        if time > 1 {
+            std::thread::park_timeout(OTHERS_GO_ON);
+        }
         kill(&mut child);
         if line != "halted\n" {
             return Err(format!("the child never came to {step:?} number {time}: it said {line:?}"));

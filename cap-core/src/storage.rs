@@ -567,8 +567,9 @@ pub trait Transact: Storage {
 /// 1. The handler's writes, the records that are committed with it (into the outbox; `Duplicate` ones are left out) and
 ///    the settlement are one commit.
 /// 2. Nothing is left of a transaction that is rolled back or dropped; the record is then held as before.
-/// 3. If the record is not held under the settlement's token, `begin` answers `None` and nothing is begun. From then on
-///    the record is locked: nobody else can settle it or take it over before this transaction ends.
+/// 3. If the record is not held under the settlement's token, `begin` answers `None` and nothing is begun. If it is lost
+///    later, `commit` answers `LeaseLost` and nothing is committed; a database with locks keeps the record locked
+///    instead, so that nobody can take it before this transaction ends.
 /// 4. After an error of `commit` all or nothing is committed if its kind is `Unavailable`; for any other nothing is.
 pub trait TransactAsync: Storage {
     /// The driver's own transaction, owned.

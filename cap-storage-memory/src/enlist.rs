@@ -33,6 +33,8 @@ pub struct MemoryTransaction {
     shared: Arc<Shared>,
     id: u64,
     staged: Vec<Staged>,
+    /// The record that it settles, if it was lent to a handler.
+    settlement: Option<Settlement>,
 }
 
 /// One write that waits for the commit.
@@ -50,7 +52,7 @@ pub struct Savepoint {
 impl MemoryTransaction {
     pub(crate) fn begin(shared: Arc<Shared>) -> Self {
         let id = shared.lock().next_tx();
-        Self { shared, id, staged: Vec::new() }
+        Self { shared, id, staged: Vec::new(), settlement: None }
     }
 
     /// Writes a business value.
@@ -94,6 +96,20 @@ impl MemoryTransaction {
     /// Forgets everything; dropping the transaction does the same.
     pub fn rollback(self) {
         drop(self);
+    }
+
+    /// It is to settle an inbox record when it is committed.
+    pub(crate) fn settling(mut self, settlement: Settlement) -> Self {
+        self.settlement = Some(settlement);
+        self
+    }
+
+    /// Commits together with the settlement that it was begun with.
+    pub(crate) fn commit_own(mut self) -> Settled {
+        match self.settlement.take() {
+            Some(settlement) => self.commit_settled(Table::Inbox, &settlement),
+            None => Settled::Lost,
+        }
     }
 
     /// Commits together with a settlement, or does nothing when the record is not held any more.

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cap_core::HandlerError;
-use cap_core::error::Result;
-use cap_core::storage::{BoxFuture, Settled, Settlement, Table, Transact, Transacted, Work};
+use cap_core::error::{ErrorKind, Result};
+use cap_core::storage::{BoxFuture, NewRecord, Settled, Settlement, Table, Transact, TransactAsync, Transacted, Work};
 
 use crate::enlist::MemoryTransaction;
 use crate::storage::MemoryStorage;
@@ -34,6 +34,36 @@ impl Transact for MemoryStorage {
                 Settled::Lost => Transacted::Lost,
             })
         })
+    }
+}
+
+/// The record is not locked meanwhile: a commit that comes too late is refused.
+impl TransactAsync for MemoryStorage {
+    type Tx = MemoryTransaction;
+
+    fn begin(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<MemoryTransaction>>> {
+        Box::pin(async move {
+            let is_held = self.shared.lock().records(Table::Inbox).is_held(settlement.record, settlement.token);
+            Ok(is_held.then(|| MemoryStorage::begin(self).settling(settlement)))
+        })
+    }
+
+    fn commit(&self, mut tx: MemoryTransaction, records: Vec<NewRecord>) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.unless_locked(|| tx.publish(self, &records)).await?;
+            match tx.commit_own() {
+                Settled::Written => Ok(()),
+                Settled::Lost => {
+                    let reason = "the record is another node's by now";
+                    Err(Self::error(ErrorKind::LeaseLost, "commit a handler's work in", reason))
+                }
+            }
+        })
+    }
+
+    fn rollback(&self, tx: MemoryTransaction) -> BoxFuture<'_, Result<()>> {
+        tx.rollback();
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::handler::call::Call;
 use crate::handler::error::HandlerError;
 use crate::handler::extract::{FromCall, Requirement};
@@ -71,8 +71,11 @@ impl Slot {
             }
         };
         let records = records(reply).map_err(HandlerError::permanent)?;
-        back.commit(records).await.map_err(HandlerError::retry)?;
-        Ok(Handled::Settled)
+        match back.commit(records).await {
+            Ok(()) => Ok(Handled::Settled),
+            Err(error) if error.kind() == ErrorKind::LeaseLost => Ok(Handled::Lost),
+            Err(error) => Err(HandlerError::retry(error)),
+        }
     }
 }
 

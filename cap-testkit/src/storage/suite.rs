@@ -63,6 +63,10 @@ pub const PROMISES: &[&str] = &[
     "Transact/2",
     "Transact/3",
     "Transact/4",
+    "TransactAsync/1",
+    "TransactAsync/2",
+    "TransactAsync/3",
+    "TransactAsync/4",
 ];
 
 mod needs {

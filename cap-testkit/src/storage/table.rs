@@ -43,37 +43,37 @@ macro_rules! for_each_storage_check {
                 faults: [InsertDoesNotWaitForTransaction]
             }
             "S-008" transaction::a_handler_commits_effects_messages_and_settlement {
-                promises: ["Transact/1"], needs: TRANSACTIONAL_HANDLERS, undeclared: without_transactional_handlers_there_are_none,
+                promises: ["Transact/1", "TransactAsync/1"], needs: TRANSACTIONAL_HANDLERS, undeclared: without_transactional_handlers_there_are_none,
                 catches: "a settlement, or a message, left out of the handler's commit",
                 faults: [HandlerForgetsSettlement, HandlerForgetsMessages, TransactUndeclared]
             }
             "S-009" transaction::a_handler_that_fails_leaves_nothing {
-                promises: ["Transact/2"], needs: TRANSACTIONAL_HANDLERS,
+                promises: ["Transact/2", "TransactAsync/2"], needs: TRANSACTIONAL_HANDLERS,
                 catches: "effects of a failed handler that are committed",
                 faults: [FailedHandlerKeepsEffects, FailedHandlerGivesRecordBack]
             }
             "S-010" transaction::a_handler_that_panics_leaves_nothing {
-                promises: ["Transact/2", "Transact/4"], needs: TRANSACTIONAL_HANDLERS,
+                promises: ["Transact/2", "TransactAsync/2", "Transact/4", "TransactAsync/4"], needs: TRANSACTIONAL_HANDLERS,
                 catches: "effects of a panic that are committed; a connection that it leaves in a transaction",
                 faults: [PanickedHandlerKeepsEffects]
             }
             "S-011" transaction::a_handler_without_the_record_leaves_nothing {
-                promises: ["Transact/3", "take_over/3"], needs: TRANSACTIONAL_HANDLERS,
+                promises: ["Transact/3", "TransactAsync/3", "take_over/3"], needs: TRANSACTIONAL_HANDLERS,
                 catches: "a handler of a node thought dead whose effects happen a second time",
                 faults: [HandlerIgnoresToken]
             }
             "S-012" transaction::a_handler_may_publish_what_is_there_already {
-                promises: ["Transact/1"], needs: TRANSACTIONAL_HANDLERS,
+                promises: ["Transact/1", "TransactAsync/1"], needs: TRANSACTIONAL_HANDLERS,
                 catches: "a handler that fails for ever, because it published the same reply before",
                 faults: [HandlerFailsOnDuplicate]
             }
             "S-013" transaction::a_handler_whose_message_is_refused_leaves_nothing {
-                promises: ["Transact/4", "Transact/1"], needs: REFUSING_HANDLERS,
+                promises: ["Transact/4", "TransactAsync/4", "Transact/1", "TransactAsync/1"], needs: REFUSING_HANDLERS,
                 catches: "an error of the storage after which the handler's effects are committed all the same",
                 faults: [RefusedHandlerKeepsEffects]
             }
             "S-014" transaction::handlers_at_once_commit_each_their_own {
-                promises: ["Transact/1", "Transact/2"], needs: TRANSACTIONAL_HANDLERS,
+                promises: ["Transact/1", "TransactAsync/1", "Transact/2", "TransactAsync/2"], needs: TRANSACTIONAL_HANDLERS,
                 catches: "handlers that share one transaction or one connection",
                 faults: [HandlersShareTransaction]
             }

@@ -57,3 +57,13 @@ async fn bad_names_and_numbers_are_named() {
     let error = refused(shop.builder().options(Options { relay_batch: 0, ..Options::default() })).await;
     assert!(error.contains("relay_batch"), "{error}");
 }
+
+#[tokio::test]
+async fn a_transaction_of_another_storage_is_named() {
+    let shop = Shop::new();
+    let storage = crate::doubles::Faulty::new(shop.storage.clone(), &[]);
+    let handler = async |_: cap::Tx<MemoryStorage>| {};
+    let builder = Cap::builder().storage(storage).transport(shop.transport.clone());
+    let error = refused(builder.subscribe("a.b", "g", handler)).await;
+    assert!(error.contains("Tx<") && error.contains("MemoryStorage") && error.contains("Faulty"), "{error}");
+}

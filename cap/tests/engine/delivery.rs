@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cap::memory::MemoryTransaction;
-use cap::{Context, Headers, Json, Message, Outbox, Publish, Status, Subscribe, Table};
+use cap::memory::{MemoryStorage, MemoryTransaction};
+use cap::{Context, Headers, Json, Message, Outbox, Publish, Status, Subscribe, Table, Tx};
 
 use crate::support::{Seen, Shop, idle, record};
 
@@ -183,6 +183,57 @@ async fn a_transactional_handlers_writes_and_messages_are_one_commit_with_its_su
     idle(&cap).await;
     assert_eq!(seen.rest().await, ["A-1"]);
     assert_eq!(shop.storage.entries(), [("invoice of A-1, attempt 2".to_owned(), String::new())]);
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_is_lent_a_transaction_commits_with_its_success_or_not_at_all() {
+    let shop = Shop::new();
+    let seen = Seen::<String>::new();
+    let bill = async |mut tx: Tx<MemoryStorage>, Json(id): Json<String>, outbox: Outbox, context: Context| {
+        tx.put(format!("invoice of {id}, attempt {}", context.attempt()), "");
+        outbox.publish("order.billed", &id)?;
+        match context.attempt() {
+            1 => Err(cap::HandlerError::retry("not yet")),
+            2 => panic!("not yet, either"),
+            _ => Ok(()),
+        }
+    };
+    let cap = shop
+        .builder()
+        .subscribe("order.placed", "billing", bill)
+        .subscribe("order.billed", "shipping", record(&seen))
+        .start()
+        .await
+        .unwrap();
+    cap.publish("order.placed", "A-1").await.unwrap();
+    idle(&cap).await;
+    assert_eq!(seen.rest().await, ["A-1"]);
+    assert_eq!(shop.storage.entries(), [("invoice of A-1, attempt 3".to_owned(), String::new())]);
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_a_handler_gave_away_is_not_committed() {
+    let shop = Shop::new();
+    let dead = Seen::new();
+    let (notified, kept) = (dead.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let keeping = Arc::clone(&kept);
+    let cap = shop
+        .builder()
+        .subscribe("t", "g", move |mut tx: Tx<MemoryStorage>| {
+            tx.put("effect", "");
+            keeping.lock().unwrap().push(tx);
+            ready(())
+        })
+        .on_dead(move |letter| notified.push(letter.reason))
+        .start()
+        .await
+        .unwrap();
+    cap.publish("t", &1).await.unwrap();
+    assert!(dead.next().await.contains("still in use elsewhere"));
+    kept.lock().unwrap().clear();
+    assert!(shop.storage.entries().is_empty());
     cap.stop().await;
 }
 

@@ -19,8 +19,12 @@ use crate::storage::{Lane, Storage, Table};
 /// The outbox's place among the lanes.
 pub(crate) const OUTBOX: usize = 0;
 
-/// The shortest interval between two looks for an expected commit.
-const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+/// The shortest interval between two looks for an expected commit: short when one is expected after a quiet time, so
+/// that it is found at once; longer when many are, which then share looks.
+const SHORTEST_LOOK: Duration = Duration::from_micros(200);
+const SHORTEST_LOOK_OF_MANY: Duration = Duration::from_millis(1);
+/// After so long without another expected commit it is quiet.
+const QUIET: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -35,6 +39,7 @@ pub(crate) struct Scheduler {
 struct Plan {
     due: Vec<Option<Instant>>,
     expected_since: Option<Instant>,
+    shortest: Duration,
     next_look: Instant,
 }
 
@@ -42,7 +47,12 @@ impl Scheduler {
     /// `groups` are the inbox lanes, after the outbox.
     pub(crate) fn new(version: Version, groups: impl IntoIterator<Item = Lane>, poll: Duration) -> Self {
         let lanes: Vec<_> = std::iter::once(Lane::Outbox).chain(groups).map(|lane| (lane, Notify::new())).collect();
-        let plan = Plan { due: vec![None; lanes.len()], expected_since: None, next_look: Instant::now() };
+        let plan = Plan {
+            due: vec![None; lanes.len()],
+            expected_since: None,
+            shortest: SHORTEST_LOOK,
+            next_look: Instant::now(),
+        };
         Self { lanes, version, poll, plan: Mutex::new(plan), changed: Notify::new() }
     }
 
@@ -87,8 +97,10 @@ impl Scheduler {
     pub(crate) fn expect_commit(&self) {
         let now = Instant::now();
         let mut plan = self.plan();
+        let quiet = plan.expected_since.is_none_or(|since| now - since > QUIET);
+        plan.shortest = if quiet { SHORTEST_LOOK } else { SHORTEST_LOOK_OF_MANY };
         plan.expected_since = Some(now);
-        let soon = now + SHORTEST_LOOK;
+        let soon = now + plan.shortest;
         if plan.next_look > soon {
             plan.next_look = soon;
             drop(plan);
@@ -105,7 +117,7 @@ impl Scheduler {
                 plan.due.iter().flatten().copied().fold(plan.next_look, Instant::min)
             };
             tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
+                () = sleep_until(next) => {}
                 () = self.changed.notified() => continue,
                 () = stop.cancelled() => return Ok(()),
             }
@@ -134,7 +146,7 @@ impl Scheduler {
             let mut plan = self.plan();
             let now = Instant::now();
             let pause = match plan.expected_since {
-                Some(since) => ((now - since) / 4).clamp(SHORTEST_LOOK, self.poll.max(SHORTEST_LOOK)),
+                Some(since) => ((now - since) / 4).clamp(plan.shortest, self.poll.max(plan.shortest)),
                 None => self.poll,
             };
             if pause >= self.poll {
@@ -149,5 +161,17 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+}
+
+/// Tokio's timer counts in milliseconds; what is sooner is slept by a thread of its pool.
+async fn sleep_until(moment: Instant) {
+    let pause = moment.saturating_duration_since(Instant::now());
+    if pause >= Duration::from_millis(1) {
+        return tokio::time::sleep_until(moment).await;
+    }
+    if !pause.is_zero() {
+        // It cannot fail but at the end of the runtime.
+        let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
     }
 }

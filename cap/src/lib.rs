@@ -11,6 +11,8 @@
 //! |---|---|
 //! | `sqlite` (default) | [`sqlite::SqliteStorage`] |
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
+//! | `postgres` | `postgres::PostgresStorage` |
+//! | `full` | all of them |
 //!
 //! # Example
 #![cfg_attr(all(feature = "sqlite", feature = "memory"), doc = "```")]
@@ -69,4 +71,10 @@ pub mod sqlite {
 pub mod memory {
     pub use cap_storage_memory::*;
     pub use cap_transport_memory::*;
+}
+
+/// PostgreSQL as storage.
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    pub use cap_storage_postgres::*;
 }

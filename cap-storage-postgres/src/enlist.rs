@@ -1,0 +1,73 @@
+//! Publishing inside the caller's own transaction.
+
+use std::sync::Arc;
+
+use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
+use cap_core::{BoxFuture, ErrorKind, Result};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
+
+use crate::error::{Attempt, Fault, is_aborted, is_missing};
+use crate::record;
+use crate::sql::Sql;
+use crate::storage::PostgresStorage;
+
+/// One statement, so that it is all or nothing also outside of a transaction.
+fn enlist<'c>(
+    storage: &PostgresStorage,
+    connection: &'c mut PgConnection,
+    records: Vec<NewRecord>,
+) -> BoxFuture<'c, Result<Vec<Inserted>>> {
+    let sql = Arc::clone(storage.sql());
+    Box::pin(async move {
+        let inserted = async {
+            record::check(Table::Outbox, &records, None)?;
+            record::insert(connection, &sql.published, Table::Outbox, &records, None).await
+        };
+        // Where it was written the caller knows best: the connection is theirs.
+        let place = "the caller's postgres connection";
+        inserted.await.map_err(|fault| explain(fault, &sql).into_error(Attempt::on("publish to", Table::Outbox), place))
+    })
+}
+
+fn explain(fault: Fault, sql: &Sql) -> Fault {
+    match fault {
+        Fault::Sqlx(error) if is_missing(&error) => Fault::said(
+            ErrorKind::Schema,
+            format!(
+                "this connection has no usable table {}: it is open on another database than the storage, or `prepare` \
+                 has not run on this one",
+                sql.names.published
+            ),
+        ),
+        Fault::Sqlx(error) if is_aborted(&error) => Fault::said(
+            ErrorKind::Rejected,
+            "a statement before it failed, and PostgreSQL takes nothing more until the transaction is rolled back",
+        ),
+        other => other,
+    }
+}
+
+impl<'c> Enlist<&'c mut PgConnection> for PostgresStorage {
+    type Receipt = BoxFuture<'c, Result<Vec<Inserted>>>;
+
+    fn enlist(&self, connection: &'c mut PgConnection, records: Vec<NewRecord>) -> Self::Receipt {
+        enlist(self, connection, records)
+    }
+}
+
+impl<'c> Enlist<&'c mut Transaction<'_, Postgres>> for PostgresStorage {
+    type Receipt = BoxFuture<'c, Result<Vec<Inserted>>>;
+
+    fn enlist(&self, tx: &'c mut Transaction<'_, Postgres>, records: Vec<NewRecord>) -> Self::Receipt {
+        enlist(self, tx, records)
+    }
+}
+
+impl<'c> Enlist<&'c mut PoolConnection<Postgres>> for PostgresStorage {
+    type Receipt = BoxFuture<'c, Result<Vec<Inserted>>>;
+
+    fn enlist(&self, connection: &'c mut PoolConnection<Postgres>, records: Vec<NewRecord>) -> Self::Receipt {
+        enlist(self, connection, records)
+    }
+}

@@ -1,0 +1,314 @@
+//! Records to and from rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_core::lifecycle::{State, Status};
+use cap_core::storage::{
+    Claim, ClaimRequest, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
+};
+use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{PgConnection, Postgres, Row, ValueRef};
+use uuid::Uuid;
+
+use crate::error::{Fallible, Fault};
+use crate::sql::{Sql, Statement, TableSql};
+
+/// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay in range.
+const FAR: i64 = i64::MAX / 4;
+
+/// From 1970, where [`Timestamp`] counts from, to 2000, where PostgreSQL does, in microseconds.
+const EPOCHS_APART: i64 = 946_684_800_000_000;
+
+/// A duration as SQL counts it.
+pub(crate) fn span(duration: Duration) -> i64 {
+    micros(duration).min(FAR)
+}
+
+/// A limit as SQL counts it.
+pub(crate) fn limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A count of attempts as SQL counts it.
+pub(crate) fn attempts(state: &State) -> i32 {
+    i32::try_from(state.attempts()).unwrap_or(i32::MAX)
+}
+
+/// The reason, without what PostgreSQL cannot hold in a text.
+pub(crate) fn reason(state: &State) -> Option<String> {
+    state.reason().map(|reason| reason.replace('\0', "\u{FFFD}"))
+}
+
+/// The time columns of a state: due at, due in, expires in. SQL adds the clock to the last two.
+pub(crate) struct Times {
+    pub(crate) due_at: Option<i64>,
+    pub(crate) due_in: Option<i64>,
+    pub(crate) expires_in: Option<i64>,
+}
+
+impl Times {
+    pub(crate) fn of(state: &State) -> Self {
+        let (due_at, due_in) = match state.due() {
+            None => (None, None),
+            Some(Due::Now) => (None, Some(0)),
+            Some(Due::In(delay)) => (None, Some(span(delay))),
+            // The earliest that PostgreSQL knows is in 4714 BC.
+            Some(Due::At(moment)) => (Some(moment.as_micros().clamp(-EPOCHS_APART, FAR)), None),
+        };
+        Self { due_at, due_in, expires_in: state.expires().map(span) }
+    }
+}
+
+/// Refuses what can never work: a record in flight that nobody holds, an inbox record without a group.
+pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Fallible<()> {
+    for NewRecord { message_id, group, state, .. } in records {
+        let reason = if state.status() == Status::Queued && claim.is_none() {
+            format!("message {message_id} is to be in flight, and nobody claims it: it would never be due")
+        } else if table == Table::Inbox && group.is_none() {
+            format!("message {message_id} has no group, and each inbox record belongs to one")
+        } else {
+            continue;
+        };
+        return Err(Fault::said(ErrorKind::Invalid, reason));
+    }
+    Ok(())
+}
+
+/// Inserts records that were checked, in one statement.
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    sql: &TableSql,
+    table: Table,
+    records: &[NewRecord],
+    claim: Option<Claim>,
+) -> Fallible<Vec<Inserted>> {
+    if records.is_empty() && claim.is_none() {
+        return Ok(Vec::new());
+    }
+    let rows = match claim {
+        None => given(&sql.insert, records).fetch_all(connection).await?,
+        Some(Claim { node, token }) => {
+            let query = given(&sql.insert_held, records).bind(node.to_string()).bind(token.to_string());
+            let rows = query.fetch_all(connection).await?;
+            if rows.is_empty() {
+                return Err(lease_lost(node));
+            }
+            rows
+        }
+    };
+    // Without an address it is the row which says that the lease is live.
+    let mut stored = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(id) = row.try_get::<Option<i64>, _>(0)? {
+            stored.insert((row.try_get::<&str, _>(1)?, row.try_get::<Option<&str>, _>(2)?), RecordId(id));
+        }
+    }
+    let mut answers = Vec::with_capacity(records.len());
+    for record in records {
+        let group = record.group.as_ref().filter(|_| table == Table::Inbox).map(Group::as_str);
+        // Of two equal ones the first was stored: they are written in their order.
+        let id = stored.remove(&(record.message_id.as_str(), group));
+        answers.push(id.map_or(Inserted::Duplicate, Inserted::Stored));
+    }
+    Ok(answers)
+}
+
+/// A query over an `insert`, with the columns of the records.
+fn given<'q>(statement: &Statement, records: &'q [NewRecord]) -> Query<'q, Postgres, PgArguments> {
+    let times: Vec<Times> = records.iter().map(|record| Times::of(&record.state)).collect();
+    statement
+        .query()
+        .bind(column(records, |record| record.message_id.as_str()))
+        .bind(column(records, |record| record.version.as_str()))
+        .bind(column(records, |record| record.topic.as_str()))
+        .bind(column(records, |record| record.group.as_ref().map(Group::as_str)))
+        .bind(column(records, |record| &*record.content))
+        .bind(column(records, |record| attempts(&record.state)))
+        .bind(column(records, |record| record.state.status().as_str()))
+        .bind(column(&times, |times| times.due_at))
+        .bind(column(&times, |times| times.due_in))
+        .bind(column(&times, |times| times.expires_in))
+        .bind(column(records, |record| reason(&record.state)))
+}
+
+fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
+/// Takes due records over a `claim`, earliest first.
+pub(crate) async fn claim(connection: &mut PgConnection, sql: &Sql, request: &ClaimRequest) -> Fallible<Vec<Record>> {
+    let ClaimRequest { lane, version, claim, limit: most } = request;
+    let query = sql.table(lane.table()).claim.query();
+    let query = query.bind(claim.node.to_string()).bind(claim.token.to_string());
+    let query = query.bind(version.as_str()).bind(limit(*most));
+    let query = match group_of(lane) {
+        None => query,
+        Some(group) => query.bind(group),
+    };
+    let rows = query.fetch_all(connection).await?;
+    let Some(first) = rows.first() else { return Err(lease_lost(claim.node)) };
+    if first.try_get::<Option<i64>, _>(0)?.is_none() {
+        return Ok(Vec::new());
+    }
+    rows.iter().map(read).collect()
+}
+
+/// In how long the next waiting record of each lane is due.
+pub(crate) async fn waits(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    version: &Version,
+    lanes: &[Lane],
+) -> Fallible<Vec<Option<Duration>>> {
+    let query = sql.next_due.query().bind(version.as_str()).bind(column(lanes, group_of));
+    query.fetch_all(connection).await?.iter().map(wait).collect()
+}
+
+fn group_of(lane: &Lane) -> Option<&str> {
+    match lane {
+        Lane::Outbox => None,
+        Lane::Inbox(group) => Some(group.as_str()),
+    }
+}
+
+/// A row of a moment, if there is one, and the present time: how long it is until then.
+pub(crate) fn wait(row: &PgRow) -> Fallible<Option<Duration>> {
+    let (Some(moment), Some(now)) = (moment(row, 0)?, moment(row, 1)?) else { return Ok(None) };
+    let wait = moment.as_micros().saturating_sub(now.as_micros());
+    Ok(Some(Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
+}
+
+/// Writes outcomes over a `settle`, in one statement.
+pub(crate) async fn settle(
+    connection: &mut PgConnection,
+    statement: &Statement,
+    settlements: &[Settlement],
+) -> Fallible<Vec<Settled>> {
+    if settlements.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Of several for one claim the first is written and the others come too late.
+    let mut seen = HashMap::with_capacity(settlements.len());
+    let first: Vec<&Settlement> = settlements
+        .iter()
+        .enumerate()
+        .filter(|(place, settlement)| *seen.entry((settlement.record, settlement.token)).or_insert(*place) == *place)
+        .map(|(_, settlement)| settlement)
+        .collect();
+    let times: Vec<Times> = first.iter().map(|settlement| Times::of(&settlement.state)).collect();
+    let rows = statement
+        .query()
+        .bind(column(&first, |settlement| settlement.record.0))
+        .bind(column(&first, |settlement| settlement.token.to_string()))
+        .bind(column(&first, |settlement| settlement.state.status().as_str()))
+        .bind(column(&first, |settlement| attempts(&settlement.state)))
+        .bind(column(&times, |times| times.due_at))
+        .bind(column(&times, |times| times.due_in))
+        .bind(column(&times, |times| times.expires_in))
+        .bind(column(&first, |settlement| reason(&settlement.state)))
+        .fetch_all(connection)
+        .await?;
+    let mut answers = vec![Settled::Lost; settlements.len()];
+    for row in &rows {
+        // Places count from 1.
+        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+        if let Some(settlement) = first.get(place) {
+            answers[seen[&(settlement.record, settlement.token)]] = Settled::Written;
+        }
+    }
+    Ok(answers)
+}
+
+/// Reads the rows of a query over a `list` or `find`.
+pub(crate) async fn list(connection: &mut PgConnection, sql: &TableSql, query: &ListQuery) -> Fallible<Vec<Record>> {
+    let statement = if query.message_id.is_some() { &sql.find } else { &sql.list };
+    let list = statement
+        .query()
+        .bind(query.after.map_or(i64::MIN, |after| after.0))
+        .bind(limit(query.limit))
+        .bind(query.version.as_ref().map(Version::as_str))
+        .bind(query.status.map(Status::as_str))
+        .bind(query.topic.as_ref().map(Topic::as_str))
+        .bind(query.group.as_ref().map(Group::as_str));
+    let list = match &query.message_id {
+        None => list,
+        Some(id) => list.bind(id.as_str()),
+    };
+    list.fetch_all(connection).await?.iter().map(read).collect()
+}
+
+/// Gives terminal records a new state over a `requeue`; answers how many.
+pub(crate) async fn requeue(
+    connection: &mut PgConnection,
+    statement: &Statement,
+    records: &[RecordId],
+    state: &State,
+) -> Fallible<u64> {
+    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let query = statement.query().bind(addresses(records)).bind(state.status().as_str()).bind(attempts(state));
+    let query = query.bind(due_at).bind(due_in).bind(expires_in).bind(reason(state));
+    Ok(query.execute(connection).await?.rows_affected())
+}
+
+pub(crate) fn addresses(records: &[RecordId]) -> Vec<i64> {
+    column(records, |record| record.0)
+}
+
+pub(crate) fn lease_lost(node: NodeId) -> Fault {
+    let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
+    Fault::said(ErrorKind::LeaseLost, reason)
+}
+
+/// One row of `claim`, `list` or `find`. A column that holds what we would never write there, because somebody else
+/// wrote it, is read as well as it can be: one odd row must not hide its neighbours.
+pub(crate) fn read(row: &PgRow) -> Fallible<Record> {
+    let id = RecordId(row.try_get(0)?);
+    let text = |column: usize| row.try_get::<Option<&str>, _>(column);
+    Ok(Record {
+        id,
+        message_id: text(1)?.and_then(|text| MessageId::try_from(text).ok()).unwrap_or_else(|| stand_in(id)),
+        version: Version::from_stored(text(2)?.unwrap_or_default()),
+        topic: Topic::from_stored(text(3)?.unwrap_or_default()),
+        group: text(4)?.map(Group::from_stored),
+        content: Arc::from(text(5)?.unwrap_or_default()),
+        status: text(6)?.unwrap_or_default().parse().unwrap_or(Status::Failed),
+        attempts: u32::try_from(row.try_get::<i32, _>(7)?).unwrap_or(0),
+        added: moment(row, 8)?.unwrap_or(Timestamp::from_micros(0)),
+        due: moment(row, 9)?,
+        expires: moment(row, 10)?,
+        owner: node(row, 11)?,
+        reason: text(12)?.map(str::to_owned),
+    })
+}
+
+/// The id of a row that somebody wrote without a usable one.
+fn stand_in(id: RecordId) -> MessageId {
+    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
+}
+
+/// A column of a timestamp type, with a zone (kept in UTC) or without (which we write in UTC).
+pub(crate) fn moment(row: &PgRow, column: usize) -> Fallible<Option<Timestamp>> {
+    let Some(bytes) = binary(row, column)? else { return Ok(None) };
+    let micros = i64::from_be_bytes(bytes);
+    Ok(Some(Timestamp::from_micros(micros.saturating_add(EPOCHS_APART))))
+}
+
+/// The node that a column of type `uuid` names.
+pub(crate) fn node(row: &PgRow, column: usize) -> Fallible<Option<NodeId>> {
+    Ok(binary(row, column)?.map(|bytes| NodeId(Uuid::from_bytes(bytes))))
+}
+
+/// A value of a type that the driver has no features for, as the server sent it.
+fn binary<const N: usize>(row: &PgRow, column: usize) -> Fallible<Option<[u8; N]>> {
+    let value = row.try_get_raw(column)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    let wrong = |_| Fault::said(ErrorKind::Corrupt, format!("column {column} is not of the type that it should be"));
+    bytes.try_into().map(Some).map_err(wrong)
+}

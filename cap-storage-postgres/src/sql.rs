@@ -1,0 +1,487 @@
+//! All SQL, complete. `{…}` stands for a name or for the clock; [`Sql::new`] fills it in once for a schema. The
+//! migrations are in `migrations/`.
+//!
+//! Invariants of both tables: `DueAt` is set exactly while a record waits; `Owner` and `Claim` are set exactly while it
+//! is `Queued`; `ExpiresAt` is set exactly when it is terminal. Content is written by `INSERT` alone.
+//!
+//! Three habits, each for a reason:
+//! - Rows to be changed are found in a CTE that locks them, and addressed by `"Id" = ANY (ARRAY (…))`: a plan over the
+//!   primary key, whatever the statistics make of the CTE.
+//! - Many rows are one statement over `UNNEST`, whose text is always the same.
+//! - Whoever writes an owner shares a lock on the node's row, so that a takeover, which deletes the row first, waits for
+//!   claims under way and then sees what they took.
+
+use std::sync::Arc;
+
+use cap_core::storage::Table;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres};
+
+/// The server's clock, one value for a statement, whatever time the user's transaction began.
+const NOW: &str = "statement_timestamp()";
+
+/// The same for CAP's columns, which have no time zone: UTC.
+const UTC: &str = "(statement_timestamp() AT TIME ZONE 'UTC')";
+
+/// The schema, one script for each version, from 1.
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+
+/// For a handler's own work, which may take as long as it needs: no limit but that of the role or database.
+pub(crate) const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout TO DEFAULT";
+
+/// For a migration, which may have to rewrite large tables.
+pub(crate) const NO_TIME_LIMIT: &str = "SET LOCAL statement_timeout TO 0; SET LOCAL lock_timeout TO 0";
+
+pub(crate) const LOCK_MIGRATION: &str = "SELECT pg_advisory_xact_lock($1)";
+
+pub(crate) const NOTIFY: &str = "SELECT pg_notify($1, $2)";
+
+/// The session that a connection has.
+pub(crate) const SESSION: &str = "SELECT pg_backend_pid()";
+
+/// Whether the transaction still is what it was begun as: it has written, so it has an id. From here on `$1` is the
+/// time limit again.
+pub(crate) const STILL_OPEN: &str =
+    "SELECT txid_current_if_assigned() IS NOT NULL, set_config('statement_timeout', $1, true)";
+
+pub(crate) const SCHEMA_THERE: &str = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1";
+
+/// How many of the tables there are that are named in `$2`.
+pub(crate) const TABLES_THERE: &str = "
+SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relkind IN ('r', 'p')
+";
+
+/// How many columns of .NET CAP's tables there are.
+pub(crate) const CAP_COLUMNS_THERE: &str = "
+SELECT count(*) FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2 AND NOT a.attisdropped
+  AND a.attname IN ('Id', 'Version', 'Name', 'Group', 'Content', 'Retries', 'Added', 'ExpiresAt', 'StatusName')
+";
+
+const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS {schema}";
+
+const CREATE_VERSIONS: &str = r#"
+CREATE TABLE IF NOT EXISTS {versions} (
+    "Version"   INTEGER     NOT NULL PRIMARY KEY,
+    "AppliedAt" TIMESTAMPTZ NOT NULL
+)"#;
+
+const SCHEMA_VERSION: &str = r#"SELECT coalesce(max("Version"), 0)::bigint FROM {versions}"#;
+
+const RECORD_VERSION: &str = r#"INSERT INTO {versions} ("Version", "AppliedAt") VALUES ($1::integer, {now})"#;
+
+/// One array for each column; an answer for each row that was stored.
+const INSERT: &str = r#"
+INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
+                     "MessageId", "DueAt", "Reason")
+SELECT version, name, {group_given}content, attempts, {utc}, {utc} + expires_in * interval '1 microsecond', status,
+       message_id,
+       coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
+                {now} + due_in * interval '1 microsecond'),
+       reason
+FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[],
+            $9::bigint[], $10::bigint[], $11::text[])
+    WITH ORDINALITY AS given (message_id, version, name, group_name, content, attempts, status, due_at, due_in,
+                              expires_in, reason, place)
+ORDER BY place
+ON CONFLICT ({key}) DO NOTHING
+RETURNING "Id", "MessageId", {group}
+"#;
+
+/// The same, with those in flight held by `$12` under `$13`. Answers no row at all when that node has no live lease,
+/// and otherwise one without an address beside those that were stored.
+const INSERT_HELD: &str = r#"
+WITH live AS MATERIALIZED (
+    SELECT "Node" FROM {nodes} WHERE "Node" = $12::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+), stored AS (
+    INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
+                         "MessageId", "DueAt", "Reason", "Owner", "Claim")
+    SELECT version, name, {group_given}content, attempts, {utc}, {utc} + expires_in * interval '1 microsecond', status,
+           message_id,
+           coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
+                    {now} + due_in * interval '1 microsecond'),
+           reason,
+           CASE status WHEN 'Queued' THEN $12::text::uuid END,
+           CASE status WHEN 'Queued' THEN $13::text::uuid END
+    FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[],
+                $9::bigint[], $10::bigint[], $11::text[])
+        WITH ORDINALITY AS given (message_id, version, name, group_name, content, attempts, status, due_at, due_in,
+                                  expires_in, reason, place)
+    WHERE EXISTS (SELECT FROM live)
+    ORDER BY place
+    ON CONFLICT ({key}) DO NOTHING
+    RETURNING "Id", "MessageId", {group} AS "Group"
+)
+SELECT "Id", "MessageId", "Group" FROM stored
+UNION ALL
+SELECT NULL, NULL, NULL FROM live
+"#;
+
+/// Answers no row at all when the node has no live lease, and one without an address when nothing is due.
+const CLAIM: &str = r#"
+WITH live AS MATERIALIZED (
+    SELECT "Node" FROM {nodes} WHERE "Node" = $1::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+), due AS MATERIALIZED (
+    SELECT "Id", "DueAt" FROM {table}
+    WHERE "Version" = $3 AND {in_lane} AND "DueAt" <= {now} AND EXISTS (SELECT FROM live)
+    ORDER BY "DueAt", "Id"
+    LIMIT $4
+    FOR UPDATE SKIP LOCKED
+), held AS (
+    UPDATE {table}
+    SET "StatusName" = 'Queued', "Retries" = "Retries" + 1, "DueAt" = NULL, "ExpiresAt" = NULL,
+        "Owner" = $1::text::uuid, "Claim" = $2::text::uuid
+    WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM due))
+    RETURNING "Id", "MessageId", "Version", "Name", {group} AS "Group", "Content", "StatusName", "Retries", "Added",
+              "ExpiresAt", "Owner", "Reason"
+)
+SELECT held."Id", "MessageId", "Version", "Name", "Group", "Content", "StatusName", "Retries", "Added",
+       NULL::timestamptz, "ExpiresAt", "Owner", "Reason"
+FROM live LEFT JOIN (held JOIN due ON due."Id" = held."Id") ON true
+ORDER BY due."DueAt", due."Id"
+"#;
+
+const SETTLE: &str = r#"
+UPDATE {table} AS record
+SET "StatusName" = given.status, "Retries" = given.attempts, "Reason" = given.reason,
+    "DueAt" = coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
+                       {now} + due_in * interval '1 microsecond'),
+    "ExpiresAt" = {utc} + expires_in * interval '1 microsecond',
+    "Owner" = CASE given.status WHEN 'Queued' THEN "Owner" END,
+    "Claim" = CASE given.status WHEN 'Queued' THEN "Claim" END
+FROM UNNEST($1::bigint[], $2::text[]::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
+            $8::text[])
+    WITH ORDINALITY AS given (id, token, status, attempts, due_at, due_in, expires_in, reason, place)
+WHERE record."Id" = given.id AND record."Claim" = given.token AND record."StatusName" = 'Queued'
+RETURNING given.place
+"#;
+
+/// Waits for claims of this node that are under way: what they take is seen by [`RELEASE`] afterwards.
+const LOCK_NODE: &str = r#"SELECT "Node" FROM {nodes} WHERE "Node" = $1::text::uuid FOR UPDATE"#;
+
+const RELEASE: &str = r#"
+UPDATE {table}
+SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
+WHERE "Owner" = $1::text::uuid AND "Claim" = $2::text::uuid AND "StatusName" = 'Queued'
+"#;
+
+const GIVE_BACK: &str = r#"
+UPDATE {table}
+SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
+WHERE "Owner" = $1::text::uuid AND "StatusName" = 'Queued'
+"#;
+
+/// The dead are named first, so that a record which a live node claims meanwhile is no longer theirs when its turn
+/// comes. The owners are found by one look into the index for each. What a handler of a dead node still has locked is
+/// left for the next takeover.
+const TAKE_OVER: &str = r#"
+WITH RECURSIVE owners AS (
+    (SELECT "Owner" FROM {table} WHERE "Owner" IS NOT NULL ORDER BY "Owner" LIMIT 1)
+    UNION ALL
+    SELECT (SELECT "Owner" FROM {table} WHERE "Owner" > owners."Owner" ORDER BY "Owner" LIMIT 1)
+    FROM owners WHERE owners."Owner" IS NOT NULL
+), dead AS MATERIALIZED (
+    SELECT "Owner" FROM owners
+    WHERE "Owner" IS NOT NULL AND NOT EXISTS (SELECT FROM {nodes} WHERE "Node" = owners."Owner")
+), held AS MATERIALIZED (
+    SELECT "Id" FROM {table}
+    WHERE "Owner" = ANY (ARRAY (SELECT "Owner" FROM dead)) AND "StatusName" = 'Queued'
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE {table}
+SET "StatusName" = 'Scheduled', "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
+WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM held))
+"#;
+
+/// The condition is a `CASE` because the planner makes nothing of it: if it believed that few of the expired records
+/// match, it would sort all of them.
+const COLLECT: &str = r#"
+WITH expired AS MATERIALIZED (
+    SELECT "Id" FROM {table}
+    WHERE "ExpiresAt" <= {utc}
+      AND CASE "StatusName" WHEN 'Succeeded' THEN true WHEN 'Failed' THEN "DueAt" IS NULL ELSE false END
+    ORDER BY "ExpiresAt"
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {table} WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM expired))
+"#;
+
+const COUNTS: &str = r#"
+SELECT "StatusName", "DueAt" IS NULL, count(*)
+FROM {table}
+WHERE "Version" = $1
+GROUP BY 1, 2
+"#;
+
+const LIST: &str = r#"
+SELECT "Id", "MessageId", "Version", "Name", {group}, "Content", "StatusName", "Retries", "Added", "DueAt", "ExpiresAt",
+       "Owner", "Reason"
+FROM {table}
+WHERE "Id" > $1 AND "StatusName" IN ('Scheduled', 'Delayed', 'Queued', 'Succeeded', 'Failed')
+  AND ($3::text IS NULL OR "Version" = $3) AND ($4::text IS NULL OR "StatusName" = $4)
+  AND ($5::text IS NULL OR "Name" = $5) AND ($6::text IS NULL OR {group} = $6)
+ORDER BY "Id"
+LIMIT $2
+"#;
+
+const FIND: &str = r#"
+SELECT "Id", "MessageId", "Version", "Name", {group}, "Content", "StatusName", "Retries", "Added", "DueAt", "ExpiresAt",
+       "Owner", "Reason"
+FROM {table}
+WHERE "MessageId" = $7 AND "Id" > $1 AND "StatusName" IN ('Scheduled', 'Delayed', 'Queued', 'Succeeded', 'Failed')
+  AND ($3::text IS NULL OR "Version" = $3) AND ($4::text IS NULL OR "StatusName" = $4)
+  AND ($5::text IS NULL OR "Name" = $5) AND ($6::text IS NULL OR {group} = $6)
+ORDER BY "Id"
+LIMIT $2
+"#;
+
+const REQUEUE: &str = r#"
+UPDATE {table}
+SET "StatusName" = $2, "Retries" = $3, "Reason" = $7,
+    "DueAt" = coalesce(timestamptz 'epoch' + $4::bigint * interval '1 microsecond',
+                       {now} + $5::bigint * interval '1 microsecond'),
+    "ExpiresAt" = {utc} + $6::bigint * interval '1 microsecond'
+WHERE "Id" = ANY ($1) AND "Owner" IS NULL
+  AND ("StatusName" = 'Succeeded' OR ("StatusName" = 'Failed' AND "DueAt" IS NULL))
+"#;
+
+const DELETE: &str = r#"DELETE FROM {table} WHERE "Id" = ANY ($1) AND "Owner" IS NULL"#;
+
+/// `$2` has an entry for each lane: the group, or null for the outbox.
+const NEXT_DUE: &str = r#"
+SELECT CASE WHEN lane IS NULL THEN (
+           SELECT "DueAt" FROM {published}
+           WHERE "Version" = $1 AND "DueAt" IS NOT NULL
+           ORDER BY "DueAt" LIMIT 1
+       ) ELSE (
+           SELECT "DueAt" FROM {received}
+           WHERE "Version" = $1 AND "Group" = lane AND "DueAt" IS NOT NULL
+           ORDER BY "DueAt" LIMIT 1
+       ) END,
+       {now}
+FROM UNNEST($2::text[]) WITH ORDINALITY AS given (lane, place)
+ORDER BY place
+"#;
+
+const JOIN: &str = r#"
+INSERT INTO {nodes} ("Node", "LeaseUntil") VALUES ($1::text::uuid, {now} + $2::bigint * interval '1 microsecond')
+ON CONFLICT ("Node") DO UPDATE SET "LeaseUntil" = excluded."LeaseUntil"
+"#;
+
+/// Answers no row when the lease has run out.
+const HEARTBEAT: &str = r#"
+WITH renewed AS (
+    UPDATE {nodes} SET "LeaseUntil" = {now} + $2::bigint * interval '1 microsecond'
+    WHERE "Node" = $1::text::uuid AND "LeaseUntil" > clock_timestamp()
+    RETURNING "Node"
+)
+SELECT (SELECT min("LeaseUntil") FROM {nodes} WHERE "Node" <> $1::text::uuid), {now} FROM renewed
+"#;
+
+const FORGET_EXPIRED: &str = r#"
+WITH expired AS MATERIALIZED (
+    SELECT "Node" FROM {nodes} WHERE "LeaseUntil" <= {now} ORDER BY "Node" FOR UPDATE
+)
+DELETE FROM {nodes} WHERE "Node" = ANY (ARRAY (SELECT "Node" FROM expired)) RETURNING "Node"
+"#;
+
+const FORGET: &str = r#"DELETE FROM {nodes} WHERE "Node" = $1::text::uuid"#;
+
+/// A statement whose text was made from templates of this file and the name of a schema that was checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement(Arc<str>);
+
+impl Statement {
+    /// A query that the driver prepares once for each connection.
+    pub(crate) fn query<'q>(&self) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.0)))
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The names of the tables in one schema, quoted.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    /// As it was given, not quoted.
+    pub(crate) plain: String,
+    schema: String,
+    pub(crate) published: String,
+    pub(crate) received: String,
+    nodes: String,
+    pub(crate) versions: String,
+}
+
+impl Names {
+    /// Schemas hold neither quotes nor braces (see `config.rs`).
+    pub(crate) fn new(schema: &str) -> Self {
+        let name = |table: &str| format!("\"{schema}\".\"{table}\"");
+        Self {
+            plain: schema.to_owned(),
+            schema: format!("\"{schema}\""),
+            published: name(Table::Outbox.as_str()),
+            received: name(Table::Inbox.as_str()),
+            nodes: name("nodes"),
+            versions: name("schema"),
+        }
+    }
+
+    fn of(&self, table: Table) -> &str {
+        match table {
+            Table::Outbox => &self.published,
+            Table::Inbox => &self.received,
+        }
+    }
+
+    fn fill(&self, template: &str) -> Statement {
+        let text = template
+            .replace("{published}", &self.published)
+            .replace("{received}", &self.received)
+            .replace("{nodes}", &self.nodes)
+            .replace("{versions}", &self.versions)
+            .replace("{schema}", &self.schema)
+            .replace("{now}", NOW)
+            .replace("{utc}", UTC);
+        Statement(text.into())
+    }
+}
+
+/// Every statement, ready for one schema.
+#[derive(Debug)]
+pub(crate) struct Sql {
+    pub(crate) names: Names,
+    pub(crate) published: TableSql,
+    pub(crate) received: TableSql,
+    pub(crate) next_due: Statement,
+    pub(crate) lock_node: Statement,
+    pub(crate) join: Statement,
+    pub(crate) heartbeat: Statement,
+    pub(crate) forget_expired: Statement,
+    pub(crate) forget: Statement,
+    pub(crate) create_schema: Statement,
+    pub(crate) create_versions: Statement,
+    pub(crate) schema_version: Statement,
+    pub(crate) record_version: Statement,
+    pub(crate) migrations: Vec<Statement>,
+}
+
+/// The statements on one of the two tables.
+#[derive(Debug)]
+pub(crate) struct TableSql {
+    pub(crate) insert: Statement,
+    pub(crate) insert_held: Statement,
+    pub(crate) claim: Statement,
+    pub(crate) settle: Statement,
+    pub(crate) release: Statement,
+    pub(crate) give_back: Statement,
+    pub(crate) take_over: Statement,
+    pub(crate) collect: Statement,
+    pub(crate) counts: Statement,
+    pub(crate) list: Statement,
+    pub(crate) find: Statement,
+    pub(crate) requeue: Statement,
+    pub(crate) delete: Statement,
+}
+
+impl Sql {
+    /// For a schema that was checked.
+    pub(crate) fn new(schema: &str) -> Self {
+        let names = Names::new(schema);
+        Self {
+            published: TableSql::new(&names, Table::Outbox),
+            received: TableSql::new(&names, Table::Inbox),
+            next_due: names.fill(NEXT_DUE),
+            lock_node: names.fill(LOCK_NODE),
+            join: names.fill(JOIN),
+            heartbeat: names.fill(HEARTBEAT),
+            forget_expired: names.fill(FORGET_EXPIRED),
+            forget: names.fill(FORGET),
+            create_schema: names.fill(CREATE_SCHEMA),
+            create_versions: names.fill(CREATE_VERSIONS),
+            schema_version: names.fill(SCHEMA_VERSION),
+            record_version: names.fill(RECORD_VERSION),
+            migrations: MIGRATIONS.iter().map(|script| names.fill(script)).collect(),
+            names,
+        }
+    }
+
+    pub(crate) fn table(&self, table: Table) -> &TableSql {
+        match table {
+            Table::Outbox => &self.published,
+            Table::Inbox => &self.received,
+        }
+    }
+}
+
+impl TableSql {
+    fn new(names: &Names, table: Table) -> Self {
+        // What only the inbox has: the column, its value, the key, and the lane's condition.
+        let [group, group_column, group_given, key, in_lane] = match table {
+            Table::Outbox => ["NULL::text", "", "", "\"MessageId\"", "true"],
+            Table::Inbox => {
+                ["\"Group\"", "\"Group\", ", "group_name, ", "\"MessageId\", \"Group\"", "\"Group\" = $5::text"]
+            }
+        };
+        let fill = |template: &str| {
+            let template = template
+                .replace("{table}", names.of(table))
+                .replace("{group}", group)
+                .replace("{group_column}", group_column)
+                .replace("{group_given}", group_given)
+                .replace("{key}", key)
+                .replace("{in_lane}", in_lane);
+            names.fill(&template)
+        };
+        Self {
+            insert: fill(INSERT),
+            insert_held: fill(INSERT_HELD),
+            claim: fill(CLAIM),
+            settle: fill(SETTLE),
+            release: fill(RELEASE),
+            give_back: fill(GIVE_BACK),
+            take_over: fill(TAKE_OVER),
+            collect: fill(COLLECT),
+            counts: fill(COUNTS),
+            list: fill(LIST),
+            find: fill(FIND),
+            requeue: fill(REQUEUE),
+            delete: fill(DELETE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_to_be_filled_in() {
+        let everything = format!("{:?}", Sql::new("odd; name"));
+        assert!(
+            !everything.contains('{')
+                || !everything.split('{').any(|part| {
+                    part.find('}')
+                        .is_some_and(|end| part[..end].chars().all(|c| c.is_ascii_lowercase() || c == '_') && end > 0)
+                }),
+            "a hole is left"
+        );
+        assert!(everything.contains(r#"\"odd; name\".\"published\""#));
+    }
+
+    #[test]
+    fn only_an_insert_writes_content() {
+        let sql = Sql::new("cap");
+        for table in [&sql.published, &sql.received] {
+            for statement in [&table.claim, &table.settle, &table.requeue, &table.take_over, &table.release] {
+                assert!(!statement.text().contains("\"Content\" ="), "{}", statement.text());
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The storage.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cap_core::lifecycle::State;
+use cap_core::storage::{
+    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    Storage, StorageCapabilities, Table, TakenOver, Wake,
+};
+use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
+use sqlx::{Connection, PgConnection, PgPool, Row};
+
+use crate::config::PostgresOptions;
+use crate::error::{Attempt, Fallible};
+use crate::session::{self, Pools, Via, Work};
+use crate::sql::Sql;
+use crate::watch::{self, Notifier};
+use crate::{record, schema};
+
+/// A storage in a PostgreSQL database. A handle: cheap to clone, and any number of handles on one database, in this
+/// process or in others, work together.
+///
+/// ```no_run
+/// use cap_core::Storage;
+/// use cap_storage_postgres::PostgresStorage;
+///
+/// # async fn example() -> cap_core::Result<()> {
+/// let storage = PostgresStorage::connect("postgres://orders:secret@db.example.com/orders").await?;
+/// storage.prepare().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PostgresStorage(Arc<Shared>);
+
+struct Shared {
+    pools: Pools,
+    sql: Arc<Sql>,
+    migrate: bool,
+    notifier: Notifier,
+}
+
+impl PostgresStorage {
+    /// The database at `url` (`postgres://role:password@host:5432/database`) with the default options, over a pool of
+    /// its own.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with).
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(PostgresOptions::new(url)).await
+    }
+
+    /// The database of `options`, over a pool of its own. Connects once, so that what is wrong shows here.
+    ///
+    /// # Errors
+    /// - `Invalid`: an option cannot be, such as a URL that is none;
+    /// - `Unavailable`: there is no such host, nothing listens at the port, or no answer came within the connect
+    ///   timeout;
+    /// - `Rejected`: role or password are wrong, the database is missing, or the role may not use it.
+    ///
+    /// None shows the password.
+    pub async fn connect_with(options: PostgresOptions) -> Result<Self> {
+        let storage = Self::connect_lazy(options.clone())?;
+        session::try_connect(&storage.0.pools.work.connect_options(), options.connect_timeout).await?;
+        Ok(storage)
+    }
+
+    /// The same, but it connects when it is first used, which is [`prepare`](Storage::prepare) where an engine starts.
+    /// Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// `Invalid` when an option cannot be.
+    pub fn connect_lazy(options: PostgresOptions) -> Result<Self> {
+        options.check()?;
+        let pools = Pools::own(options.connect_options()?, &options);
+        Ok(Self::over(pools, &options))
+    }
+
+    /// A storage over a pool that is there already, with the default options. It does no I/O.
+    ///
+    /// Leases and listening use up to three connections beside the pool, made with the pool's connect options, so that
+    /// a busy pool never costs a node its life.
+    pub fn new(pool: PgPool) -> Self {
+        let options = PostgresOptions::default();
+        Self::over(Pools::over(pool, &options), &options)
+    }
+
+    /// The same with options; those about the URL and the pool do not apply.
+    ///
+    /// # Errors
+    /// `Invalid` when an option cannot be.
+    pub fn with_pool(pool: PgPool, options: PostgresOptions) -> Result<Self> {
+        options.check()?;
+        Ok(Self::over(Pools::over(pool, &options), &options))
+    }
+
+    fn over(pools: Pools, options: &PostgresOptions) -> Self {
+        let notifier = Notifier::new(pools.work.clone(), &options.schema);
+        let sql = Arc::new(Sql::new(&options.schema));
+        Self(Arc::new(Shared { pools, sql, migrate: options.migrate, notifier }))
+    }
+
+    /// The pool that it works over: your own, or the one that it made.
+    pub fn pool(&self) -> &PgPool {
+        &self.0.pools.work
+    }
+
+    pub(crate) fn sql(&self) -> &Arc<Sql> {
+        &self.0.sql
+    }
+
+    pub(crate) fn pools(&self) -> &Pools {
+        &self.0.pools
+    }
+
+    pub(crate) fn notifier(&self) -> &Notifier {
+        &self.0.notifier
+    }
+
+    async fn work<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
+        self.0.pools.run(Via::Work, attempt, context, work).await
+    }
+
+    async fn keep<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
+        self.0.pools.run(Via::Keepers, attempt, context, work).await
+    }
+
+    /// Tells others of records that are due again.
+    fn tell_of(&self, outbox: u64, inbox: u64) {
+        for (table, number) in [(Table::Outbox, outbox), (Table::Inbox, inbox)] {
+            if number > 0 {
+                self.0.notifier.tell(table);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for PostgresStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let schema = &self.0.sql.names.plain;
+        f.debug_struct("PostgresStorage").field("place", &self.0.pools.place).field("schema", schema).finish()
+    }
+}
+
+impl Storage for PostgresStorage {
+    fn describe(&self) -> String {
+        format!("{} schema {}", self.0.pools.place, self.0.sql.names.plain)
+    }
+
+    fn capabilities(&self) -> StorageCapabilities {
+        StorageCapabilities {
+            persistent: true,
+            shared: true,
+            enlists: true,
+            transactional_handlers: true,
+            savepoints: true,
+            watches: true,
+            host_clock: false,
+            max_content: None,
+        }
+    }
+
+    fn prepare(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let Shared { pools, sql, migrate, .. } = &*self.0;
+            let attempt = Attempt::on_database("prepare the tables of");
+            if *migrate {
+                pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::apply(connection, sql))).await
+            } else {
+                pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::check(connection, sql))).await
+            }
+        })
+    }
+
+    fn insert(
+        &self,
+        table: Table,
+        records: Vec<NewRecord>,
+        claim: Option<Claim>,
+    ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
+        Box::pin(async move {
+            let attempt = Attempt::on("insert into", table);
+            record::check(table, &records, claim).map_err(|fault| self.0.pools.explain(fault, attempt))?;
+            let sql = self.0.sql.table(table);
+            let waits = records.iter().any(|record| record.state.due().is_some());
+            let insert =
+                self.work(attempt, (sql, table, records, claim), |connection, (sql, table, records, claim)| {
+                    Box::pin(record::insert(connection, sql, *table, records, *claim))
+                });
+            let inserted = insert.await?;
+            if waits {
+                self.0.notifier.tell(table);
+            }
+            Ok(inserted)
+        })
+    }
+
+    fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
+        let attempt = Attempt::on("claim from", request.lane.table());
+        Box::pin(self.work(attempt, (&self.0.sql, request), |connection, (sql, request)| {
+            Box::pin(async move {
+                let records = record::claim(connection, sql, request).await?;
+                if records.len() >= request.limit {
+                    return Ok(Claimed { records, next_due: None });
+                }
+                let lanes = std::slice::from_ref(&request.lane);
+                let next_due = record::waits(connection, sql, &request.version, lanes).await?.pop().flatten();
+                Ok(Claimed { records, next_due })
+            })
+        }))
+    }
+
+    fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
+        let context = (&self.0.sql.table(table).settle, settlements);
+        Box::pin(self.work(Attempt::on("settle records in", table), context, |connection, (settle, settlements)| {
+            Box::pin(record::settle(connection, settle, settlements))
+        }))
+    }
+
+    fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
+        let context = (&self.0.sql, table, claim.node.to_string(), claim.token.to_string());
+        let attempt = Attempt::on("release a claim in", table);
+        Box::pin(self.keep(attempt, context, |connection, (sql, table, node, token)| {
+            Box::pin(async move {
+                let mut tx = connection.begin().await?;
+                sql.lock_node.query().bind(node).execute(&mut *tx).await?;
+                let release = sql.table(*table).release.query().bind(node).bind(token);
+                let released = release.execute(&mut *tx).await?.rows_affected();
+                tx.commit().await?;
+                Ok(released)
+            })
+        }))
+    }
+
+    fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
+        let attempt = Attempt::on_database("ask for the next due records of");
+        Box::pin(self.work(attempt, (&self.0.sql, version, lanes), |connection, (sql, version, lanes)| {
+            Box::pin(record::waits(connection, sql, version, lanes))
+        }))
+    }
+
+    fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
+        let context = (&self.0.sql, node.to_string(), record::span(lease));
+        Box::pin(self.keep(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
+            Box::pin(async move {
+                sql.join.query().bind(node).bind(lease).execute(connection).await?;
+                Ok(())
+            })
+        }))
+    }
+
+    fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
+        let context = (&self.0.sql, node.to_string(), record::span(lease));
+        Box::pin(self.keep(
+            Attempt::on_database("renew a node's lease in"),
+            context,
+            |connection, (sql, node, lease)| {
+                Box::pin(async move {
+                    let renewed = sql.heartbeat.query().bind(node).bind(lease).fetch_optional(connection).await?;
+                    match renewed {
+                        Some(row) => Ok(Lease::Held { next_expiry: record::wait(&row)? }),
+                        None => Ok(Lease::Lost),
+                    }
+                })
+            },
+        ))
+    }
+
+    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+        Box::pin(async {
+            let attempt = Attempt::on_database("take over from dead nodes in");
+            let take = self.keep(attempt, &self.0.sql, |connection, sql| Box::pin(take_over(connection, sql)));
+            let taken = take.await?;
+            self.tell_of(taken.outbox, taken.inbox);
+            Ok(taken)
+        })
+    }
+
+    fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let attempt = Attempt::on_database("sign a node off in");
+            let leave = self.keep(attempt, (&self.0.sql, node.to_string()), |connection, (sql, node)| {
+                Box::pin(leave(connection, sql, node))
+            });
+            let (outbox, inbox) = leave.await?;
+            self.tell_of(outbox, inbox);
+            Ok(())
+        })
+    }
+
+    fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
+        let context = (&self.0.sql.table(table).collect, record::limit(limit));
+        Box::pin(self.work(
+            Attempt::on("delete expired records from", table),
+            context,
+            |connection, (collect, limit)| {
+                Box::pin(async move { Ok(collect.query().bind(limit).execute(connection).await?.rows_affected()) })
+            },
+        ))
+    }
+
+    fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
+        let context = (&self.0.sql.table(table).counts, version);
+        Box::pin(self.work(Attempt::on("count", table), context, |connection, (statement, version)| {
+            Box::pin(async move {
+                let mut counts = Counts::default();
+                for row in statement.query().bind(version.as_str()).fetch_all(connection).await? {
+                    if let Ok(status) = row.try_get::<&str, _>(0)?.parse() {
+                        counts.add(status, row.try_get(1)?, row.try_get::<i64, _>(2)?.unsigned_abs());
+                    }
+                }
+                Ok(counts)
+            })
+        }))
+    }
+
+    fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
+        let context = (self.0.sql.table(table), query);
+        Box::pin(self.work(Attempt::on("list", table), context, |connection, (sql, query)| {
+            Box::pin(record::list(connection, sql, query))
+        }))
+    }
+
+    fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(async move {
+            let attempt = Attempt::on("requeue records of", table);
+            let context = (&self.0.sql.table(table).requeue, records, state);
+            let requeue = self.work(attempt, context, |connection, (statement, records, state)| {
+                Box::pin(record::requeue(connection, statement, records, state))
+            });
+            let changed = requeue.await?;
+            if changed > 0 {
+                self.0.notifier.tell(table);
+            }
+            Ok(changed)
+        })
+    }
+
+    fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
+        let context = (&self.0.sql.table(table).delete, records);
+        Box::pin(self.work(Attempt::on("delete records from", table), context, |connection, (delete, records)| {
+            Box::pin(async move {
+                let deleted = delete.query().bind(record::addresses(records)).execute(connection).await?;
+                Ok(deleted.rows_affected())
+            })
+        }))
+    }
+
+    fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
+        Box::pin(watch::watch(self.clone(), wake))
+    }
+}
+
+async fn take_over(connection: &mut PgConnection, sql: &Sql) -> Fallible<TakenOver> {
+    let mut tx = connection.begin().await?;
+    // First the nodes: those that are left are live, and the dead claim nothing more.
+    let expired = sql.forget_expired.query().fetch_all(&mut *tx).await?;
+    let outbox = sql.published.take_over.query().execute(&mut *tx).await?.rows_affected();
+    let inbox = sql.received.take_over.query().execute(&mut *tx).await?.rows_affected();
+    tx.commit().await?;
+    let mut nodes = Vec::with_capacity(expired.len());
+    for row in &expired {
+        nodes.extend(record::node(row, 0)?);
+    }
+    Ok(TakenOver { nodes, outbox, inbox })
+}
+
+/// Answers how many records of each table became due.
+async fn leave(connection: &mut PgConnection, sql: &Sql, node: &str) -> Fallible<(u64, u64)> {
+    let mut tx = connection.begin().await?;
+    sql.forget.query().bind(node).execute(&mut *tx).await?;
+    let outbox = sql.published.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();
+    let inbox = sql.received.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();
+    tx.commit().await?;
+    Ok((outbox, inbox))
+}

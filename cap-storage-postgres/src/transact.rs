@@ -1,0 +1,76 @@
+//! Handlers inside the transaction that settles their own record.
+
+use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
+use cap_core::{BoxFuture, ErrorKind, Result};
+use sqlx::{Postgres, Row, Transaction};
+
+use crate::error::{Attempt, Fallible, Fault};
+use crate::session::no_answer;
+use crate::storage::PostgresStorage;
+use crate::{record, sql};
+
+const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
+const COMMIT: Attempt = Attempt::on("commit a handler's work with", Table::Inbox);
+
+/// The transaction is the driver's own: everything on it is allowed, savepoints too, but do not end it with SQL of your
+/// own (`COMMIT`, `ROLLBACK`). It is `READ COMMITTED` unless the database says otherwise, and has one of the pool's
+/// connections and its record's lock until it ends.
+impl TransactAsync for PostgresStorage {
+    type Tx = Transaction<'static, Postgres>;
+
+    fn begin(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Self::Tx>>> {
+        Box::pin(async move {
+            let limit = self.pools().limit();
+            let begun = tokio::time::timeout(limit, begin(self, &settlement)).await;
+            begun.unwrap_or_else(|_| Err(no_answer(limit))).map_err(|fault| self.pools().explain(fault, BEGIN))
+        })
+    }
+
+    fn commit(&self, tx: Self::Tx, records: Vec<NewRecord>) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let limit = self.pools().limit();
+            let committed = tokio::time::timeout(limit, commit(self, tx, &records)).await;
+            committed.unwrap_or_else(|_| Err(no_answer(limit))).map_err(|fault| self.pools().explain(fault, COMMIT))?;
+            if !records.is_empty() {
+                self.notifier().tell(Table::Outbox);
+            }
+            Ok(())
+        })
+    }
+
+    fn rollback(&self, tx: Self::Tx) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let attempt = Attempt::on("roll back a handler's work with", Table::Inbox);
+            tx.rollback().await.map_err(|error| self.pools().explain(error.into(), attempt))
+        })
+    }
+}
+
+/// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
+async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
+    let mut tx = storage.pools().begin(sql::BEGIN).await?;
+    let statement = &storage.sql().received.settle;
+    let settled = record::settle(&mut tx, statement, std::slice::from_ref(settlement)).await?;
+    if settled != [Settled::Written] {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    Ok(Some(tx))
+}
+
+async fn commit(
+    storage: &PostgresStorage,
+    mut tx: Transaction<'static, Postgres>,
+    records: &[NewRecord],
+) -> Fallible<()> {
+    // PostgreSQL answers the COMMIT of a transaction that has failed by rolling back, without an error.
+    let limit = storage.pools().server_limit();
+    let row = sqlx::query(sql::STILL_OPEN).bind(limit).fetch_one(&mut *tx).await?;
+    if !row.try_get::<bool, _>(0)? {
+        let reason = "the transaction was over when the handler returned: it ran COMMIT or ROLLBACK, which it must not";
+        return Err(Fault::said(ErrorKind::Rejected, reason));
+    }
+    record::check(Table::Outbox, records, None)?;
+    record::insert(&mut tx, &storage.sql().published, Table::Outbox, records, None).await?;
+    Ok(tx.commit().await?)
+}

@@ -1,0 +1,140 @@
+//! Time zones, pages, notifications.
+
+use std::time::Duration;
+
+use cap_core::storage::{Lane, Storage, Table, Wake};
+use cap_core::{Due, ErrorKind, RetryPolicy, Timestamp, lifecycle};
+use cap_storage_postgres::PostgresStorage;
+use cap_storage_postgres::sqlx::postgres::PgPoolOptions;
+use cap_storage_postgres::sqlx::{self, Row};
+use tokio::sync::mpsc;
+
+use crate::support::{Database, run};
+use crate::{LEASE, listed, message, node, request};
+
+#[tokio::test]
+async fn a_session_in_another_time_zone_writes_the_same_times() {
+    let database = Database::create().await;
+    database.storage().prepare().await.unwrap();
+    let pool = PgPoolOptions::new().max_connections(1).after_connect(|connection, _| {
+        Box::pin(async move {
+            sqlx::raw_sql("SET TIME ZONE 'Asia/Tokyo'; SET DateStyle = 'German'; SET IntervalStyle = 'iso_8601'")
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+    });
+    let far = PostgresStorage::new(pool.connect_lazy_with(database.options()));
+    let near = database.storage();
+    let moment = Timestamp::from_micros(4_102_444_800_123_456);
+    let at = |id, due| cap_core::storage::NewRecord { state: lifecycle::scheduled(due), ..message(id) };
+    far.insert(Table::Outbox, vec![message("now"), at("at", Due::At(moment))], None).await.unwrap();
+    near.insert(Table::Outbox, vec![message("near")], None).await.unwrap();
+
+    let records = listed(&near, Table::Outbox).await;
+    assert_eq!(records, listed(&far, Table::Outbox).await);
+    assert_eq!(records[1].due, Some(moment));
+    let apart = records[0].added.as_micros().abs_diff(records[2].added.as_micros());
+    assert!(apart < 60_000_000, "`Added` is {apart} µs apart");
+    let claimed = far.claim(request(node(&far).await, Lane::Outbox, 10)).await.unwrap();
+    assert_eq!(claimed.records.len(), 2, "both that are due now");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_reason_with_a_nul_is_stored_all_the_same() {
+    let database = Database::create().await;
+    let storage = database.storage();
+    storage.prepare().await.unwrap();
+    let keep = Duration::from_secs(60);
+    let rules = lifecycle::Rules { retry: RetryPolicy::default(), keep_succeeded: keep, keep_dead: keep };
+    let failed = lifecycle::Outcome::Failed("a\0b".to_owned());
+    let state = lifecycle::settle(1, failed, &rules, 0.0);
+    let record = cap_core::storage::NewRecord { state, ..message("a") };
+    storage.insert(Table::Outbox, vec![record], None).await.unwrap();
+    let reason = listed(&storage, Table::Outbox).await[0].reason.clone().unwrap();
+    assert!(reason.contains("a\u{FFFD}b"), "{reason:?}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn heartbeats_leave_no_trace_in_indexes() {
+    let database = Database::create().await;
+    let storage = database.storage();
+    storage.prepare().await.unwrap();
+    let node = node(&storage).await;
+    for _ in 0..50 {
+        storage.heartbeat(node, LEASE).await.unwrap();
+    }
+    // Statistics of a session are sent when it ends.
+    drop(storage);
+    let mut connection = database.connection().await;
+    let (all, hot) = loop {
+        let row = sqlx::query("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'nodes'")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        let found: (i64, i64) = (row.get(0), row.get(1));
+        if found.0 >= 50 {
+            break found;
+        }
+        run(&mut connection, "SELECT pg_sleep(0.05)").await;
+    };
+    assert_eq!((all, hot), (50, 50), "updates, and those within their page");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_watch_tells_when_its_connection_is_lost() {
+    let database = Database::create().await;
+    let (watcher, writer) = (database.storage(), database.storage());
+    writer.prepare().await.unwrap();
+    let (sender, mut woken) = mpsc::unbounded_channel();
+    let watch = tokio::spawn(async move {
+        let wake = Wake::new(move |table| {
+            let _ = sender.send(table);
+        });
+        watcher.watch(wake).await
+    });
+    // Both tables are woken once it listens.
+    assert_eq!(woken.recv().await, Some(Table::Outbox));
+    assert_eq!(woken.recv().await, Some(Table::Inbox));
+    writer.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
+    assert_eq!(woken.recv().await, Some(Table::Outbox));
+
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+    run(&mut database.connection().await, kill).await;
+    let error = watch.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn many_commits_are_few_notifications_and_the_last_is_told() {
+    let database = Database::create().await;
+    let (watcher, writer) = (database.storage(), database.storage());
+    writer.prepare().await.unwrap();
+    let (sender, mut woken) = mpsc::unbounded_channel();
+    let watch = tokio::spawn(async move {
+        let wake = Wake::new(move |table| {
+            let _ = sender.send(table);
+        });
+        watcher.watch(wake).await
+    });
+    woken.recv().await.unwrap();
+    woken.recv().await.unwrap();
+    let started = std::time::Instant::now();
+    for number in 0..100 {
+        writer.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await.unwrap();
+    }
+    // The first is told at once, and one that covers the last.
+    let mut told = 0;
+    while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(600), woken.recv()).await {
+        told += 1;
+    }
+    let most = started.elapsed().as_millis() / 200 + 1;
+    assert!((2..=most).contains(&told), "told {told} times, at most {most} were expected");
+    watch.abort();
+    database.drop().await;
+}

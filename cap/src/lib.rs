@@ -12,6 +12,7 @@
 //! | `sqlite` (default) | [`sqlite::SqliteStorage`] |
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
 //! | `postgres` | `postgres::PostgresStorage` |
+//! | `rabbitmq` | `rabbitmq::RabbitMq` |
 //! | `full` | all of them |
 //!
 //! # Example
@@ -77,4 +78,10 @@ pub mod memory {
 #[cfg(feature = "postgres")]
 pub mod postgres {
     pub use cap_storage_postgres::*;
+}
+
+/// RabbitMQ as transport.
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq {
+    pub use cap_transport_rabbitmq::*;
 }

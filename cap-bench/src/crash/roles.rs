@@ -1,0 +1,185 @@
+//! What the processes of a crash run do: one engine each, on the places that they are told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cap_core::{Cap, Context, HandlerError, Json, Options, Publish, Storage, Subscribe};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::MissedTickBehavior;
+
+use crate::backend::{Broker, Client as _, Database, End, Fallible};
+use crate::crash::checker::AUDIT;
+use crate::crash::recorder::{Recorder, What};
+use crate::database::now_micros;
+
+/// The groups: one whose handler is transactional, one whose handler is not.
+pub(crate) const GROUPS: [&str; 2] = ["billing", AUDIT];
+
+/// Before a process tries again what a server that is away refused.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long a process that is told to end may take.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a process is there for. Every one of them relays, as every engine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// Places orders.
+    Publisher,
+    /// Only relays.
+    Relay,
+    /// Handles them in both groups.
+    Consumer,
+    /// All of it: where the broker is inside the process.
+    Node,
+}
+
+impl Kind {
+    pub(crate) fn publishes(self) -> bool {
+        matches!(self, Self::Publisher | Self::Node)
+    }
+
+    pub(crate) fn consumes(self) -> bool {
+        matches!(self, Self::Consumer | Self::Node)
+    }
+}
+
+/// What a process is told, as JSON on its command line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Role {
+    pub(crate) kind: Kind,
+    /// Its place among all processes: part of the numbers of its orders.
+    pub(crate) index: i64,
+    /// Which of its lives this is, from 1.
+    pub(crate) life: u32,
+    pub(crate) database: String,
+    pub(crate) broker: String,
+    /// Where the record is kept.
+    pub(crate) folder: PathBuf,
+    /// Orders are placed until then, in microseconds since 1970.
+    pub(crate) until: i64,
+    /// Orders a second.
+    pub(crate) rate: u32,
+    pub(crate) lease_ms: u64,
+}
+
+impl Role {
+    pub(crate) fn name(&self) -> String {
+        format!("{:?}-{}", self.kind, self.index).to_lowercase()
+    }
+
+    /// Numbers that no other life of any process uses.
+    fn first_number(&self) -> i64 {
+        self.index * 1_000_000_000_000 + i64::from(self.life) * 10_000_000
+    }
+}
+
+/// Now and then a handler fails after it has written: what it wrote must not be seen.
+pub(crate) fn mishap() -> Result<(), HandlerError> {
+    match fastrand::u8(..) {
+        0..8 => Err(HandlerError::retry("a mishap on purpose")),
+        _ => Ok(()),
+    }
+}
+
+/// Runs until stdin ends, which a SIGKILL mostly forestalls.
+pub(crate) async fn run<D: Database, B: Broker>(role: Role) -> Fallible {
+    let recorder = Recorder::create(&role.folder, &role.name(), role.life)?;
+    let (database, broker) = (D::at(&role.database)?, B::at(&role.broker)?);
+    let cap = loop {
+        match start(&role, &database, &broker, &recorder).await {
+            Ok(cap) => break cap,
+            Err(error) => {
+                tracing::info!(%error, "not started yet");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    };
+    recorder.record(What::Started)?;
+    let placing = async {
+        if role.kind.publishes() {
+            place(&role, &database, &broker, &cap, &recorder).await?;
+        }
+        std::future::pending::<Fallible>().await
+    };
+    let mut stdin = tokio::io::stdin();
+    tokio::select! {
+        Err(error) = placing => {
+            tracing::error!(%error, "it cannot go on");
+            // Not by returning: the thread that reads stdin would be waited for.
+            std::process::exit(1);
+        }
+        _ = stdin.read_u8() => {}
+    }
+    let _ = tokio::time::timeout(DRAIN, cap.stop()).await;
+    Ok(())
+}
+
+async fn start<D: Database, B: Broker>(
+    role: &Role,
+    database: &D,
+    broker: &B,
+    recorder: &Recorder,
+) -> Fallible<Cap<D::Storage>> {
+    let lease = Duration::from_millis(role.lease_ms);
+    let storage = database.storage().await?;
+    let names = broker.names();
+    let mut builder = Cap::builder().storage(storage.clone()).transport(broker.transport().await?).options(Options {
+        lease,
+        heartbeat: lease / 5,
+        ..Options::default()
+    });
+    if role.kind.consumes() {
+        let recorder = recorder.clone();
+        let billing = database.billing(&storage, &names.topic, recorder.clone());
+        let audit = move |Json(number): Json<i64>, context: Context| {
+            // A failure before the effect; after it the line is written, and there is nothing to take back.
+            let handled = mishap().and_then(|()| Ok(recorder.handled(AUDIT, number, context.attempt())?));
+            std::future::ready(handled)
+        };
+        let audit = Subscribe::to(&names.topic, audit);
+        builder = builder
+            .subscription(billing.group(names.group_of("billing")).concurrency(4))
+            .subscription(audit.group(names.group_of(AUDIT)).concurrency(4));
+    }
+    Ok(builder.start().await?)
+}
+
+/// Places orders at the role's pace; every fifth is rolled back on purpose.
+async fn place<D: Database, B: Broker>(
+    role: &Role,
+    database: &D,
+    broker: &B,
+    cap: &Cap<D::Storage>,
+    recorder: &Recorder,
+) -> Fallible
+where
+    D::Storage: Storage,
+{
+    let mut pace = tokio::time::interval(Duration::from_secs(1) / role.rate.max(1));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut client = None;
+    for number in role.first_number().. {
+        pace.tick().await;
+        if now_micros() > role.until {
+            return Ok(());
+        }
+        let Some(connected) = client.as_mut() else {
+            client = database.client().await.ok();
+            continue;
+        };
+        let end = if number % 5 == 4 { End::RollBack } else { End::Commit };
+        recorder.record(What::Begun { id: number })?;
+        let message = Publish::json(&broker.names().topic, &number);
+        match (connected.place(cap, number, message, end).await, end) {
+            (Ok(()), End::Commit) => recorder.record(What::Committed { id: number })?,
+            (Ok(()), End::RollBack) => recorder.record(What::RolledBack { id: number })?,
+            (Err(error), _) => {
+                tracing::debug!(number, %error, "the transaction's end is unknown");
+                client = None;
+            }
+        }
+    }
+    Ok(())
+}

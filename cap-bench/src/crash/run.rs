@@ -1,0 +1,149 @@
+//! A whole run: starts everything, lets the nemesis rage, heals, waits until all is delivered, and judges.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::backend::{Broker, Database, Fallible};
+use crate::crash::checker::{self, Verdict};
+use crate::crash::nemesis::{Nemesis, Tally};
+use crate::crash::proxy::{Proxy, rewritten};
+use crate::crash::recorder::{self, Recorder, What};
+use crate::crash::roles::{Kind, Role};
+use crate::crash::servers::{SCRIPT, Servers};
+use crate::database::now_micros;
+use crate::report;
+
+/// What a run can be told.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Settings {
+    /// Decides what is attacked, and when.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How long the nemesis rages.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) seconds: u64,
+    /// Orders a second of each publisher.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) rate: u32,
+    /// The lease of each node, in milliseconds.
+    #[arg(long, default_value_t = 5000)]
+    pub(crate) lease_ms: u64,
+    /// How long the rest may take once everything is healed, in seconds.
+    #[arg(long, default_value_t = 120)]
+    pub(crate) rest: u64,
+    /// Keep the record of what happened.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    #[arg(long, hide = true)]
+    pub(crate) role: Option<String>,
+}
+
+/// How long a process that is told to end may take before it is killed.
+const END: Duration = Duration::from_secs(15);
+/// How often it is looked whether all is delivered.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs it; answers the figures, and whether nothing is wrong.
+pub(crate) async fn run<D: Database, B: Broker>(
+    settings: &Settings,
+    storage: &str,
+    transport: &str,
+) -> Fallible<(Map<String, Value>, bool)> {
+    let (database, broker) = (D::fresh().await?, B::fresh().await?);
+    let place = database.place().ok_or("the memory storage dies with its process: there is nothing to check")?;
+    let broker_place = broker.place().ok_or("the broker has no place")?;
+    broker.declare_groups().await?;
+    let servers = Servers::found(storage, transport);
+    if servers.is_none() {
+        report::progress(format_args!(
+            "NOTE: NO SERVER IS ATTACKED ({SCRIPT} is not set, or {storage} and {transport} have no server of their \
+             own): only processes and connections are"
+        ));
+    }
+
+    let mut proxies = Vec::new();
+    let place = proxied(&mut proxies, "database", place).await?;
+    let broker_place = proxied(&mut proxies, "broker", broker_place).await?;
+    let folder = tempfile::tempdir()?;
+    let recorder = Recorder::create(folder.path(), "nemesis", 1)?;
+    let kinds: &[Kind] = match transport {
+        "memory" => &[Kind::Node, Kind::Node],
+        _ => &[Kind::Publisher, Kind::Publisher, Kind::Relay, Kind::Consumer, Kind::Consumer],
+    };
+    let until = now_micros() + i64::try_from(settings.seconds)? * 1_000_000;
+    let role = |(index, kind): (i64, &Kind)| Role {
+        kind: *kind,
+        index,
+        life: 0,
+        database: place.clone(),
+        broker: broker_place.clone(),
+        folder: folder.path().to_owned(),
+        until,
+        rate: settings.rate,
+        lease_ms: settings.lease_ms,
+    };
+    let roles = (1..).zip(kinds).map(role).collect();
+    let command = ["crash", "--storage", storage, "--transport", transport].map(str::to_owned).to_vec();
+    let mut nemesis = Nemesis::new(roles, proxies, servers, command, settings.seed, recorder.clone());
+
+    nemesis.start_all()?;
+    nemesis.rage(settings.seconds).await?;
+    report::progress(format_args!("everything is healed; waiting until all is delivered"));
+    let begun = Instant::now();
+    let healed = now_micros();
+    let judge = async || Fallible::Ok(checker::check(&recorder::read(folder.path())?, &database.business().await?));
+    while now_micros() < until || !judge().await?.is_complete() {
+        if begun.elapsed() > Duration::from_secs(settings.rest) {
+            report::progress(format_args!("NOT all was delivered within {} s", settings.rest));
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let rest = (now_micros() - healed) as f64 / 1e6;
+    recorder.record(What::Attack { on: "end".into() })?;
+    nemesis.end_all(END).await?;
+    let verdict = judge().await?;
+    let figures = figures(&nemesis.tally, &verdict, rest);
+
+    if settings.keep || !verdict.is_good() {
+        let kept = folder.keep();
+        report::progress(format_args!("the record is kept in {}", kept.display()));
+    }
+    broker.discard().await?;
+    if verdict.is_good() {
+        database.discard().await?;
+    }
+    Ok((figures, verdict.is_good() && verdict.is_complete()))
+}
+
+/// The place, reached through a proxy if it is on a server.
+async fn proxied(proxies: &mut Vec<(&'static str, Proxy)>, name: &'static str, place: String) -> Fallible<String> {
+    // The broker's place is JSON with a URL in it, the database's a URL or a path.
+    let parsed = serde_json::from_str::<Map<String, Value>>(&place).ok();
+    let url = match &parsed {
+        Some(members) => members.get("url").and_then(Value::as_str),
+        None => Some(place.as_str()),
+    };
+    let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let Some((target, _)) = url.and_then(|url| rewritten(url, nowhere)) else { return Ok(place) };
+    let proxy = Proxy::start(target).await?;
+    let through = url.and_then(|url| rewritten(url, proxy.address())).map(|(_, through)| through).unwrap_or_default();
+    proxies.push((name, proxy));
+    match parsed {
+        Some(mut members) => {
+            members.insert("url".into(), through.into());
+            Ok(serde_json::to_string(&members)?)
+        }
+        None => Ok(through),
+    }
+}
+
+fn figures(tally: &Tally, verdict: &Verdict, rest: f64) -> Map<String, Value> {
+    let mut figures = report::object(json!(tally));
+    figures.extend(report::object(json!(verdict)));
+    figures.insert("complete".into(), verdict.is_complete().into());
+    figures.insert("healed_until_delivered_s".into(), json!(rest));
+    figures
+}

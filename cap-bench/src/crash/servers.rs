@@ -1,0 +1,62 @@
+//! The servers themselves, attacked through `scripts/backends`, whose path `CAP_TEST_BACKENDS` names.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::backend::Fallible;
+
+/// Names the script.
+pub(crate) const SCRIPT: &str = "CAP_TEST_BACKENDS";
+
+/// The script and the servers that it may attack.
+#[derive(Debug, Clone)]
+pub(crate) struct Servers {
+    script: PathBuf,
+    /// Its names of the broker and of the database.
+    pub(crate) names: Vec<&'static str>,
+}
+
+impl Servers {
+    /// `None` if there is no script, or none of the servers is a process of its own.
+    pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
+        let script = PathBuf::from(std::env::var_os(SCRIPT)?);
+        let known = [("postgres", storage == "postgres"), ("rabbitmq", transport == "rabbitmq")];
+        let names: Vec<_> = known.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect();
+        (!names.is_empty()).then_some(Self { script, names })
+    }
+
+    /// Runs the script and waits for its end.
+    pub(crate) async fn run(&self, command: &str, server: &str) -> Fallible {
+        let output = Command::new(&self.script).args([command, server]).output().await?;
+        if !output.status.success() {
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("{} {command} {server}: {}: {told}", self.script.display(), output.status).into());
+        }
+        Ok(())
+    }
+
+    /// Kills a server and starts it again.
+    pub(crate) async fn restart(&self, server: &str) -> Fallible {
+        self.run("kill", server).await?;
+        self.run("restart", server).await
+    }
+
+    /// Stops a server for a while.
+    pub(crate) async fn freeze(&self, server: &str, pause: Duration) -> Fallible {
+        self.run("freeze", server).await?;
+        tokio::time::sleep(pause).await;
+        self.run("thaw", server).await
+    }
+
+    /// Whatever was done to them: they run and answer afterwards. One that was not frozen cannot be thawed, which is
+    /// no failure; one that runs is left alone by `up`.
+    pub(crate) async fn heal(&self) -> Fallible {
+        for server in &self.names {
+            let _ = self.run("thaw", server).await;
+            self.run("up", server).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! PostgreSQL: a database of its own for each round, on the server that `CAP_TEST_POSTGRES_URL` names.
+
+use cap_core::storage::Storage as _;
+use cap_core::{Cap, Context, Json, Publish, Subscribe, Tx};
+use cap_storage_postgres::PostgresStorage;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
+
+use crate::backend::{Business, Client, Database, End, Fallible, unique};
+use crate::crash::recorder::Recorder;
+use crate::crash::roles::mishap;
+use crate::database::{BUSINESS, NOTE, now_micros};
+use crate::twin::postgres::PostgresHand;
+
+/// Names the server; its role must be allowed to create databases.
+pub(crate) const URL: &str = "CAP_TEST_POSTGRES_URL";
+
+/// One database.
+#[derive(Clone)]
+pub(crate) struct Postgres {
+    url: String,
+}
+
+fn server() -> Fallible<String> {
+    std::env::var(URL).map_err(|_| format!("{URL} is not set: eval \"$(scripts/backends env)\"").into())
+}
+
+/// The same server, another database.
+fn with_database(url: &str, name: &str) -> Fallible<String> {
+    let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
+    let (authority, old) = rest.split_once('/').unwrap_or((rest, ""));
+    let parameters = old.split_once('?').map_or(String::new(), |(_, parameters)| format!("?{parameters}"));
+    Ok(format!("{scheme}://{authority}/{name}{parameters}"))
+}
+
+pub(crate) async fn open(url: &str) -> Fallible<PgConnection> {
+    let options: sqlx::postgres::PgConnectOptions = url.parse()?;
+    Ok(options.disable_statement_logging().connect().await?)
+}
+
+impl Postgres {
+    fn name(&self) -> &str {
+        let path = self.url.rsplit_once('/').map_or("", |(_, path)| path);
+        path.split('?').next().unwrap_or_default()
+    }
+}
+
+impl Database for Postgres {
+    type Storage = PostgresStorage;
+    type Client = PostgresClient;
+    type Hand = PostgresHand;
+
+    async fn fresh() -> Fallible<Self> {
+        let name = format!("cap_bench_{}", unique());
+        let mut server_connection = open(&server()?).await?;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut server_connection).await?;
+        // What the round before left to be written is not this round's work.
+        let _ = sqlx::query("CHECKPOINT").execute(&mut server_connection).await;
+        let database = Self { url: with_database(&server()?, &name)? };
+        let mut connection = open(&database.url).await?;
+        for table in BUSINESS {
+            sqlx::query(table).execute(&mut connection).await?;
+        }
+        database.storage().await?.prepare().await?;
+        Ok(database)
+    }
+
+    fn at(place: &str) -> Fallible<Self> {
+        Ok(Self { url: place.to_owned() })
+    }
+
+    fn place(&self) -> Option<String> {
+        Some(self.url.clone())
+    }
+
+    async fn storage(&self) -> Fallible<PostgresStorage> {
+        Ok(PostgresStorage::connect(&self.url).await?)
+    }
+
+    async fn client(&self) -> Fallible<PostgresClient> {
+        Ok(PostgresClient(open(&self.url).await?))
+    }
+
+    async fn hand(&self) -> Fallible<PostgresHand> {
+        Ok(PostgresHand(open(&self.url).await?))
+    }
+
+    async fn another(&self, _: &PostgresHand) -> Fallible<PostgresHand> {
+        self.hand().await
+    }
+
+    fn billing(&self, _: &PostgresStorage, topic: &str, recorder: Recorder) -> Subscribe {
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<PostgresStorage>| {
+            let recorder = recorder.clone();
+            async move {
+                recorder.handled("billing", number, context.attempt())?;
+                sqlx::query("INSERT INTO invoices (number, made_at) VALUES ($1, $2)")
+                    .bind(number)
+                    .bind(now_micros())
+                    .execute(&mut **tx)
+                    .await?;
+                mishap()
+            }
+        })
+    }
+
+    async fn business(&self) -> Fallible<Business> {
+        let mut connection = open(&self.url).await?;
+        let mut tx = connection.begin().await?;
+        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await?;
+        let orders = sqlx::query("SELECT number FROM orders").fetch_all(&mut *tx).await?;
+        let invoices = sqlx::query("SELECT number, made_at FROM invoices").fetch_all(&mut *tx).await?;
+        Ok(Business {
+            orders: orders.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
+            invoices: invoices.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Fallible<_>>()?,
+        })
+    }
+
+    async fn transactions(&self) -> Fallible<Option<u64>> {
+        let mut connection = open(&server()?).await?;
+        let counted = sqlx::query("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1")
+            .bind(self.name())
+            .fetch_one(&mut connection)
+            .await?;
+        Ok(Some(u64::try_from(counted.try_get::<i64, _>(0)?)?))
+    }
+
+    async fn discard(self) -> Fallible {
+        let mut connection = open(&server()?).await?;
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name());
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await?;
+        Ok(())
+    }
+}
+
+/// An application's connection.
+pub(crate) struct PostgresClient(PgConnection);
+
+impl Client<PostgresStorage> for PostgresClient {
+    async fn place(&mut self, cap: &Cap<PostgresStorage>, number: i64, message: Publish, end: End) -> Fallible {
+        let mut tx = self.0.begin().await?;
+        sqlx::query("INSERT INTO orders (number, note) VALUES ($1, $2)")
+            .bind(number)
+            .bind(NOTE)
+            .execute(&mut *tx)
+            .await?;
+        cap.publish_many_in(&mut tx, [message]).await?;
+        match end {
+            End::Commit => tx.commit().await?,
+            End::RollBack => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_database_of_the_same_server_is_named() {
+        assert_eq!(with_database("postgres://u:p@h:1/cap?x=1", "b").unwrap(), "postgres://u:p@h:1/b?x=1");
+        assert_eq!(with_database("postgres://h", "b").unwrap(), "postgres://h/b");
+        assert_eq!(Postgres::at("postgres://u:p@h:1/cap?x=1").unwrap().name(), "cap");
+    }
+}

@@ -1,0 +1,243 @@
+//! The options of a transport.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cap_core::Version;
+use serde::Deserialize;
+
+use crate::settings::place_of;
+
+/// How long a message stays in a queue that .NET CAP makes.
+const DOTNET_MESSAGE_TTL: Duration = Duration::from_secs(864_000);
+
+/// The kind of queue that a group gets. A queue that exists with another kind is refused, never changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueueType {
+    /// Replicated and fsynced: what is confirmed survives the loss of a minority of the cluster.
+    #[default]
+    Quorum,
+    /// On one node.
+    Classic,
+    /// Whatever the broker makes when nothing is asked for, as .NET CAP does unless it is told otherwise.
+    BrokerDefault,
+}
+
+/// What becomes of a message that no queue wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unroutable {
+    /// It is reported as `Unroutable`: it stays in the outbox and is tried again.
+    #[default]
+    Retry,
+    /// It is confirmed, with a warning in the log, and is gone.
+    Drop,
+}
+
+/// Where the broker is and how it is used. All but the URL have defaults that suit production; durations are written as
+/// `30s` in a configuration file.
+///
+/// ```
+/// use std::time::Duration;
+/// use cap_transport_rabbitmq::{RabbitMq, RabbitMqOptions};
+///
+/// let options = RabbitMqOptions::new("amqp://orders:s3cret@broker-1:5672/shop").connect_timeout(Duration::from_secs(3));
+/// assert!(!format!("{options:?}").contains("s3cret"));
+/// let transport = RabbitMq::with_options(options)?;
+/// # Ok::<(), cap_core::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RabbitMqOptions {
+    pub(crate) url: String,
+    pub(crate) exchange: Option<String>,
+    pub(crate) version: Version,
+    pub(crate) queue_type: QueueType,
+    #[serde(with = "humantime_serde")]
+    pub(crate) message_ttl: Option<Duration>,
+    pub(crate) delivery_limit: Option<i32>,
+    pub(crate) unroutable: Unroutable,
+    pub(crate) publish_channels: usize,
+    pub(crate) window: usize,
+    pub(crate) max_body: usize,
+    #[serde(with = "humantime_serde")]
+    pub(crate) confirm_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(crate) connect_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(crate) heartbeat: Duration,
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+impl Default for RabbitMqOptions {
+    /// A broker on this machine, with RabbitMQ's own user and virtual host.
+    fn default() -> Self {
+        Self {
+            url: "amqp://localhost:5672/%2f".into(),
+            exchange: None,
+            version: Version::default(),
+            queue_type: QueueType::default(),
+            message_ttl: None,
+            delivery_limit: None,
+            unroutable: Unroutable::default(),
+            publish_channels: 1,
+            window: 2_000,
+            max_body: 16 * 1024 * 1024,
+            confirm_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(20),
+            ca_file: None,
+        }
+    }
+}
+
+impl RabbitMqOptions {
+    /// Default options for the broker at `url`: `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS. What
+    /// has a meaning in a URL is percent-encoded; a missing or empty virtual host is `/`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), ..Self::default() }
+    }
+
+    /// The topic exchange. Default: CAP's, `cap.default.router`, with the version after it unless that is `v1`.
+    #[must_use]
+    pub fn exchange(mut self, name: impl Into<String>) -> Self {
+        self.exchange = Some(name.into());
+        self
+    }
+
+    /// The version of the engines, which the default exchange is named after. Default: `v1`.
+    #[must_use]
+    pub fn version(mut self, version: Version) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// The kind of queue that a group gets. Default: quorum.
+    #[must_use]
+    pub fn queue_type(mut self, queue_type: QueueType) -> Self {
+        self.queue_type = queue_type;
+        self
+    }
+
+    /// How long a message may wait in a queue before the broker throws it away. Default: for ever.
+    #[must_use]
+    pub fn message_ttl(mut self, ttl: Duration) -> Self {
+        self.message_ttl = Some(ttl);
+        self
+    }
+
+    /// Declares queues exactly as .NET CAP does with its defaults, so that services of both kinds can share a group:
+    /// no queue type, and messages expire after ten days. In a configuration file: `queue_type = "broker_default"`,
+    /// `message_ttl = "10days"`.
+    #[must_use]
+    pub fn cap_compatible(self) -> Self {
+        self.queue_type(QueueType::BrokerDefault).message_ttl(DOTNET_MESSAGE_TTL)
+    }
+
+    /// After how many redeliveries a quorum queue throws a message away; `-1` for never, which RabbitMQ knows from 4.0
+    /// on. Default: nothing is asked for, which is *never* before RabbitMQ 4.0 and 20 since.
+    #[must_use]
+    pub fn delivery_limit(mut self, limit: i32) -> Self {
+        self.delivery_limit = Some(limit);
+        self
+    }
+
+    /// What becomes of a message that no queue wants. Default: it is tried again.
+    #[must_use]
+    pub fn unroutable(mut self, unroutable: Unroutable) -> Self {
+        self.unroutable = unroutable;
+        self
+    }
+
+    /// Over how many channels messages are sent. With one, all messages of a handle keep their order; with several, only
+    /// those of one topic do, which always go over the same. Default: 1.
+    #[must_use]
+    pub fn publish_channels(mut self, channels: usize) -> Self {
+        self.publish_channels = channels;
+        self
+    }
+
+    /// How many messages may be on their way to the broker, unconfirmed. A full window makes senders wait.
+    /// Default: 2000.
+    #[must_use]
+    pub fn window(mut self, messages: usize) -> Self {
+        self.window = messages;
+        self
+    }
+
+    /// The largest body, in bytes; a larger one is `Invalid`. Not above `max_message_size` of the broker. Default:
+    /// 16 MiB, which is RabbitMQ's own limit from 4.0 on.
+    #[must_use]
+    pub fn max_body(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// How long a message may wait for room in the window and for the broker's confirm, both together, before it is
+    /// reported as `Unavailable`. Default: 30 s.
+    #[must_use]
+    pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
+        self.confirm_timeout = timeout;
+        self
+    }
+
+    /// How long connecting, or declaring and subscribing, may take. Default: 10 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the broker may be silent before the connection counts as lost, in whole seconds; the broker may ask for
+    /// less. A `heartbeat=` in the URL wins. Default: 20 s.
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
+    /// A file of certificates in PEM form that are trusted beside those of the system, for `amqps://`. Read on each
+    /// connect. Default: none.
+    #[must_use]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+}
+
+impl fmt::Debug for RabbitMqOptions {
+    /// Without the URL's user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqOptions")
+            .field("place", &place_of(&self.url))
+            .field("exchange", &self.exchange)
+            .field("version", &self.version)
+            .field("queue_type", &self.queue_type)
+            .field("message_ttl", &self.message_ttl)
+            .field("delivery_limit", &self.delivery_limit)
+            .field("unroutable", &self.unroutable)
+            .field("publish_channels", &self.publish_channels)
+            .field("window", &self.window)
+            .field("max_body", &self.max_body)
+            .field("confirm_timeout", &self.confirm_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("heartbeat", &self.heartbeat)
+            .field("ca_file", &self.ca_file)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_deserialize_with_defaults_and_readable_durations() {
+        let text = r#"{"url": "amqp://b/%2f", "queue_type": "broker_default", "message_ttl": "10days"}"#;
+        let options: RabbitMqOptions = serde_json::from_str(text).unwrap();
+        assert_eq!(options, RabbitMqOptions::new("amqp://b/%2f").cap_compatible());
+        assert!(serde_json::from_str::<RabbitMqOptions>(r#"{"confirm_timout": "1s"}"#).is_err());
+    }
+}

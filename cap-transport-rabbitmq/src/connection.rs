@@ -1,0 +1,240 @@
+//! Connections: how one is made, how it ends, and how a lost one is replaced.
+
+use std::future::Future;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cap_core::{Error, ErrorKind, Result};
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::{Channel, ConnectionProperties};
+use socket2::{SockRef, Socket};
+use tokio::runtime::Handle;
+
+use crate::driver::Alive;
+use crate::error::{Stage, connect, unavailable};
+use crate::settings::Settings;
+
+/// How long the broker may take to agree that a connection ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// A connection that is open, or was. Dropped, it is closed.
+pub(crate) struct Link {
+    connection: Arc<lapin::Connection>,
+    /// The same socket once more: the way to end a connection that the broker no longer answers on.
+    socket: Arc<Socket>,
+    runtime: Handle,
+    alive: Alive,
+}
+
+/// What is known of an attempt while it lasts.
+struct Attempt {
+    stage: Stage,
+    socket: Option<Socket>,
+}
+
+impl Link {
+    /// Connects within the connect time limit. `purpose` names the connection in the broker's own lists.
+    pub(crate) async fn open(settings: &Arc<Settings>, purpose: &'static str, alive: Alive) -> Result<Self> {
+        let tls = tls_config(settings).await?;
+        let attempt = Arc::new(Mutex::new(Attempt { stage: Stage::Resolve, socket: None }));
+        let limit = settings.connect_timeout();
+        let (noted, owned) = (Arc::clone(&attempt), Arc::clone(settings));
+        let properties = ConnectionProperties::default().with_connection_name(format!("cap {purpose}").into());
+        let runtime = lapin::runtime::default_runtime().map_err(|cause| connect(settings, Stage::Resolve, cause))?;
+        let connecting = lapin::Connection::connector(
+            settings.uri.clone(),
+            runtime,
+            async move |_, runtime| {
+                let dialling = async {
+                    let addresses = resolve(&owned, &noted).await?;
+                    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+                    for address in addresses {
+                        let stream = match AsyncTcpStream::connect(&runtime, address).await {
+                            Ok(stream) => stream,
+                            Err(error) => {
+                                last = error;
+                                continue;
+                            }
+                        };
+                        if let AsyncTcpStream::Plain(plain) = &stream {
+                            note_socket(&noted, &SockRef::from(plain.get_ref()))?;
+                        }
+                        if !owned.uses_tls() {
+                            note(&noted, |attempt| attempt.stage = Stage::Handshake);
+                            return Ok(stream);
+                        }
+                        note(&noted, |attempt| attempt.stage = Stage::Tls);
+                        let stream = stream.into_tls(&owned.uri.authority.host, tls.as_ref()).await?;
+                        note(&noted, |attempt| attempt.stage = Stage::Handshake);
+                        return Ok(stream);
+                    }
+                    Err(last)
+                };
+                let dialled = tokio::time::timeout(limit, dialling).await;
+                Ok(dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
+            },
+            properties,
+        );
+        let connected = tokio::time::timeout(limit, connecting).await;
+        let (stage, socket) = note(&attempt, |attempt| (attempt.stage, attempt.socket.take()));
+        match (connected, socket) {
+            (Ok(Ok(connection)), Some(socket)) => {
+                let (connection, socket) = (Arc::new(connection), Arc::new(socket));
+                Ok(Self { connection, socket, runtime: Handle::current(), alive })
+            }
+            (Ok(Ok(_)), None) => {
+                let reason = "it is connected without a socket";
+                Err(Error::new(ErrorKind::Internal, "connect to", &settings.place, reason))
+            }
+            (Ok(Err(cause)), _) => Err(connect(settings, stage, cause)),
+            (Err(_), socket) => {
+                // Else the driver would wait on it for as long as the other side keeps it open.
+                let _ = socket.map(|socket| socket.shutdown(Shutdown::Both));
+                let reason = format!("it did not answer within {limit:?} ({stage:?} was not over)");
+                Err(unavailable("connect to", &settings.place, reason))
+            }
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    pub(crate) async fn channel(&self) -> lapin::Result<Channel> {
+        self.connection.create_channel().await
+    }
+
+    /// The largest frame that the broker takes, in bytes.
+    pub(crate) fn frame_max(&self) -> usize {
+        usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
+    }
+
+    /// Ends the connection: in good order if the broker answers, and anyway if it does not.
+    pub(crate) fn end(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (connection, socket) = (Arc::clone(&self.connection), Arc::clone(&self.socket));
+        let alive = self.alive.clone();
+        async move {
+            let _until_ended = alive;
+            if connection.status().connected() {
+                let _ = tokio::time::timeout(FAREWELL, connection.close(200, "OK".into())).await;
+            }
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.runtime.spawn(self.end());
+    }
+}
+
+async fn resolve(settings: &Settings, attempt: &Mutex<Attempt>) -> io::Result<Vec<SocketAddr>> {
+    let authority = &settings.uri.authority;
+    let addresses = tokio::net::lookup_host((authority.host.as_str(), authority.port)).await?.collect();
+    note(attempt, |attempt| attempt.stage = Stage::Dial);
+    Ok(addresses)
+}
+
+fn note_socket(attempt: &Mutex<Attempt>, socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let copy = socket.try_clone()?;
+    note(attempt, |attempt| attempt.socket = Some(copy));
+    Ok(())
+}
+
+fn note<T>(attempt: &Mutex<Attempt>, change: impl FnOnce(&mut Attempt) -> T) -> T {
+    change(&mut attempt.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What is trusted beside the system's certificates.
+async fn tls_config(settings: &Settings) -> Result<OwnedTLSConfig> {
+    let Some(path) = settings.ca_file() else {
+        return Ok(OwnedTLSConfig::default());
+    };
+    let path = path.clone();
+    let shown = path.display().to_string();
+    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
+    match read.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        Ok(pem) => Ok(OwnedTLSConfig { identity: None, cert_chain: Some(pem) }),
+        Err(cause) => {
+            let reason = format!("the `ca_file` {shown} cannot be read: {cause}");
+            Err(Error::new(ErrorKind::Rejected, "connect to", &settings.place, reason).because(cause))
+        }
+    }
+}
+
+/// Something that may be lost and is then made again, by one caller for all.
+pub(crate) struct Slot<T> {
+    state: tokio::sync::Mutex<State<T>>,
+}
+
+struct State<T> {
+    current: Option<Arc<T>>,
+    failed: Option<(Instant, Error)>,
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn new() -> Self {
+        Self { state: tokio::sync::Mutex::new(State { current: None, failed: None }) }
+    }
+
+    /// What is there, or a new one. Who waited while another's attempt failed gets its error, so that a broker that is
+    /// away costs everyone one time limit and not one each.
+    pub(crate) async fn get(
+        &self,
+        is_alive: impl Fn(&T) -> bool,
+        make: impl Future<Output = Result<T>>,
+    ) -> Result<Arc<T>> {
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
+        if let Some(current) = state.current.as_ref().filter(|current| is_alive(current)) {
+            return Ok(Arc::clone(current));
+        }
+        if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| *at > asked) {
+            return Err(error.clone());
+        }
+        state.current = None;
+        match make.await {
+            Ok(made) => {
+                let made = Arc::new(made);
+                state.current = Some(Arc::clone(&made));
+                Ok(made)
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes out what is there.
+    pub(crate) async fn take(&self) -> Option<Arc<T>> {
+        self.state.lock().await.current.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_callers_share_one_attempt_and_its_failure() {
+        let (slot, attempts) = (Slot::<()>::new(), AtomicU32::new(0));
+        let attempt = || async {
+            tokio::task::yield_now().await;
+            attempts.fetch_add(1, Ordering::Relaxed);
+            Err(unavailable("connect to", "a broker", "away"))
+        };
+        let all = async { tokio::join!(slot.get(|()| true, attempt()), slot.get(|()| true, attempt())) };
+        let (one, other) = all.await;
+        assert!(one.is_err() && other.is_err());
+        assert_eq!(attempts.load(Ordering::Relaxed), 1);
+        assert!(slot.get(|()| true, attempt()).await.is_err());
+        assert_eq!(attempts.load(Ordering::Relaxed), 2, "who asks afterwards tries again");
+    }
+}

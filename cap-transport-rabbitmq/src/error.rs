@@ -1,0 +1,155 @@
+//! What RabbitMQ and the network say, as errors that a person can act on.
+
+use cap_core::{Error, ErrorKind};
+use lapin::ErrorKind as Cause;
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+
+use crate::settings::Settings;
+
+/// How far connecting had come when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Resolve,
+    Dial,
+    Tls,
+    Handshake,
+}
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
+
+pub(crate) fn unavailable(operation: &'static str, subject: impl Into<String>, reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Unavailable, operation, subject, reason)
+}
+
+pub(crate) fn stopped(operation: &'static str, subject: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Stopped, operation, subject, "the transport is closed")
+}
+
+/// The code and the text with which the broker closed a channel or the connection.
+pub(crate) fn reply(error: &lapin::Error) -> Option<(u16, &str)> {
+    match error.kind() {
+        Cause::ProtocolError(reply) => Some((reply.get_id(), reply.get_message().as_str())),
+        _ => None,
+    }
+}
+
+/// Why connecting failed, told apart by how far it had come and what the broker replied.
+pub(crate) fn connect(settings: &Settings, stage: Stage, cause: lapin::Error) -> Error {
+    let authority = &settings.uri.authority;
+    let refuse = |kind, reason: String| Error::new(kind, "connect to", &settings.place, reason).because(cause.clone());
+    match (stage, reply(&cause)) {
+        (Stage::Resolve, _) => {
+            refuse(ErrorKind::Unavailable, format!("the host name `{}` does not resolve: {cause}", authority.host))
+        }
+        (Stage::Dial, _) => {
+            refuse(ErrorKind::Unavailable, format!("the host is not reachable, or nothing listens there: {cause}"))
+        }
+        (Stage::Tls, _) => tls(settings, cause),
+        (Stage::Handshake, Some((ACCESS_REFUSED, text))) => {
+            let user = &authority.userinfo.username;
+            refuse(ErrorKind::Rejected, format!("user `{user}` and the password do not belong together: {text}"))
+        }
+        (Stage::Handshake, Some((NOT_ALLOWED, text))) => {
+            let (vhost, user) = (&settings.uri.vhost, &authority.userinfo.username);
+            let reason = format!("virtual host `{vhost}` does not exist, or user `{user}` may not use it: {text}");
+            refuse(ErrorKind::Rejected, reason)
+        }
+        (Stage::Handshake, Some((code, text))) => refuse(ErrorKind::Rejected, format!("it refused: {code} {text}")),
+        (Stage::Handshake, None) => {
+            let reason =
+                format!("it ended the handshake ({cause}): is it RabbitMQ, and is TLS on or off on both sides?");
+            refuse(ErrorKind::Unavailable, reason)
+        }
+    }
+}
+
+fn tls(settings: &Settings, cause: lapin::Error) -> Error {
+    let text = cause.to_string();
+    // What rustls says of a certificate, whatever is wrong with it.
+    let (kind, reason) = match text.contains("certificate") || text.contains("UnknownIssuer") {
+        true => (ErrorKind::Rejected, format!("its certificate is not trusted (option `ca_file`): {text}")),
+        false => (ErrorKind::Unavailable, format!("the TLS handshake failed, is this a TLS port? {text}")),
+    };
+    Error::new(kind, "connect to", &settings.place, reason).because(cause)
+}
+
+/// Why a declaration or another call on a channel failed. `advice` says what to do if what is declared exists otherwise.
+pub(crate) fn call(operation: &'static str, subject: String, cause: lapin::Error, advice: &str) -> Error {
+    let Cause::ProtocolError(error) = cause.kind() else {
+        return unavailable(operation, subject, cause.to_string()).because(cause);
+    };
+    let text = error.get_message().as_str();
+    let AMQPErrorKind::Soft(soft) = error.kind() else {
+        return unavailable(operation, subject, format!("the broker closed the connection: {text}")).because(cause);
+    };
+    let reason = match soft {
+        AMQPSoftError::PRECONDITIONFAILED => format!("it exists otherwise: {text}; {advice}"),
+        AMQPSoftError::ACCESSREFUSED => format!("the user has not the right to: {text}"),
+        _ => text.to_owned(),
+    };
+    Error::new(ErrorKind::Rejected, operation, subject, reason).because(cause)
+}
+
+/// What the end of a channel means for one message that was on its way on it.
+pub(crate) fn lost(subject: String, topic: &str, bytes: usize, cause: &lapin::Error) -> Error {
+    let reply = reply(cause);
+    let (kind, reason) = match reply {
+        Some((406, text)) if text.contains(&format!("message size {bytes} is larger")) => {
+            (ErrorKind::Invalid, format!("the broker takes no body of {bytes} bytes: {text}"))
+        }
+        Some((ACCESS_REFUSED, text)) if text.contains("access to exchange") || text.contains(&format!("'{topic}'")) => {
+            (ErrorKind::Rejected, format!("the user has not the right to: {text}"))
+        }
+        Some((code, text)) => {
+            (ErrorKind::Unavailable, format!("the broker closed the channel that it was on: {code} {text}"))
+        }
+        None => (ErrorKind::Unavailable, format!("the connection was lost before the broker confirmed it: {cause}")),
+    };
+    Error::new(kind, "send", subject, reason).because(cause.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPHardError};
+
+    use super::*;
+    use crate::config::RabbitMqOptions;
+
+    fn soft(kind: AMQPSoftError, text: &str) -> lapin::Error {
+        Cause::ProtocolError(AMQPError::new(kind.into(), text.into())).into()
+    }
+
+    #[test]
+    fn a_channel_that_ends_blames_only_the_message_that_ended_it() {
+        let too_large =
+            soft(AMQPSoftError::PRECONDITIONFAILED, "PRECONDITION_FAILED - message size 9 is larger than 8");
+        assert_eq!(lost("m".into(), "a", 9, &too_large).kind(), ErrorKind::Invalid);
+        assert_eq!(lost("m".into(), "a", 5, &too_large).kind(), ErrorKind::Unavailable);
+        let text = "ACCESS_REFUSED - write access to topic 'a' in exchange 'e' in vhost '/' refused for user 'u'";
+        let forbidden = soft(AMQPSoftError::ACCESSREFUSED, text);
+        assert_eq!(lost("m".into(), "a", 1, &forbidden).kind(), ErrorKind::Rejected);
+        assert_eq!(lost("m".into(), "b", 1, &forbidden).kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn connect_errors_are_told_apart() {
+        let settings = RabbitMqOptions::new("amqp://u:s3cret@b/shop").check().unwrap();
+        let hard = |kind: AMQPHardError| Cause::ProtocolError(AMQPError::new(kind.into(), "x".into())).into();
+        let io = |text: &str| lapin::Error::from(std::io::Error::other(text.to_owned()));
+        let cases = [
+            (Stage::Resolve, io("no such host"), ErrorKind::Unavailable, "resolve"),
+            (Stage::Dial, io("refused"), ErrorKind::Unavailable, "reachable"),
+            (Stage::Tls, io("invalid peer certificate: UnknownIssuer"), ErrorKind::Rejected, "ca_file"),
+            (Stage::Tls, io("received corrupt message"), ErrorKind::Unavailable, "TLS port"),
+            (Stage::Handshake, soft(AMQPSoftError::ACCESSREFUSED, "x"), ErrorKind::Rejected, "password"),
+            (Stage::Handshake, hard(AMQPHardError::NOTALLOWED), ErrorKind::Rejected, "`shop`"),
+            (Stage::Handshake, io("reset"), ErrorKind::Unavailable, "handshake"),
+        ];
+        for (stage, cause, kind, word) in cases {
+            let error = connect(&settings, stage, cause);
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.reason().contains(word) && !error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+}

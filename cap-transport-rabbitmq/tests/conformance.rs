@@ -1,0 +1,169 @@
+//! The transport suite on a real broker, once with quorum queues and once with classic ones.
+
+mod support;
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cap_core::transport::TransportCapabilities;
+use cap_core::{BoxFuture, Error, ErrorKind, Result, Transport};
+use cap_testkit::transport::TransportFixture;
+use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
+use support::{Names, Proxy, server_lock};
+use tokio::sync::{OnceCell, OwnedRwLockReadGuard};
+
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_BODY: usize = 1024 * 1024;
+
+/// A user of our own, whose password is no word that an error may hold by chance.
+const USER: &str = "cap-conformance";
+const PASSWORD: &str = "not-to-be-shown-7f3a";
+static SECRET_USER: OnceCell<bool> = OnceCell::const_new();
+
+/// Adds the user, if the server is ours.
+async fn add_secret_user() -> bool {
+    if std::env::var_os("CAP_TEST_BACKENDS").is_none() {
+        return false;
+    }
+    // It may be there already.
+    let _ = backends(&["client", "rabbitmq", "add_user", USER, PASSWORD]).await;
+    backends(&["client", "rabbitmq", "set_permissions", USER, ".*", ".*", ".*"]).await.is_ok()
+}
+
+/// An exchange of its own on the server, through a proxy of its own.
+struct RabbitMqFixture {
+    queue_type: QueueType,
+    names: Names,
+    proxy: Proxy,
+    has_secret: bool,
+    /// Held while a restart of the server would be in the way.
+    shares_server: Mutex<Option<OwnedRwLockReadGuard<()>>>,
+}
+
+impl RabbitMqFixture {
+    async fn new(queue_type: QueueType) -> Self {
+        let shares_server = Mutex::new(Some(Arc::clone(server_lock()).read_owned().await));
+        let has_secret = *SECRET_USER.get_or_init(add_secret_user).await;
+        Self { queue_type, names: Names::new(), proxy: Proxy::start().await, has_secret, shares_server }
+    }
+
+    fn options(&self, place: &str) -> RabbitMqOptions {
+        let url = match self.has_secret {
+            true => format!("amqp://{USER}:{PASSWORD}@{place}/%2f"),
+            false => support::url_at(place),
+        };
+        let options = self.names.options(&url).queue_type(self.queue_type);
+        options.confirm_timeout(CONFIRM_TIMEOUT).max_body(MAX_BODY)
+    }
+
+    fn open_at(&self, place: &str) -> Result<Arc<dyn Transport>> {
+        Ok(Arc::new(RabbitMq::with_options(self.options(place))?))
+    }
+}
+
+/// What RabbitMQ writes down only after a second: without it, a quorum queue that was declared in the last second before
+/// a kill never finds its leader again. What it has confirmed in a queue that is older is not affected.
+const WRITE_DOWN: &[&str] = &["client", "rabbitmq", "eval", "[dets:sync(Table) || Table <- dets:all()]."];
+
+/// Runs the script that owns the servers.
+async fn backends(command: &'static [&'static str]) -> Result<()> {
+    let failed = |reason: String| Error::new(ErrorKind::Internal, command[0], "the server", reason);
+    let script = std::env::var("CAP_TEST_BACKENDS").map_err(|missing| failed(missing.to_string()))?;
+    let running = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(script).args(command).stdin(Stdio::null()).output()
+    });
+    let output = running.await.map_err(|panic| failed(panic.to_string()))?;
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(())
+}
+
+impl TransportFixture for RabbitMqFixture {
+    fn capabilities(&self) -> TransportCapabilities {
+        TransportCapabilities {
+            durable: true,
+            keeps_backlog: true,
+            ordered: true,
+            wildcards: true,
+            reports_backlog: false,
+            max_body: Some(MAX_BODY),
+        }
+    }
+
+    fn open(&self) -> BoxFuture<'_, Result<Arc<dyn Transport>>> {
+        Box::pin(async { self.open_at(&self.proxy.place) })
+    }
+
+    fn unique(&self, name: &str) -> String {
+        self.names.unique(name)
+    }
+
+    fn confirm_limit(&self) -> Duration {
+        CONFIRM_TIMEOUT
+    }
+
+    /// A restart takes a while, and waits for the checks that run beside it.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(40)
+    }
+
+    fn secret(&self) -> Option<String> {
+        self.has_secret.then(|| PASSWORD.to_owned())
+    }
+
+    fn can_restart_broker(&self) -> bool {
+        std::env::var_os("CAP_TEST_BACKENDS").is_some()
+    }
+
+    fn restart_broker(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let _alone = server_lock().write().await;
+            backends(WRITE_DOWN).await?;
+            backends(&["kill", "rabbitmq"]).await?;
+            backends(&["restart", "rabbitmq"]).await
+        })
+    }
+
+    fn can_cut_connections(&self) -> bool {
+        true
+    }
+
+    fn cut_connections(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.proxy.cut();
+            Ok(())
+        })
+    }
+
+    fn can_open_nowhere(&self) -> bool {
+        true
+    }
+
+    fn open_nowhere(&self) -> BoxFuture<'_, Result<Arc<dyn Transport>>> {
+        // Nothing listens on the discard port.
+        Box::pin(async { self.open_at("127.0.0.1:9") })
+    }
+
+    fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.names.clean_up().await;
+            Ok(())
+        })
+    }
+}
+
+mod quorum {
+    use super::{QueueType, RabbitMqFixture};
+
+    cap_testkit::transport_conformance!(RabbitMqFixture::new(QueueType::Quorum).await);
+}
+
+mod classic {
+    use super::{QueueType, RabbitMqFixture};
+
+    cap_testkit::transport_conformance!(RabbitMqFixture::new(QueueType::Classic).await);
+}

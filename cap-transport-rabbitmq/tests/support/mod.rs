@@ -1,0 +1,141 @@
+//! What the tests share: the server, names that are theirs alone, and a proxy that can cut connections.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod scene;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cap_core::MessageId;
+use cap_transport_rabbitmq::{RabbitMqOptions, Unroutable};
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// The server's URL.
+pub(crate) fn url() -> String {
+    std::env::var("CAP_TEST_RABBITMQ_URL").unwrap_or_else(|_| {
+        panic!(
+            "these tests need a RabbitMQ server and CAP_TEST_RABBITMQ_URL is not set. Start one and say where it is:\n    \
+             scripts/backends up rabbitmq\n    eval \"$(scripts/backends env)\""
+        )
+    })
+}
+
+/// The URL with another place in it: `host:port`.
+pub(crate) fn url_at(place: &str) -> String {
+    let url = url();
+    let (head, tail) = url.split_once('@').expect("the URL names a user");
+    let (_, vhost) = tail.split_once('/').unwrap_or((tail, "%2f"));
+    format!("{head}@{place}/{vhost}")
+}
+
+/// The server's `host:port`.
+pub(crate) fn server() -> String {
+    let url = url();
+    let tail = url.split_once('@').expect("the URL names a user").1;
+    tail.split(['/', '?']).next().unwrap_or(tail).to_owned()
+}
+
+/// Names that no other test uses, and what is to be removed from the broker because of them.
+pub(crate) struct Names {
+    run: MessageId,
+    used: Mutex<BTreeSet<String>>,
+}
+
+impl Names {
+    pub(crate) fn new() -> Self {
+        Self { run: MessageId::generate(), used: Mutex::default() }
+    }
+
+    pub(crate) fn exchange(&self) -> String {
+        format!("cap.test.{}", self.run)
+    }
+
+    pub(crate) fn unique(&self, name: &str) -> String {
+        let unique = format!("{name}-{}", self.run);
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(unique.clone());
+        unique
+    }
+
+    /// Options for this exchange on the server at `place`.
+    pub(crate) fn options(&self, url: &str) -> RabbitMqOptions {
+        RabbitMqOptions::new(url).exchange(self.exchange()).unroutable(Unroutable::Retry)
+    }
+
+    pub(crate) async fn clean_up(&self) {
+        let names = std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner));
+        let raw = Raw::open().await;
+        for name in names {
+            let _ = raw.channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
+        }
+        let _ = raw.channel.exchange_delete(self.exchange().as_str().into(), ExchangeDeleteOptions::default()).await;
+    }
+}
+
+/// The driver itself, to see and to do what the transport does not offer.
+pub(crate) struct Raw {
+    pub(crate) channel: Channel,
+    _connection: Connection,
+}
+
+impl Raw {
+    pub(crate) async fn open() -> Self {
+        let connection = Connection::connect(&url(), ConnectionProperties::default()).await.expect("a connection");
+        let channel = connection.create_channel().await.expect("a channel");
+        Self { channel, _connection: connection }
+    }
+}
+
+/// Stands between a transport and the server. It cuts all connections, or stops carrying anything on those that there
+/// are, when it is told to.
+pub(crate) struct Proxy {
+    pub(crate) place: String,
+    cut: watch::Sender<u64>,
+    stall: watch::Sender<u64>,
+}
+
+impl Proxy {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let place = listener.local_addr().expect("an address").to_string();
+        let (cut, cuts) = watch::channel(0);
+        let (stall, stalls) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut cuts = cuts.clone();
+                let mut stalls = stalls.clone();
+                cuts.mark_unchanged();
+                stalls.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut server) = TcpStream::connect(server()).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        _ = cuts.changed() => {}
+                        _ = stalls.changed() => drop(cuts.changed().await),
+                    }
+                });
+            }
+        });
+        Self { place, cut, stall }
+    }
+
+    pub(crate) fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+
+    pub(crate) fn stall(&self) {
+        self.stall.send_modify(|stalls| *stalls += 1);
+    }
+}
+
+/// The lock that a restart of the server takes for itself, and everything else shares.
+pub(crate) fn server_lock() -> &'static std::sync::Arc<tokio::sync::RwLock<()>> {
+    static LOCK: OnceLock<std::sync::Arc<tokio::sync::RwLock<()>>> = OnceLock::new();
+    LOCK.get_or_init(Default::default)
+}

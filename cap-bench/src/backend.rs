@@ -3,6 +3,7 @@
 //! A [`Database`] and a [`Broker`] are places made fresh for one round. Each offers the engine's side (a storage, a
 //! transport) and the raw twin's side ([`Hand`], [`Wire`]): the same driver, the same tables, nothing of the engine.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -208,6 +209,7 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
 pub(crate) struct Arrived {
     pub(crate) tag: u64,
     pub(crate) message_id: String,
+    pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -216,8 +218,9 @@ pub(crate) trait Wire: Send + 'static {
     /// The outcome of one message.
     type Confirm: Future<Output = Fallible> + Send + 'static;
 
-    /// Sends a message; answers when it is on its way.
-    fn publish(&mut self, message_id: &str, body: Vec<u8>) -> impl Future<Output = Fallible<Self::Confirm>> + Send;
+    /// Sends the message of a row, as the wire format asks: its payload as the body, all its headers beside it. Answers
+    /// when it is on its way.
+    fn publish(&mut self, row: Claimed) -> impl Future<Output = Fallible<Self::Confirm>> + Send;
 
     /// Begins to consume.
     fn consume(&mut self, prefetch: usize) -> impl Future<Output = Fallible> + Send;

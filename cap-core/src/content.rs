@@ -8,12 +8,14 @@
 //! `ContentEncoding` says `base64`. Rows of .NET CAP (`Headers` and `Value`, from 3.0 on) and of CAP 2
 //! (`Content` as a string, no `Headers`) are read too, with whatever capitals their naming policy gave the members.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,6 +44,9 @@ enum Payload<'a> {
     Encoded(String),
 }
 
+/// What the wrapper object takes beside the payload, mostly.
+const ROOM: usize = 512;
+
 /// The wrapper object of `message`, as JSON text.
 pub fn wrap(message: &Message, published: Timestamp) -> String {
     let json = as_embeddable_json(message);
@@ -57,7 +62,9 @@ pub fn wrap(message: &Message, published: Timestamp) -> String {
         callback_name: message.callback(),
         headers: &message.headers,
     };
-    serde_json::to_string(&written).expect("text, maps of text and raw JSON always serialize")
+    let mut text = Vec::with_capacity(message.payload.len() + ROOM);
+    serde_json::to_writer(&mut text, &written).expect("text, maps of text and raw JSON always serialize");
+    String::from_utf8(text).expect("JSON is UTF-8")
 }
 
 /// The payload as raw JSON, if embedding it gives back the very same bytes.
@@ -79,8 +86,8 @@ struct Stored<'a> {
     content_encoding: Option<String>,
     #[serde(alias = "CallbackName", alias = "callbackName")]
     callback_name: Option<String>,
-    #[serde(alias = "Headers")]
-    headers: Option<BTreeMap<String, Option<String>>>,
+    #[serde(alias = "Headers", default, deserialize_with = "some_headers")]
+    headers: Option<Headers>,
     #[serde(borrow, default, alias = "Value", deserialize_with = "raw")]
     value: Option<&'a RawValue>,
 }
@@ -88,6 +95,35 @@ struct Stored<'a> {
 /// Keeps a member that is JSON `null` apart from one that is absent.
 fn raw<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Headers whose value is null are left out.
+fn some_headers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Headers>, D::Error> {
+    struct Members;
+
+    impl<'de> Visitor<'de> for Members {
+        type Value = Option<Headers>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object whose members are text or null")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let mut headers = Headers::new();
+            while let Some((name, value)) = map.next_entry::<String, Option<String>>()? {
+                if let Some(value) = value {
+                    headers.set(name, value);
+                }
+            }
+            Ok(Some(headers))
+        }
+    }
+
+    deserializer.deserialize_any(Members)
 }
 
 /// Reads a wrapper object back. `topic` is the record's `Name`; `fallback` its message id, for wrappers without one.
@@ -100,15 +136,11 @@ pub fn unwrap(content: &str, topic: &Topic, fallback: &MessageId) -> Result<Mess
     };
     let stored: Stored<'_> = serde_json::from_str(content).map_err(|error| corrupt(error.to_string()))?;
 
-    let mut headers: Headers = stored
-        .headers
-        .iter()
-        .flatten()
-        .filter_map(|(name, value)| value.as_ref().map(|value| (name.as_str(), value.as_str())))
-        .collect();
+    let has_headers = stored.headers.is_some();
+    let mut headers = stored.headers.unwrap_or_default();
     let payload = if let Some(value) = stored.value {
         net_cap_payload(value)
-    } else if stored.headers.is_some() {
+    } else if has_headers {
         let content = stored.content.ok_or_else(|| corrupt("the member `Content` is missing".into()))?;
         our_payload(content, stored.content_encoding.as_deref()).map_err(corrupt)?
     } else {

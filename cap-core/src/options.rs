@@ -43,7 +43,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// How many outbox records are claimed at once. Default 500.
     pub relay_batch: usize,
-    /// How many messages may be on their way to the broker, unconfirmed. Default 1000; at least `relay_batch`.
+    /// How many outbox records may be claimed and not yet settled: waiting to be sent, on their way, or confirmed. Fewer
+    /// if they are large: together at most 64 MiB. Default 2000; at least `relay_batch`.
     pub relay_in_flight: usize,
     /// How often expired records are deleted. Default 5 min.
     #[serde(with = "humantime_serde")]
@@ -58,7 +59,8 @@ pub struct Options {
     /// How long a stop waits for what is in flight before it gives it back. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
-    /// How many deliveries a group takes from the broker before it has acknowledged them. Default 500.
+    /// How many deliveries a group takes from the broker before it has acknowledged them. Default 1000: two batches, one
+    /// on its way while the other is being stored.
     pub prefetch: usize,
 }
 
@@ -75,13 +77,13 @@ impl Default for Options {
             lease: Duration::from_secs(15),
             heartbeat: Duration::from_secs(5),
             relay_batch: 500,
-            relay_in_flight: 1000,
+            relay_in_flight: 2000,
             collect_every: Duration::from_secs(300),
             collect_batch: 1000,
             poll: Duration::from_secs(1),
             payload_limit: 4 * 1024 * 1024,
             drain: Duration::from_secs(30),
-            prefetch: 500,
+            prefetch: 1000,
         }
     }
 }
@@ -170,7 +172,7 @@ mod tests {
         options.validate().unwrap();
         assert_eq!(options.version.as_str(), "v1");
         assert!(options.default_group.starts_with("cap.queue."));
-        assert_eq!((options.relay_batch, options.relay_in_flight), (500, 1000));
+        assert_eq!((options.relay_batch, options.relay_in_flight), (500, 2000));
         assert_eq!((options.lease, options.heartbeat), (Duration::from_secs(15), Duration::from_secs(5)));
     }
 

@@ -22,7 +22,7 @@ fn enlist<'c>(
     Box::pin(async move {
         let inserted = async {
             record::check(Table::Outbox, &records, None)?;
-            record::insert(connection, &sql.published, Table::Outbox, &records, None).await
+            record::publish(connection, &sql, &records).await
         };
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's postgres connection";

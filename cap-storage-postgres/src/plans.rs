@@ -91,8 +91,12 @@ async fn what_runs_often_uses_its_index_whatever_the_statistics_say() {
             uses(&table.release, &[NODE, NODE], &[by("owner")]).await;
             uses(&table.give_back, &[NODE], &[by("owner")]).await;
             uses(&table.take_over, &[], &[in_order("owner").replace("Scan", "Only Scan"), by("pkey")]).await;
-            uses(&table.settle, &["'{1}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"], &[by("pkey")])
-                .await;
+            uses(
+                &table.settle,
+                &["'{1}'", "'{1}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"],
+                &[by("pkey")],
+            )
+            .await;
             uses(&table.delete, &["'{1}'"], &[by("pkey")]).await;
         }
         let plan = plan(&mut tx, &sql.next_due, &["'v1'", "'{NULL, g}'"]).await;

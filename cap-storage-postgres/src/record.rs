@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
-    Claim, ClaimRequest, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
+    Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
 use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::encode::{Encode, IsNull};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres, Row, ValueRef};
+use sqlx::{PgConnection, Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
 use crate::error::{Fallible, Fault};
@@ -78,6 +81,37 @@ pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -
     Ok(())
 }
 
+/// What the rows of a batch have in common is sent once, as a kind of row, and each row names its kind.
+struct Kinds<K> {
+    /// Each row's kind, counted from 1.
+    of_rows: Vec<i32>,
+    kinds: Vec<K>,
+}
+
+impl<K: PartialEq> Kinds<K> {
+    /// How many of the latest kinds are looked through: rows of one kind mostly follow each other, and a kind that is
+    /// sent twice does no harm.
+    const RECENT: usize = 8;
+
+    fn of(rows: impl ExactSizeIterator<Item = K>) -> Self {
+        let mut found = Self { of_rows: Vec::with_capacity(rows.len()), kinds: Vec::new() };
+        for kind in rows {
+            let recent = found.kinds.len().saturating_sub(Self::RECENT);
+            let known = found.kinds[recent..].iter().rposition(|known| *known == kind);
+            let place = known.map_or(found.kinds.len(), |place| recent + place);
+            if known.is_none() {
+                found.kinds.push(kind);
+            }
+            found.of_rows.push(i32::try_from(place + 1).unwrap_or(i32::MAX));
+        }
+        found
+    }
+
+    fn column<'k, T>(&'k self, value: impl FnMut(&'k K) -> T) -> Vec<T> {
+        column(&self.kinds, value)
+    }
+}
+
 /// Inserts records that were checked, in one statement.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
@@ -92,7 +126,7 @@ pub(crate) async fn insert(
     let rows = match claim {
         None => given(&sql.insert, records).fetch_all(connection).await?,
         Some(Claim { node, token }) => {
-            let query = given(&sql.insert_held, records).bind(node.to_string()).bind(token.to_string());
+            let query = given(&sql.insert_held, records).bind(Id(node.0)).bind(Id(token.0));
             let rows = query.fetch_all(connection).await?;
             if rows.is_empty() {
                 return Err(lease_lost(node));
@@ -119,20 +153,51 @@ pub(crate) async fn insert(
 
 /// A query over an `insert`, with the columns of the records.
 fn given<'q>(statement: &Statement, records: &'q [NewRecord]) -> Query<'q, Postgres, PgArguments> {
-    let times: Vec<Times> = records.iter().map(|record| Times::of(&record.state)).collect();
+    let kinds = Kinds::of(records.iter().map(|record| (&record.version, &record.group, &record.state)));
+    let times = kinds.column(|(_, _, state)| Times::of(state));
     statement
         .query()
         .bind(column(records, |record| record.message_id.as_str()))
-        .bind(column(records, |record| record.version.as_str()))
         .bind(column(records, |record| record.topic.as_str()))
-        .bind(column(records, |record| record.group.as_ref().map(Group::as_str)))
         .bind(column(records, |record| &*record.content))
-        .bind(column(records, |record| attempts(&record.state)))
-        .bind(column(records, |record| record.state.status().as_str()))
+        .bind(kinds.column(|(version, _, _)| version.as_str()))
+        .bind(kinds.column(|(_, group, _)| group.as_ref().map(Group::as_str)))
+        .bind(kinds.column(|(_, _, state)| attempts(state)))
+        .bind(kinds.column(|(_, _, state)| state.status().as_str()))
         .bind(column(&times, |times| times.due_at))
         .bind(column(&times, |times| times.due_in))
         .bind(column(&times, |times| times.expires_in))
-        .bind(column(records, |record| reason(&record.state)))
+        .bind(kinds.column(|(_, _, state)| reason(state)))
+        .bind(kinds.of_rows)
+}
+
+/// Inserts records of the outbox that were checked, over the caller's connection.
+pub(crate) async fn publish(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    records: &[NewRecord],
+) -> Fallible<Vec<Inserted>> {
+    let [record] = records else {
+        return insert(connection, &sql.published, Table::Outbox, records, None).await;
+    };
+    let Times { due_at, due_in, expires_in } = Times::of(&record.state);
+    let row = sql
+        .publish
+        .query()
+        .bind(record.message_id.as_str())
+        .bind(record.topic.as_str())
+        .bind(&*record.content)
+        .bind(record.version.as_str())
+        .bind(attempts(&record.state))
+        .bind(record.state.status().as_str())
+        .bind(due_at)
+        .bind(due_in)
+        .bind(expires_in)
+        .bind(reason(&record.state))
+        .fetch_optional(connection)
+        .await?;
+    let id = row.map(|row| row.try_get(0)).transpose()?;
+    Ok(vec![id.map_or(Inserted::Duplicate, |id| Inserted::Stored(RecordId(id)))])
 }
 
 fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
@@ -140,21 +205,22 @@ fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
 }
 
 /// Takes due records over a `claim`, earliest first.
-pub(crate) async fn claim(connection: &mut PgConnection, sql: &Sql, request: &ClaimRequest) -> Fallible<Vec<Record>> {
+pub(crate) async fn claim(connection: &mut PgConnection, sql: &Sql, request: &ClaimRequest) -> Fallible<Claimed> {
     let ClaimRequest { lane, version, claim, limit: most } = request;
     let query = sql.table(lane.table()).claim.query();
-    let query = query.bind(claim.node.to_string()).bind(claim.token.to_string());
+    let query = query.bind(Id(claim.node.0)).bind(Id(claim.token.0));
     let query = query.bind(version.as_str()).bind(limit(*most));
     let query = match group_of(lane) {
         None => query,
         Some(group) => query.bind(group),
     };
     let rows = query.fetch_all(connection).await?;
-    let Some(first) = rows.first() else { return Err(lease_lost(claim.node)) };
-    if first.try_get::<Option<i64>, _>(0)?.is_none() {
-        return Ok(Vec::new());
-    }
-    rows.iter().map(read).collect()
+    let Some((answer, rows)) = rows.split_first() else { return Err(lease_lost(claim.node)) };
+    let order: Vec<i64> = answer.try_get(13)?;
+    let places: HashMap<i64, usize> = order.into_iter().enumerate().map(|(place, id)| (id, place)).collect();
+    let mut records = rows.iter().map(read).collect::<Fallible<Vec<_>>>()?;
+    records.sort_unstable_by_key(|record| places.get(&record.id.0).copied());
+    Ok(Claimed { records, next_due: wait(answer, 14)? })
 }
 
 /// In how long the next waiting record of each lane is due.
@@ -165,7 +231,7 @@ pub(crate) async fn waits(
     lanes: &[Lane],
 ) -> Fallible<Vec<Option<Duration>>> {
     let query = sql.next_due.query().bind(version.as_str()).bind(column(lanes, group_of));
-    query.fetch_all(connection).await?.iter().map(wait).collect()
+    query.fetch_all(connection).await?.iter().map(|row| wait(row, 0)).collect()
 }
 
 fn group_of(lane: &Lane) -> Option<&str> {
@@ -175,9 +241,9 @@ fn group_of(lane: &Lane) -> Option<&str> {
     }
 }
 
-/// A row of a moment, if there is one, and the present time: how long it is until then.
-pub(crate) fn wait(row: &PgRow) -> Fallible<Option<Duration>> {
-    let (Some(moment), Some(now)) = (moment(row, 0)?, moment(row, 1)?) else { return Ok(None) };
+/// A column with a moment, if there is one, and the present time behind it: how long it is until then.
+pub(crate) fn wait(row: &PgRow, column: usize) -> Fallible<Option<Duration>> {
+    let (Some(moment), Some(now)) = (moment(row, column)?, moment(row, column + 1)?) else { return Ok(None) };
     let wait = moment.as_micros().saturating_sub(now.as_micros());
     Ok(Some(Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
 }
@@ -192,32 +258,35 @@ pub(crate) async fn settle(
         return Ok(Vec::new());
     }
     // Of several for one claim the first is written and the others come too late.
-    let mut seen = HashMap::with_capacity(settlements.len());
+    let mut places = HashMap::with_capacity(settlements.len());
     let first: Vec<&Settlement> = settlements
         .iter()
         .enumerate()
-        .filter(|(place, settlement)| *seen.entry((settlement.record, settlement.token)).or_insert(*place) == *place)
+        .filter(|(place, settlement)| *places.entry((settlement.record, settlement.token)).or_insert(*place) == *place)
         .map(|(_, settlement)| settlement)
         .collect();
-    let times: Vec<Times> = first.iter().map(|settlement| Times::of(&settlement.state)).collect();
+    let kinds = Kinds::of(first.iter().map(|settlement| (settlement.token, &settlement.state)));
+    let times = kinds.column(|(_, state)| Times::of(state));
     let rows = statement
         .query()
         .bind(column(&first, |settlement| settlement.record.0))
-        .bind(column(&first, |settlement| settlement.token.to_string()))
-        .bind(column(&first, |settlement| settlement.state.status().as_str()))
-        .bind(column(&first, |settlement| attempts(&settlement.state)))
+        .bind(&kinds.of_rows)
+        .bind(kinds.column(|(token, _)| Id(token.0)))
+        .bind(kinds.column(|(_, state)| state.status().as_str()))
+        .bind(kinds.column(|(_, state)| attempts(state)))
         .bind(column(&times, |times| times.due_at))
         .bind(column(&times, |times| times.due_in))
         .bind(column(&times, |times| times.expires_in))
-        .bind(column(&first, |settlement| reason(&settlement.state)))
+        .bind(kinds.column(|(_, state)| reason(state)))
         .fetch_all(connection)
         .await?;
     let mut answers = vec![Settled::Lost; settlements.len()];
     for row in &rows {
-        // Places count from 1.
-        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
-        if let Some(settlement) = first.get(place) {
-            answers[seen[&(settlement.record, settlement.token)]] = Settled::Written;
+        // Kinds count from 1.
+        let kind = usize::try_from(row.try_get::<i32, _>(1)? - 1).unwrap_or(usize::MAX);
+        let Some((token, _)) = kinds.kinds.get(kind) else { continue };
+        if let Some(place) = places.get(&(RecordId(row.try_get(0)?), *token)) {
+            answers[*place] = Settled::Written;
         }
     }
     Ok(answers)
@@ -288,6 +357,32 @@ pub(crate) fn read(row: &PgRow) -> Fallible<Record> {
 /// The id of a row that somebody wrote without a usable one.
 fn stand_in(id: RecordId) -> MessageId {
     MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
+}
+
+/// A UUID as a parameter: the driver's own feature for them would bring `sqlx-sqlite` into the lock file.
+pub(crate) struct Id(pub(crate) Uuid);
+
+/// PostgreSQL's numbers of the types `uuid` and `uuid[]`.
+const UUID: PgTypeInfo = PgTypeInfo::with_oid(Oid(2950));
+const UUID_ARRAY: PgTypeInfo = PgTypeInfo::with_oid(Oid(2951));
+
+impl Type<Postgres> for Id {
+    fn type_info() -> PgTypeInfo {
+        UUID
+    }
+}
+
+impl PgHasArrayType for Id {
+    fn array_type_info() -> PgTypeInfo {
+        UUID_ARRAY
+    }
+}
+
+impl Encode<'_, Postgres> for Id {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
 }
 
 /// A column of a timestamp type, with a zone (kept in UTC) or without (which we write in UTC).

@@ -18,6 +18,9 @@ const TRIES: u32 = 5;
 /// How much longer than the statement timeout an answer may take, so that it is the server who gives up first.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// A connection of the storage's own that was idle for longer is tried before it is used.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Connections that only leases use, however busy the pool is.
 const KEEPERS: u32 = 2;
 
@@ -40,6 +43,16 @@ pub(crate) fn pool(
     PgPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(connect_timeout)
+        // A round trip for each statement would be too much: what was used a moment ago still lives, mostly.
+        .test_before_acquire(false)
+        .before_acquire(|connection, found| {
+            Box::pin(async move {
+                if found.idle_for > FRESH {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 if let Some(limit) = statement_timeout {

@@ -74,45 +74,51 @@ const SCHEMA_VERSION: &str = r#"SELECT coalesce(max("Version"), 0)::bigint FROM 
 
 const RECORD_VERSION: &str = r#"INSERT INTO {versions} ("Version", "AppliedAt") VALUES ($1::integer, {now})"#;
 
-/// One array for each column; an answer for each row that was stored.
+/// An array for each column that differs from row to row, and one of the kinds of rows for each that many have in
+/// common. An answer for each row that was stored.
 const INSERT: &str = r#"
 INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
                      "MessageId", "DueAt", "Reason")
-SELECT version, name, {group_given}content, attempts, {utc}, {utc} + expires_in * interval '1 microsecond', status,
-       message_id,
-       coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
-                {now} + due_in * interval '1 microsecond'),
-       reason
-FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[],
-            $9::bigint[], $10::bigint[], $11::text[])
-    WITH ORDINALITY AS given (message_id, version, name, group_name, content, attempts, status, due_at, due_in,
-                              expires_in, reason, place)
-ORDER BY place
+SELECT ($4::text[])[kind], name, {group_given}content, ($6::integer[])[kind], (SELECT {utc}),
+       (SELECT {utc}) + ($10::bigint[])[kind] * interval '1 microsecond', ($7::text[])[kind], message_id,
+       coalesce(timestamptz 'epoch' + ($8::bigint[])[kind] * interval '1 microsecond',
+                (SELECT {now}) + ($9::bigint[])[kind] * interval '1 microsecond'),
+       ($11::text[])[kind]
+FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]), UNNEST($12::integer[]), $5::text[])
+    AS given (message_id, name, content, kind, groups)
 ON CONFLICT ({key}) DO NOTHING
 RETURNING "Id", "MessageId", {group}
 "#;
 
-/// The same, with those in flight held by `$12` under `$13`. Answers no row at all when that node has no live lease,
-/// and otherwise one without an address beside those that were stored.
+/// A single row of the outbox, which is what most business transactions publish.
+const PUBLISH: &str = r#"
+INSERT INTO {published} ("Version", "Name", "Content", "Retries", "Added", "ExpiresAt", "StatusName", "MessageId",
+                         "DueAt", "Reason")
+VALUES ($4, $2, $3, $5, {utc}, {utc} + $9::bigint * interval '1 microsecond', $6, $1,
+        coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond',
+                 {now} + $8::bigint * interval '1 microsecond'), $10)
+ON CONFLICT ("MessageId") DO NOTHING
+RETURNING "Id"
+"#;
+
+/// As [`INSERT`], with those in flight held by `$13` under `$14`. Answers no row at all when that node has no live
+/// lease, and otherwise one without an address beside those that were stored.
 const INSERT_HELD: &str = r#"
 WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $12::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+    SELECT "Node" FROM {nodes} WHERE "Node" = $13::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
 ), stored AS (
     INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
                          "MessageId", "DueAt", "Reason", "Owner", "Claim")
-    SELECT version, name, {group_given}content, attempts, {utc}, {utc} + expires_in * interval '1 microsecond', status,
-           message_id,
-           coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
-                    {now} + due_in * interval '1 microsecond'),
-           reason,
-           CASE status WHEN 'Queued' THEN $12::text::uuid END,
-           CASE status WHEN 'Queued' THEN $13::text::uuid END
-    FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[],
-                $9::bigint[], $10::bigint[], $11::text[])
-        WITH ORDINALITY AS given (message_id, version, name, group_name, content, attempts, status, due_at, due_in,
-                                  expires_in, reason, place)
-    WHERE EXISTS (SELECT FROM live)
-    ORDER BY place
+    SELECT ($4::text[])[kind], name, {group_given}content, ($6::integer[])[kind], (SELECT {utc}),
+           (SELECT {utc}) + ($10::bigint[])[kind] * interval '1 microsecond', ($7::text[])[kind], message_id,
+           coalesce(timestamptz 'epoch' + ($8::bigint[])[kind] * interval '1 microsecond',
+                    (SELECT {now}) + ($9::bigint[])[kind] * interval '1 microsecond'),
+           ($11::text[])[kind],
+           CASE ($7::text[])[kind] WHEN 'Queued' THEN $13::uuid END,
+           CASE ($7::text[])[kind] WHEN 'Queued' THEN $14::uuid END
+    FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]), UNNEST($12::integer[]), $5::text[]
+          WHERE EXISTS (SELECT FROM live))
+        AS given (message_id, name, content, kind, groups)
     ON CONFLICT ({key}) DO NOTHING
     RETURNING "Id", "MessageId", {group} AS "Group"
 )
@@ -121,58 +127,73 @@ UNION ALL
 SELECT NULL, NULL, NULL FROM live
 "#;
 
-/// Answers no row at all when the node has no live lease, and one without an address when nothing is due.
+/// Answers no row at all when the node has no live lease. Otherwise the first has no address: it tells the records'
+/// order and, with fewer of them than the limit, the time of the lane's next one; they follow as they were written, since
+/// sorting them here would copy their contents. The node's row is locked only if something is due: a claim of nothing
+/// writes nothing.
 const CLAIM: &str = r#"
-WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $1::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
-), due AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT "Id", "DueAt" FROM {table}
-    WHERE "Version" = $3 AND {in_lane} AND "DueAt" <= {now} AND EXISTS (SELECT FROM live)
+    WHERE "Version" = $3 AND {in_lane} AND "DueAt" <= {now}
     ORDER BY "DueAt", "Id"
     LIMIT $4
     FOR UPDATE SKIP LOCKED
+), live AS MATERIALIZED (
+    SELECT "Node" FROM {nodes}
+    WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp() AND EXISTS (SELECT FROM due)
+    FOR KEY SHARE
 ), held AS (
     UPDATE {table}
     SET "StatusName" = 'Queued', "Retries" = "Retries" + 1, "DueAt" = NULL, "ExpiresAt" = NULL,
-        "Owner" = $1::text::uuid, "Claim" = $2::text::uuid
-    WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM due))
+        "Owner" = $1::uuid, "Claim" = $2::uuid
+    WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM due)) AND EXISTS (SELECT FROM live)
     RETURNING "Id", "MessageId", "Version", "Name", {group} AS "Group", "Content", "StatusName", "Retries", "Added",
               "ExpiresAt", "Owner", "Reason"
 )
-SELECT held."Id", "MessageId", "Version", "Name", "Group", "Content", "StatusName", "Retries", "Added",
-       NULL::timestamptz, "ExpiresAt", "Owner", "Reason"
-FROM live LEFT JOIN (held JOIN due ON due."Id" = held."Id") ON true
-ORDER BY due."DueAt", due."Id"
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL::timestamptz, NULL, NULL, NULL,
+       ARRAY (SELECT "Id" FROM due ORDER BY "DueAt", "Id"),
+       CASE WHEN (SELECT count(*) FROM due) < $4 THEN (
+           SELECT "DueAt" FROM {table}
+           WHERE "Version" = $3 AND {in_lane} AND "DueAt" IS NOT NULL AND "Id" NOT IN (SELECT "Id" FROM due)
+           ORDER BY "DueAt" LIMIT 1
+       ) END,
+       {now}
+WHERE CASE WHEN EXISTS (SELECT FROM due) THEN EXISTS (SELECT FROM live) ELSE EXISTS (
+          SELECT FROM {nodes} WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()
+      ) END
+UNION ALL
+SELECT "Id", "MessageId", "Version", "Name", "Group", "Content", "StatusName", "Retries", "Added", NULL, "ExpiresAt",
+       "Owner", "Reason", NULL, NULL, NULL
+FROM held
 "#;
 
+/// An array of addresses, and one of the kinds of outcomes for each value that many have in common.
 const SETTLE: &str = r#"
 UPDATE {table} AS record
-SET "StatusName" = given.status, "Retries" = given.attempts, "Reason" = given.reason,
-    "DueAt" = coalesce(timestamptz 'epoch' + due_at * interval '1 microsecond',
-                       {now} + due_in * interval '1 microsecond'),
-    "ExpiresAt" = {utc} + expires_in * interval '1 microsecond',
-    "Owner" = CASE given.status WHEN 'Queued' THEN "Owner" END,
-    "Claim" = CASE given.status WHEN 'Queued' THEN "Claim" END
-FROM UNNEST($1::bigint[], $2::text[]::uuid[], $3::text[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[],
-            $8::text[])
-    WITH ORDINALITY AS given (id, token, status, attempts, due_at, due_in, expires_in, reason, place)
-WHERE record."Id" = given.id AND record."Claim" = given.token AND record."StatusName" = 'Queued'
-RETURNING given.place
+SET "StatusName" = ($4::text[])[kind], "Retries" = ($5::integer[])[kind], "Reason" = ($9::text[])[kind],
+    "DueAt" = coalesce(timestamptz 'epoch' + ($6::bigint[])[kind] * interval '1 microsecond',
+                       (SELECT {now}) + ($7::bigint[])[kind] * interval '1 microsecond'),
+    "ExpiresAt" = (SELECT {utc}) + ($8::bigint[])[kind] * interval '1 microsecond',
+    "Owner" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Owner" END,
+    "Claim" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Claim" END
+FROM (SELECT UNNEST($1::bigint[]), UNNEST($2::integer[])) AS given (id, kind)
+WHERE record."Id" = given.id AND record."Claim" = ($3::uuid[])[kind] AND record."StatusName" = 'Queued'
+RETURNING given.id, given.kind
 "#;
 
 /// Waits for claims of this node that are under way: what they take is seen by [`RELEASE`] afterwards.
-const LOCK_NODE: &str = r#"SELECT "Node" FROM {nodes} WHERE "Node" = $1::text::uuid FOR UPDATE"#;
+const LOCK_NODE: &str = r#"SELECT "Node" FROM {nodes} WHERE "Node" = $1::uuid FOR UPDATE"#;
 
 const RELEASE: &str = r#"
 UPDATE {table}
 SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
-WHERE "Owner" = $1::text::uuid AND "Claim" = $2::text::uuid AND "StatusName" = 'Queued'
+WHERE "Owner" = $1::uuid AND "Claim" = $2::uuid AND "StatusName" = 'Queued'
 "#;
 
 const GIVE_BACK: &str = r#"
 UPDATE {table}
 SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
-WHERE "Owner" = $1::text::uuid AND "StatusName" = 'Queued'
+WHERE "Owner" = $1::uuid AND "StatusName" = 'Queued'
 "#;
 
 /// The dead are named first, so that a record which a live node claims meanwhile is no longer theirs when its turn
@@ -269,7 +290,7 @@ ORDER BY place
 "#;
 
 const JOIN: &str = r#"
-INSERT INTO {nodes} ("Node", "LeaseUntil") VALUES ($1::text::uuid, {now} + $2::bigint * interval '1 microsecond')
+INSERT INTO {nodes} ("Node", "LeaseUntil") VALUES ($1::uuid, {now} + $2::bigint * interval '1 microsecond')
 ON CONFLICT ("Node") DO UPDATE SET "LeaseUntil" = excluded."LeaseUntil"
 "#;
 
@@ -277,10 +298,10 @@ ON CONFLICT ("Node") DO UPDATE SET "LeaseUntil" = excluded."LeaseUntil"
 const HEARTBEAT: &str = r#"
 WITH renewed AS (
     UPDATE {nodes} SET "LeaseUntil" = {now} + $2::bigint * interval '1 microsecond'
-    WHERE "Node" = $1::text::uuid AND "LeaseUntil" > clock_timestamp()
+    WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()
     RETURNING "Node"
 )
-SELECT (SELECT min("LeaseUntil") FROM {nodes} WHERE "Node" <> $1::text::uuid), {now} FROM renewed
+SELECT (SELECT min("LeaseUntil") FROM {nodes} WHERE "Node" <> $1::uuid), {now} FROM renewed
 "#;
 
 const FORGET_EXPIRED: &str = r#"
@@ -290,7 +311,7 @@ WITH expired AS MATERIALIZED (
 DELETE FROM {nodes} WHERE "Node" = ANY (ARRAY (SELECT "Node" FROM expired)) RETURNING "Node"
 "#;
 
-const FORGET: &str = r#"DELETE FROM {nodes} WHERE "Node" = $1::text::uuid"#;
+const FORGET: &str = r#"DELETE FROM {nodes} WHERE "Node" = $1::uuid"#;
 
 /// A statement whose text was made from templates of this file and the name of a schema that was checked.
 #[derive(Debug, Clone)]
@@ -359,6 +380,7 @@ pub(crate) struct Sql {
     pub(crate) names: Names,
     pub(crate) published: TableSql,
     pub(crate) received: TableSql,
+    pub(crate) publish: Statement,
     pub(crate) next_due: Statement,
     pub(crate) lock_node: Statement,
     pub(crate) join: Statement,
@@ -397,6 +419,7 @@ impl Sql {
         Self {
             published: TableSql::new(&names, Table::Outbox),
             received: TableSql::new(&names, Table::Inbox),
+            publish: names.fill(PUBLISH),
             next_due: names.fill(NEXT_DUE),
             lock_node: names.fill(LOCK_NODE),
             join: names.fill(JOIN),
@@ -426,7 +449,7 @@ impl TableSql {
         let [group, group_column, group_given, key, in_lane] = match table {
             Table::Outbox => ["NULL::text", "", "", "\"MessageId\"", "true"],
             Table::Inbox => {
-                ["\"Group\"", "\"Group\", ", "group_name, ", "\"MessageId\", \"Group\"", "\"Group\" = $5::text"]
+                ["\"Group\"", "\"Group\", ", "groups[kind], ", "\"MessageId\", \"Group\"", "\"Group\" = $5::text"]
             }
         };
         let fill = |template: &str| {

@@ -200,15 +200,7 @@ impl Storage for PostgresStorage {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         let attempt = Attempt::on("claim from", request.lane.table());
         Box::pin(self.work(attempt, (&self.0.sql, request), |connection, (sql, request)| {
-            Box::pin(async move {
-                let records = record::claim(connection, sql, request).await?;
-                if records.len() >= request.limit {
-                    return Ok(Claimed { records, next_due: None });
-                }
-                let lanes = std::slice::from_ref(&request.lane);
-                let next_due = record::waits(connection, sql, &request.version, lanes).await?.pop().flatten();
-                Ok(Claimed { records, next_due })
-            })
+            Box::pin(record::claim(connection, sql, request))
         }))
     }
 
@@ -220,7 +212,7 @@ impl Storage for PostgresStorage {
     }
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
-        let context = (&self.0.sql, table, claim.node.to_string(), claim.token.to_string());
+        let context = (&self.0.sql, table, record::Id(claim.node.0), record::Id(claim.token.0));
         let attempt = Attempt::on("release a claim in", table);
         Box::pin(self.keep(attempt, context, |connection, (sql, table, node, token)| {
             Box::pin(async move {
@@ -242,7 +234,7 @@ impl Storage for PostgresStorage {
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        let context = (&self.0.sql, node.to_string(), record::span(lease));
+        let context = (&self.0.sql, record::Id(node.0), record::span(lease));
         Box::pin(self.keep(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
             Box::pin(async move {
                 sql.join.query().bind(node).bind(lease).execute(connection).await?;
@@ -252,7 +244,7 @@ impl Storage for PostgresStorage {
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        let context = (&self.0.sql, node.to_string(), record::span(lease));
+        let context = (&self.0.sql, record::Id(node.0), record::span(lease));
         Box::pin(self.keep(
             Attempt::on_database("renew a node's lease in"),
             context,
@@ -260,7 +252,7 @@ impl Storage for PostgresStorage {
                 Box::pin(async move {
                     let renewed = sql.heartbeat.query().bind(node).bind(lease).fetch_optional(connection).await?;
                     match renewed {
-                        Some(row) => Ok(Lease::Held { next_expiry: record::wait(&row)? }),
+                        Some(row) => Ok(Lease::Held { next_expiry: record::wait(&row, 0)? }),
                         None => Ok(Lease::Lost),
                     }
                 })
@@ -281,7 +273,7 @@ impl Storage for PostgresStorage {
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let attempt = Attempt::on_database("sign a node off in");
-            let leave = self.keep(attempt, (&self.0.sql, node.to_string()), |connection, (sql, node)| {
+            let leave = self.keep(attempt, (&self.0.sql, record::Id(node.0)), |connection, (sql, node)| {
                 Box::pin(leave(connection, sql, node))
             });
             let (outbox, inbox) = leave.await?;
@@ -368,7 +360,7 @@ async fn take_over(connection: &mut PgConnection, sql: &Sql) -> Fallible<TakenOv
 }
 
 /// Answers how many records of each table became due.
-async fn leave(connection: &mut PgConnection, sql: &Sql, node: &str) -> Fallible<(u64, u64)> {
+async fn leave(connection: &mut PgConnection, sql: &Sql, node: &record::Id) -> Fallible<(u64, u64)> {
     let mut tx = connection.begin().await?;
     sql.forget.query().bind(node).execute(&mut *tx).await?;
     let outbox = sql.published.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();

@@ -71,6 +71,6 @@ async fn commit(
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
     record::check(Table::Outbox, records, None)?;
-    record::insert(&mut tx, &storage.sql().published, Table::Outbox, records, None).await?;
+    record::publish(&mut tx, storage.sql(), records).await?;
     Ok(tx.commit().await?)
 }

@@ -84,6 +84,9 @@ pub(crate) fn headers_of(properties: &BasicProperties) -> Headers {
 
 /// A header's value as text; none if it is null. Bytes are taken for UTF-8, as .NET CAP takes them.
 fn text(value: &AMQPValue) -> Option<String> {
+    if let AMQPValue::LongString(text) = value {
+        return Some(long(text));
+    }
     match json(value) {
         Value::Null => None,
         Value::String(text) => Some(text),

@@ -3,7 +3,7 @@
 
 use tokio::sync::mpsc;
 
-use crate::backend::{Arrived, Broker, Database, Fallible, Hand, InboxRow, Names, Wire};
+use crate::backend::{Broker, Database, Fallible, Hand, Wire};
 use crate::twin::rows;
 
 const BATCH: usize = 500;
@@ -30,7 +30,7 @@ pub(crate) async fn consume<D: Database, B: Broker>(
     while received < messages {
         let arrived = wire.receive(BATCH).await?;
         let tags = arrived.iter().map(|message| message.tag).collect();
-        let rows = arrived.into_iter().map(|message| inbox_row(&names, &message)).collect::<Fallible<Vec<_>>>()?;
+        let rows = arrived.into_iter().map(rows::inbox_row).collect::<Fallible<Vec<_>>>()?;
         let ids = inserter.receive(&names, rows).await?;
         wire.ack(tags).await?;
         received += ids.len();
@@ -41,12 +41,6 @@ pub(crate) async fn consume<D: Database, B: Broker>(
     }
     drop(handled);
     marking.await?
-}
-
-fn inbox_row(names: &Names, message: &Arrived) -> Fallible<InboxRow> {
-    let payload = std::str::from_utf8(&message.body)?;
-    let content = rows::wrapped(&message.message_id, &names.topic, payload);
-    Ok(InboxRow { message_id: message.message_id.clone(), content })
 }
 
 async fn mark_all<H: Hand>(mut hand: H, mut batches: mpsc::Receiver<Vec<i64>>, messages: usize) -> Fallible {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::backend::{Broker, Database, Fallible, Hand, InboxRow, Names, Wire};
+use crate::backend::{Broker, Database, Fallible, Hand, Names, Wire};
 use crate::twin::rows;
 
 /// The twin while it runs: stops when dropped.
@@ -53,8 +53,9 @@ impl<H: Hand> Chain<H> {
 async fn relay<H: Hand, W: Wire>(mut hand: H, mut wire: W, mut commits: mpsc::UnboundedReceiver<i64>) -> Fallible {
     while let Some(id) = commits.recv().await {
         let row = hand.claim_one(id).await?;
-        wire.publish(&row.message_id, row.content.into_bytes()).await?.await?;
-        hand.mark_sent(vec![row.id]).await?;
+        let id = row.id;
+        wire.publish(row).await?.await?;
+        hand.mark_sent(vec![id]).await?;
     }
     Ok(())
 }
@@ -68,11 +69,7 @@ async fn consume<H: Hand, W: Wire>(
     loop {
         let arrived = wire.receive(500).await?;
         let tags = arrived.iter().map(|message| message.tag).collect();
-        let row = |message: crate::backend::Arrived| {
-            let content = String::from_utf8(message.body)?;
-            Ok(InboxRow { message_id: message.message_id, content })
-        };
-        let rows = arrived.into_iter().map(row).collect::<Fallible<Vec<_>>>()?;
+        let rows = arrived.into_iter().map(rows::inbox_row).collect::<Fallible<Vec<_>>>()?;
         let numbers: Vec<_> = rows.iter().filter_map(|row| rows::number_in(&row.content)).collect();
         let ids = hand.receive(&names, rows).await?;
         wire.ack(tags).await?;

@@ -10,7 +10,7 @@ use cap_core::lifecycle::{self, Outcome, RetryPolicy, Rules};
 use cap_core::storage::{Claim, ClaimRequest, Enlist as _, Inserted, Lane, NewRecord, Settlement, Storage as _};
 use cap_core::transport::{Confirm, Consumer, DeliveryTag, Outgoing, Subscription, Transport as _};
 use cap_core::{
-    ClaimToken, Due, Group, Headers, Message, MessageId, NodeId, RecordId, Table, Topic, TopicPattern, Version, headers,
+    ClaimToken, Due, Group, Message, MessageId, NodeId, RecordId, Table, Topic, TopicPattern, Version, headers,
 };
 use cap_storage_memory::MemoryStorage;
 use cap_transport_memory::MemoryTransport;
@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Arrived, Claimed, Fallible, Hand, InboxRow, Names, OutboxRow, Wire};
 use crate::database::NOTE;
+use crate::twin::rows;
 
 const LEASE: Duration = Duration::from_secs(3600);
 
@@ -138,17 +139,15 @@ pub(crate) struct MemoryWire {
 impl Wire for MemoryWire {
     type Confirm = Pin<Box<dyn Future<Output = Fallible> + Send>>;
 
-    async fn publish(&mut self, message_id: &str, body: Vec<u8>) -> Fallible<Self::Confirm> {
+    async fn publish(&mut self, row: Claimed) -> Fallible<Self::Confirm> {
         let (report, reported) = oneshot::channel();
         let confirm = Confirm::new(move |outcome| drop(report.send(outcome)));
-        let mut headers = Headers::new();
-        headers.set(headers::MESSAGE_ID, message_id);
-        headers.set(headers::MESSAGE_NAME, self.names.topic.as_str());
+        let opened = rows::opened(&row.content)?;
         let message = Message {
-            id: MessageId::try_from(message_id)?,
+            id: MessageId::try_from(row.message_id.as_str())?,
             topic: Topic::try_from(self.names.topic.as_str())?,
-            headers,
-            payload: body.into(),
+            headers: opened.headers.iter().map(|(name, value)| (*name, value.as_ref())).collect(),
+            payload: opened.content.get().as_bytes().to_vec().into(),
         };
         self.transport.send(vec![Outgoing { message, confirm }]).await;
         Ok(Box::pin(async move { Ok(reported.await??) }))
@@ -170,6 +169,7 @@ impl Wire for MemoryWire {
         let arrived = |delivery: cap_core::transport::Delivery| Arrived {
             tag: delivery.tag.0,
             message_id: delivery.headers.get(headers::MESSAGE_ID).unwrap_or_default().to_owned(),
+            headers: delivery.headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             body: delivery.body.to_vec(),
         };
         Ok(deliveries.into_iter().map(arrived).collect())

@@ -1,5 +1,6 @@
 //! RabbitMQ by hand: mandatory persistent messages with confirms, and a consumer that acknowledges a batch at once.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -10,8 +11,9 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 
-use crate::backend::{Arrived, Fallible, Names, Wire};
+use crate::backend::{Arrived, Claimed, Fallible, Names, Wire};
 use crate::broker::rabbitmq::open;
+use crate::twin::rows;
 
 const EXCHANGE: &str = "cap.default.router";
 const MESSAGE_ID: &str = "cap-msg-id";
@@ -37,13 +39,21 @@ impl RabbitMqWire {
 impl Wire for RabbitMqWire {
     type Confirm = Pin<Box<dyn Future<Output = Fallible> + Send>>;
 
-    async fn publish(&mut self, message_id: &str, body: Vec<u8>) -> Fallible<Self::Confirm> {
+    async fn publish(&mut self, row: Claimed) -> Fallible<Self::Confirm> {
+        let opened = rows::opened(&row.content)?;
         let mut headers = FieldTable::default();
-        headers.insert(MESSAGE_ID.into(), AMQPValue::LongString(message_id.into()));
-        let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+        for (name, value) in &opened.headers {
+            headers.insert((*name).into(), AMQPValue::LongString(value.as_ref().into()));
+        }
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(row.message_id.as_str().into())
+            .with_content_type("application/json".into())
+            .with_headers(headers);
+        let body = opened.content.get().as_bytes();
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let (exchange, key) = (EXCHANGE.into(), self.names.topic.as_str().into());
-        let confirm = self.channel.basic_publish(exchange, key, options, &body, properties).await?;
+        let confirm = self.channel.basic_publish(exchange, key, options, body, properties).await?;
         Ok(Box::pin(async move {
             match confirm.await? {
                 Confirmation::Ack(None) => Ok(()),
@@ -74,12 +84,13 @@ impl Wire for RabbitMqWire {
                 },
             };
             let delivery = next.ok_or("the consumer has ended")??;
-            let headers = delivery.properties.headers().as_ref().map(FieldTable::inner);
-            let message_id = match headers.and_then(|headers| headers.get(MESSAGE_ID)) {
-                Some(AMQPValue::LongString(id)) => id.to_string(),
-                _ => return Err("a message without an id".into()),
-            };
-            arrived.push(Arrived { tag: delivery.delivery_tag, message_id, body: delivery.data });
+            let mut headers = BTreeMap::new();
+            for (name, value) in delivery.properties.headers().iter().flatten() {
+                let AMQPValue::LongString(value) = value else { return Err("a header that is no text".into()) };
+                headers.insert(name.to_string(), value.to_string());
+            }
+            let message_id = headers.get(MESSAGE_ID).ok_or("a message without an id")?.clone();
+            arrived.push(Arrived { tag: delivery.delivery_tag, message_id, headers, body: delivery.data });
         }
         Ok(arrived)
     }

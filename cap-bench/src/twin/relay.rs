@@ -25,8 +25,9 @@ pub(crate) async fn relay<D: Database, B: Broker>(database: &D, broker: &B, mess
     while let Some(batch) = batches.recv().await {
         for row in batch {
             let place = Arc::clone(&window).acquire_owned().await?;
-            let confirm = wire.publish(&row.message_id, row.content.into_bytes()).await?;
-            if sent.send((row.id, confirm, place)).is_err() {
+            let id = row.id;
+            let confirm = wire.publish(row).await?;
+            if sent.send((id, confirm, place)).is_err() {
                 break;
             }
         }

@@ -1,8 +1,13 @@
 //! Rows as the twins write them: the same columns, of the same size, as those of the engine.
 
-use cap_core::MessageId;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use crate::backend::OutboxRow;
+use cap_core::MessageId;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::backend::{Arrived, Fallible, InboxRow, OutboxRow};
 
 /// An outbox row whose payload is `payload` as JSON.
 pub(crate) fn outbox_row(number: i64, topic: &str, payload: &str) -> OutboxRow {
@@ -16,6 +21,31 @@ pub(crate) fn wrapped(message_id: &str, topic: &str, payload: &str) -> String {
     format!(
         r#"{{"Id":"{message_id}","Timestamp":"2026-01-01T00:00:00.000000Z","Content":{payload},"CallbackName":null,"Headers":{{"cap-corr-id":"{message_id}","cap-corr-seq":"0","cap-msg-id":"{message_id}","cap-msg-name":"{topic}","cap-msg-type":"String","cap-senttime":"01/01/2026 00:00:00"}}}}"#
     )
+}
+
+/// The message in the column `Content` of a row.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Opened<'a> {
+    #[serde(borrow)]
+    pub(crate) content: &'a RawValue,
+    #[serde(borrow)]
+    pub(crate) headers: BTreeMap<&'a str, Cow<'a, str>>,
+}
+
+/// Reads the column `Content` of a row.
+pub(crate) fn opened(content: &str) -> Fallible<Opened<'_>> {
+    Ok(serde_json::from_str(content)?)
+}
+
+/// The inbox row of a message that arrived, with all its headers.
+pub(crate) fn inbox_row(arrived: Arrived) -> Fallible<InboxRow> {
+    let Arrived { message_id, headers, body, .. } = arrived;
+    let (payload, headers) = (std::str::from_utf8(&body)?, serde_json::to_string(&headers)?);
+    let content = format!(
+        r#"{{"Id":"{message_id}","Timestamp":"2026-01-01T00:00:00.000000Z","Content":{payload},"CallbackName":null,"Headers":{headers}}}"#
+    );
+    Ok(InboxRow { message_id, content })
 }
 
 /// The payload in a wrapper object of ours that starts with the fixed members, without parsing the rest: as a

@@ -14,6 +14,7 @@ use crate::engine::consumer::{self, FirstConsumer};
 use crate::engine::group::{self, Group, Subscription};
 use crate::engine::health::HealthBoard;
 use crate::engine::node::Node;
+use crate::engine::queue::Queue;
 use crate::engine::relay::{self, Relay};
 use crate::engine::scheduler::{OUTBOX, Scheduler};
 use crate::engine::settler::{self, Settler};
@@ -290,15 +291,12 @@ fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
     if !faults.is_empty() {
         return refuse(faults.join("; "));
     }
-    let (queue, queued) = mpsc::unbounded_channel();
     Ok(Subscription {
         pattern,
         service: subscription.service,
         rules: options.rules(retry),
         timeout: subscription.timeout,
-        running: Arc::new(Semaphore::new(subscription.concurrency)),
-        queue,
-        queued: tokio::sync::Mutex::new(queued),
+        queue: Queue::new(subscription.concurrency),
     })
 }
 
@@ -356,17 +354,6 @@ fn spawn_loops(engine: &Arc<Engine>, batches: Batches, outcomes: [Outcomes; 2], 
             quiesce(),
             body(engine, move |engine| group::run(engine, Arc::clone(&claimed))),
         ));
-        for subscription in &group.subscriptions {
-            let queue = Arc::clone(subscription);
-            let name = format!("queue {} {}", group.name, subscription.pattern);
-            // Until the end of its queue, which a stop gives back.
-            spawn.spawn(supervise(
-                Arc::clone(engine),
-                name,
-                finish(),
-                body(engine, move |engine| group::run_queue(engine, Arc::clone(&queue))),
-            ));
-        }
     }
     let relay = Relay::new();
     spawn.spawn(supervise(

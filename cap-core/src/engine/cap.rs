@@ -119,8 +119,9 @@ impl<S: ?Sized> Cap<S> {
             Err(error) => return S::Receipt::refused(error),
         };
         let ids = records.iter().map(|record| record.message_id.clone()).collect();
+        let dues: Vec<_> = records.iter().filter_map(|record| record.state.due()).collect();
         let engine = Arc::clone(&self.engine);
-        self.storage.enlist(connection, records).published(ids, move || engine.scheduler.expect_commit())
+        self.storage.enlist(connection, records).published(ids, move || engine.enlisted(&dues))
     }
 
     fn prepare(&self, publishes: impl IntoIterator<Item = Publish>) -> Result<Vec<NewRecord>> {
@@ -140,8 +141,7 @@ impl<S: ?Sized> Cap<S> {
 
     /// How many messages are in flight in this process: claimed for sending, or for handling.
     pub fn in_flight(&self) -> usize {
-        let handling: usize = self.engine.groups.iter().map(|group| group.slots.used()).sum();
-        self.engine.relay_slots.used() + handling
+        self.engine.held(Table::Outbox) + self.engine.held(Table::Inbox)
     }
 
     /// Waits until nothing is left to do: no record is due, in flight or to be retried in either table (dead ones and

@@ -5,17 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::content;
 use crate::engine::Engine;
 use crate::engine::backoff::Pause;
-use crate::engine::group::Group;
+use crate::engine::group::{Carried, Group, Taken};
 use crate::engine::node::Epoch;
-use crate::engine::slots::Slot;
+use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::error::{ErrorKind, Result};
 use crate::headers;
 use crate::id::MessageId;
-use crate::lifecycle;
+use crate::lifecycle::{self, Status};
 use crate::message::Message;
 use crate::name::Topic;
-use crate::storage::{Claim, Inserted, NewRecord, Record, Table};
+use crate::storage::{BoxFuture, Claim, Inserted, NewRecord, Table};
 use crate::time::Timestamp;
 use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 
@@ -47,95 +47,159 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstCons
         None => subscribe(&engine, &group).await?,
     };
     engine.health.well(&name(&group));
-    loop {
-        let deliveries = tokio::select! {
+    let mut storing: Option<BoxFuture<'static, TakenOver>> = None;
+    // Received and read while others are being stored.
+    let mut waiting: Vec<Arrival> = Vec::new();
+    let most = BATCH.min(engine.options.prefetch);
+    let ended = loop {
+        tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
-            deliveries = consumer.receive(BATCH.min(engine.options.prefetch)) => deliveries?,
-        };
-        take_over(&engine, &group, consumer.as_mut(), deliveries).await?;
+            () = stop.cancelled() => break Ok(()),
+            taken = next(&mut storing) => {
+                storing = None;
+                if let Err(error) = finish(&engine, &group, consumer.as_mut(), taken).await {
+                    break Err(error);
+                }
+            }
+            received = consumer.receive(most - waiting.len()), if waiting.len() < most => match received {
+                Ok(deliveries) => waiting.extend(arrivals(&engine, &group, deliveries)),
+                Err(error) => break Err(error),
+            },
+        }
+        if storing.is_none() && !waiting.is_empty() {
+            let arrivals = std::mem::take(&mut waiting);
+            storing = Some(Box::pin(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
+        }
+    };
+    // What is being stored is not given up half-way. What still waits was not acknowledged, and goes back.
+    if let Some(storing) = storing {
+        let finished = finish(&engine, &group, consumer.as_mut(), storing.await).await;
+        return ended.and(finished);
+    }
+    ended
+}
+
+async fn next<T>(storing: &mut Option<BoxFuture<'static, T>>) -> T {
+    match storing {
+        Some(storing) => storing.await,
+        None => std::future::pending().await,
     }
 }
 
-/// Stores deliveries and acknowledges them. While the storage is away they are kept, unacknowledged, and nothing more
-/// is received.
-async fn take_over(
-    engine: &Arc<Engine>,
-    group: &Arc<Group>,
-    consumer: &mut dyn Consumer,
-    deliveries: Vec<Delivery>,
-) -> Result<()> {
+fn arrivals(engine: &Engine, group: &Group, deliveries: Vec<Delivery>) -> Vec<Arrival> {
     engine.activity.record();
-    let tags: Vec<DeliveryTag> = deliveries.iter().map(|delivery| delivery.tag).collect();
-    let records: Vec<NewRecord> = deliveries.into_iter().map(|delivery| record(engine, group, delivery)).collect();
-    engine.steps.tell_all(Step::Received, records.iter().map(|record| &record.message_id));
+    let arrivals: Vec<Arrival> = deliveries.into_iter().map(|delivery| arrival(engine, group, delivery)).collect();
+    let largest = arrivals.iter().map(|arrival| arrival.record.content.len()).max();
+    largest.into_iter().for_each(|bytes| group.slots.learn_size(bytes));
+    tell(engine, Step::Received, &arrivals);
+    arrivals
+}
 
+fn tell(engine: &Engine, step: Step, arrivals: &[Arrival]) {
+    engine.steps.tell_all(step, arrivals.iter().map(|arrival| &arrival.record.message_id));
+}
+
+/// What became of deliveries.
+struct TakenOver {
+    /// In the inbox.
+    stored: Vec<(Stored, Vec<Arrival>)>,
+    /// To be given back, if nothing was stored.
+    not_stored: Vec<DeliveryTag>,
+}
+
+/// Acknowledges what is stored, and lets its handlers begin.
+async fn finish(engine: &Arc<Engine>, group: &Arc<Group>, consumer: &mut dyn Consumer, taken: TakenOver) -> Result<()> {
+    let tags: Vec<_> = taken.stored.iter().flat_map(|(_, arrivals)| arrivals).map(|arrival| arrival.tag).collect();
+    let acknowledged = match (tags.is_empty(), taken.not_stored.is_empty()) {
+        (false, _) => consumer.ack(tags).await,
+        (true, false) => consumer.release(taken.not_stored).await,
+        (true, true) => Ok(()),
+    };
+    for (stored, arrivals) in taken.stored {
+        tell(engine, Step::Acknowledged, &arrivals);
+        // What was claimed goes on, acknowledged or not: it is in the inbox, held by this node.
+        stored.proceed(engine, group, arrivals);
+    }
+    engine.activity.record();
+    acknowledged
+}
+
+/// Stores deliveries. While the storage is away they are kept, unacknowledged.
+async fn take_over(engine: Arc<Engine>, group: Arc<Group>, arrivals: Vec<Arrival>) -> TakenOver {
     let mut pause = Pause::quick();
     loop {
-        match store(engine, group, &records).await {
+        match store(&engine, &group, &arrivals).await {
             Ok(stored) => {
-                engine.steps.tell_all(Step::Stored, records.iter().map(|record| &record.message_id));
-                let acknowledged = consumer.ack(tags).await;
-                engine.steps.tell_all(Step::Acknowledged, records.iter().map(|record| &record.message_id));
-                // What was claimed goes on, acknowledged or not: it is in the inbox, held by this node.
-                stored.proceed(engine, group);
-                engine.activity.record();
-                return acknowledged;
+                tell(&engine, Step::Stored, &arrivals);
+                return TakenOver { stored: vec![(stored, arrivals)], not_stored: Vec::new() };
             }
-            Err(error) if records.len() > 1 && !error.is_retryable() => {
-                engine.health.ill(&name(group), error);
-                return one_by_one(engine, group, consumer, tags, records).await;
+            Err(error) if arrivals.len() > 1 && !error.is_retryable() => {
+                engine.health.ill(&name(&group), error);
+                return one_by_one(&engine, &group, arrivals).await;
             }
-            Err(error) => engine.health.ill(&name(group), error),
+            Err(error) => engine.health.ill(&name(&group), error),
         }
         tokio::select! {
             () = pause.wait() => {}
-            () = engine.stop.consumers.cancelled() => return consumer.release(tags).await,
+            () = engine.stop.consumers.cancelled() => {
+                let not_stored = arrivals.into_iter().map(|arrival| arrival.tag).collect();
+                return TakenOver { stored: Vec::new(), not_stored };
+            }
         }
     }
 }
 
 /// The storage refuses something in a batch: the others must not suffer for it. What it refuses stays with the broker,
 /// unacknowledged, and is delivered again after the next reconnect; health says why.
-async fn one_by_one(
-    engine: &Arc<Engine>,
-    group: &Arc<Group>,
-    consumer: &mut dyn Consumer,
-    tags: Vec<DeliveryTag>,
-    records: Vec<NewRecord>,
-) -> Result<()> {
-    for (tag, record) in tags.into_iter().zip(records) {
-        match store(engine, group, std::slice::from_ref(&record)).await {
-            Ok(stored) => {
-                let acknowledged = consumer.ack(vec![tag]).await;
-                stored.proceed(engine, group);
-                acknowledged?;
-            }
+async fn one_by_one(engine: &Engine, group: &Group, arrivals: Vec<Arrival>) -> TakenOver {
+    let mut taken = TakenOver { stored: Vec::with_capacity(arrivals.len()), not_stored: Vec::new() };
+    for arrival in arrivals {
+        match store(engine, group, std::slice::from_ref(&arrival)).await {
+            Ok(stored) => taken.stored.push((stored, vec![arrival])),
             Err(error) => {
+                let record = &arrival.record;
                 tracing::error!(message = %record.message_id, topic = %record.topic, %error, "the inbox refuses a delivery");
                 engine.health.ill(&name(group), error);
             }
         }
     }
-    Ok(())
+    taken
 }
 
 fn name(group: &Group) -> String {
     format!("consumer {}", group.name)
 }
 
+/// A delivery as a message, and as the record that is to be stored for it.
+struct Arrival {
+    tag: DeliveryTag,
+    record: NewRecord,
+    message: Message,
+}
+
+impl Arrival {
+    /// Whether it is to be handled, and not parked.
+    fn is_due(&self) -> bool {
+        self.record.state.due().is_some()
+    }
+}
+
 /// What an insert left to do, once the deliveries are acknowledged.
 struct Stored {
-    begun: Vec<(Record, Slot)>,
-    claim: Option<(Epoch, Claim)>,
+    /// For each arrival what is held of it, if its handler is to begin.
+    begun: Vec<Option<Held>>,
+    epoch: Option<Epoch>,
     some_wait: bool,
 }
 
 impl Stored {
-    fn proceed(self, engine: &Engine, group: &Group) {
+    fn proceed(self, engine: &Arc<Engine>, group: &Group, arrivals: Vec<Arrival>) {
         engine.health.well(&name(group));
-        if let Some((epoch, claim)) = self.claim {
-            group.dispatch(engine, &epoch, claim, self.begun);
+        if let Some(epoch) = self.epoch {
+            let begun = self.begun.into_iter().zip(arrivals).filter_map(|(held, arrival)| {
+                held.map(|held| Taken { held, message: Carried::Arrived(arrival.message), is_suspect: false })
+            });
+            group.dispatch(engine, &epoch, begun);
         }
         if self.some_wait {
             engine.scheduler.wake(group.lane);
@@ -145,83 +209,73 @@ impl Stored {
 
 /// Inserts records into the inbox. As many as the group has room for are claimed with the same statement and go on at
 /// once; the others wait in the inbox for a claim, by this node or another.
-async fn store(engine: &Engine, group: &Group, records: &[NewRecord]) -> Result<Stored> {
-    let claimable = records.iter().filter(|record| record.state.due().is_some()).count();
+async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
     // On a stop nothing new begins here; another node can.
     let epoch = engine.node.current().filter(|_| !engine.stop.quiesce.is_cancelled());
-    let slots = if epoch.is_some() { group.slots.take(claimable) } else { Vec::new() };
-    let claim = epoch.filter(|_| !slots.is_empty()).map(|epoch| {
-        let claim = Claim::by(epoch.id);
-        (epoch, claim)
-    });
+    let due = arrivals.iter().filter(|arrival| arrival.is_due()).count();
+    let mut room = match epoch {
+        Some(_) => group.slots.take_soon(due).await,
+        None => group.slots.take(0),
+    };
+    let epoch = epoch.filter(|_| room.len() > 0);
+    let claim = epoch.as_ref().map(|epoch| Claim::by(epoch.id));
 
-    let mut free = slots.len();
-    let mut to_insert = records.to_vec();
-    for record in to_insert.iter_mut().filter(|record| record.state.due().is_some()) {
-        if free == 0 {
-            break;
+    let mut free = room.len();
+    let mut records = Vec::with_capacity(arrivals.len());
+    for arrival in arrivals {
+        let mut record = arrival.record.clone();
+        if arrival.is_due() && free > 0 {
+            free -= 1;
+            record.state = lifecycle::received(true);
         }
-        free -= 1;
-        record.state = lifecycle::received(true);
+        records.push(record);
     }
-    let inserted = match engine.storage.insert(Table::Inbox, to_insert.clone(), claim.as_ref().map(|c| c.1)).await {
+    let begins: Vec<bool> = records.iter().map(|record| record.state.status() == Status::Queued).collect();
+    let inserted = match engine.storage.insert(Table::Inbox, records, claim).await {
         Ok(inserted) => inserted,
         Err(error) => {
-            if let Some((epoch, claim)) = &claim {
+            if let (Some(epoch), Some(claim)) = (&epoch, claim) {
                 if error.kind() == ErrorKind::LeaseLost {
                     engine.node.lost(epoch);
                 } else {
                     // It may have been committed all the same, with nobody to work on it.
-                    engine.undo_claim(Table::Inbox, *claim, epoch).await;
+                    engine.undo_claim(Table::Inbox, claim, epoch).await;
                 }
             }
             return Err(error);
         }
     };
-    let mut slots = slots.into_iter();
-    let mut stored = Stored { begun: Vec::new(), claim, some_wait: false };
-    for (record, outcome) in to_insert.into_iter().zip(inserted) {
-        let begins = record.state.due().is_none() && !record.state.is_terminal();
-        let slot = if begins { slots.next() } else { None };
-        match (outcome, slot) {
-            (Inserted::Stored(id), Some(slot)) => stored.begun.push((begun(id, record), slot)),
-            (Inserted::Stored(_), None) if record.state.is_dead() => engine.notice_parked(&record),
-            (Inserted::Stored(_), None) => stored.some_wait = true,
+    let mut stored = Stored { begun: Vec::with_capacity(arrivals.len()), epoch, some_wait: false };
+    for ((arrival, outcome), begins) in arrivals.iter().zip(inserted).zip(begins) {
+        let record = &arrival.record;
+        let begun = match (outcome, claim) {
+            (Inserted::Stored(id), Some(claim)) if begins => {
+                room.next().map(|slot| Held::fresh(id, record, claim, group.lane, slot))
+            }
+            (Inserted::Stored(_), _) => {
+                stored.some_wait |= arrival.is_due();
+                engine.notice_parked(record);
+                None
+            }
             (Inserted::Duplicate, _) => {
                 tracing::debug!(message = %record.message_id, group = %group.name, "delivered again: it is in the inbox already");
+                None
             }
-        }
+        };
+        stored.begun.push(begun);
     }
     Ok(stored)
 }
 
-/// The record as a claim would have answered it.
-fn begun(id: crate::RecordId, record: NewRecord) -> Record {
-    Record {
-        id,
-        message_id: record.message_id,
-        version: record.version,
-        topic: record.topic,
-        group: record.group,
-        content: record.content,
-        status: record.state.status(),
-        attempts: record.state.attempts(),
-        added: Timestamp::now(),
-        due: None,
-        expires: None,
-        owner: None,
-        reason: None,
-    }
-}
-
 /// The inbox record of a delivery, be it ours or foreign. What can never be handled is parked with the reason.
-fn record(engine: &Engine, group: &Group, delivery: Delivery) -> NewRecord {
+fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arrival {
+    let tag = delivery.tag;
     let (message, fault) = message(group, delivery);
     let fault = fault.or_else(|| match group.subscription(&message.topic) {
         Some(_) => None,
         None => Some(format!("no subscription of group `{}` matches topic `{}`", group.name, message.topic)),
     });
-    NewRecord {
+    let record = NewRecord {
         content: Arc::from(content::wrap(&message, Timestamp::now())),
         version: engine.options.version.clone(),
         group: Some(group.name.clone()),
@@ -229,9 +283,10 @@ fn record(engine: &Engine, group: &Group, delivery: Delivery) -> NewRecord {
             None => lifecycle::received(false),
             Some(reason) => lifecycle::parked(reason, &group.rules),
         },
-        message_id: message.id,
-        topic: message.topic,
-    }
+        message_id: message.id.clone(),
+        topic: message.topic.clone(),
+    };
+    Arrival { tag, record, message }
 }
 
 fn message(group: &Group, delivery: Delivery) -> (Message, Option<String>) {
@@ -242,8 +297,11 @@ fn message(group: &Group, delivery: Delivery) -> (Message, Option<String>) {
         Err(error) => (Topic::from_stored("invalid"), Some(error.to_string())),
     };
     headers.set(headers::MESSAGE_GROUP, group.name.as_str());
-    headers.set(headers::MESSAGE_ID, id.as_str());
-    headers.set(headers::MESSAGE_NAME, topic.as_str());
+    for (name, value) in [(headers::MESSAGE_ID, id.as_str()), (headers::MESSAGE_NAME, topic.as_str())] {
+        if headers.get(name) != Some(value) {
+            headers.set(name, value);
+        }
+    }
     (Message { id, topic, headers, payload: delivery.body }, fault)
 }
 

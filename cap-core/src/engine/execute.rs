@@ -1,17 +1,21 @@
 //! One attempt of a handler: from the stored content to the outcome.
 
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::Instrument as _;
 
 use crate::content;
 use crate::engine::Engine;
-use crate::engine::group::{Job, Subscription};
+use crate::engine::group::{Carried, Job, Subscription};
+use crate::engine::node::Epoch;
+use crate::engine::scheduler::OUTBOX;
+use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::supervise::panic_text;
 use crate::handler::{Call, Context, Handled, HandlerError, Outbox};
@@ -26,18 +30,16 @@ enum End {
     /// To be settled so.
     Outcome(Outcome),
     /// The handler settled it in its own transaction.
-    Settled,
+    Settled {
+        /// Whether messages were committed with it.
+        published: bool,
+    },
     /// It is another's by now.
     Lost,
 }
 
 /// Runs a handler on a claimed record and hands in the outcome.
-pub(crate) async fn execute(
-    engine: Arc<Engine>,
-    subscription: Arc<Subscription>,
-    mut job: Job,
-    _running: OwnedSemaphorePermit,
-) {
+pub(crate) async fn execute(engine: &Arc<Engine>, subscription: &Subscription, mut job: Job) {
     let held = &job.held;
     if let Begin::Exhausted(state) = lifecycle::begin(held.attempts, &subscription.rules) {
         return engine.inbox_settler.settle(job.held, state);
@@ -47,7 +49,7 @@ pub(crate) async fn execute(
         tracing::debug_span!("handle", message = %held.message_id, topic = %held.topic, group, attempt = held.attempts);
     let began = tokio::time::Instant::now();
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
-    let end = attempt(&engine, &subscription, &job).instrument(span).await;
+    let end = attempt(engine, subscription, &job.held, &job.epoch, job.message).instrument(span).await;
     engine.steps.tell(Step::HandlerEnded, &job.held.message_id);
     drop(job.suspect.take());
     job.slots.learn(began.elapsed());
@@ -58,10 +60,11 @@ pub(crate) async fn execute(
             let state = lifecycle::settle(job.held.attempts, outcome, &subscription.rules, fastrand::f64());
             engine.inbox_settler.settle(job.held, state);
         }
-        End::Settled => {
+        End::Settled { published } => {
             engine.steps.tell(Step::InboxSettled, &job.held.message_id);
-            // What it published is committed with it.
-            engine.scheduler.wake(crate::engine::scheduler::OUTBOX);
+            if published {
+                engine.scheduler.wake(OUTBOX);
+            }
         }
         End::Lost => {
             tracing::warn!(message = %job.held.message_id, "another node has the record: nothing of this attempt is left");
@@ -69,17 +72,25 @@ pub(crate) async fn execute(
     }
 }
 
-async fn attempt(engine: &Arc<Engine>, subscription: &Subscription, job: &Job) -> End {
-    let held = &job.held;
-    let message = match content::unwrap(&job.content, &held.topic, &held.message_id) {
-        Ok(message) => Arc::new(message),
-        Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
+async fn attempt(
+    engine: &Arc<Engine>,
+    subscription: &Subscription,
+    held: &Held,
+    epoch: &Epoch,
+    message: Carried,
+) -> End {
+    let message = match message {
+        Carried::Arrived(message) => Arc::new(message),
+        Carried::Stored(content) => match content::unwrap(&content, &held.topic, &held.message_id) {
+            Ok(message) => Arc::new(message),
+            Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
+        },
     };
     let Some(group) = held.group.clone() else {
         return End::Outcome(Outcome::Hopeless("the inbox record names no group".into()));
     };
     let outbox = Outbox::new(Arc::clone(&engine.preparer), Arc::clone(&message), group.clone());
-    let cancelled = job.epoch.fenced.child_token();
+    let cancelled = epoch.fenced.child_token();
     let call = Call {
         context: Context {
             id: message.id.clone(),
@@ -99,21 +110,21 @@ async fn attempt(engine: &Arc<Engine>, subscription: &Subscription, job: &Job) -
         storage: Arc::clone(&engine.any_storage),
         slot: Arc::default(),
     };
-    let handler = tokio::spawn(subscription.service.clone().oneshot(call).in_current_span());
+    let handler = subscription.service.clone().oneshot(call);
     match run_to_end(engine, subscription, handler, &cancelled).await {
         Ok(Handled::Done(reply)) => succeed(engine, &outbox, reply).await,
-        Ok(Handled::Settled) => End::Settled,
+        Ok(Handled::Settled) => End::Settled { published: outbox.was_taken() },
         Ok(Handled::Lost) => End::Lost,
         Err(outcome) => End::Outcome(outcome),
     }
 }
 
-/// Waits for the handler, for its timeout, or for the end of the drain time. A handler that is aborted is waited for:
-/// it must not run on after its outcome is written.
+/// Runs the handler until it ends, or to its timeout, or to the end of the drain time. When this answers the handler is
+/// gone: it must not run on after its outcome is written.
 async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
-    mut handler: JoinHandle<Result<Handled, HandlerError>>,
+    handler: impl Future<Output = Result<Handled, HandlerError>>,
     cancelled: &CancellationToken,
 ) -> Result<Handled, Outcome> {
     let timeout = subscription.timeout;
@@ -123,38 +134,41 @@ async fn run_to_end(
             None => std::future::pending().await,
         }
     };
-    let too_late = tokio::select! {
-        ended = &mut handler => return outcome(ended),
-        () = timed_out => Outcome::Failed(format!("it took longer than its timeout of {:?}", timeout.unwrap_or_default())),
+    let mut handler = Box::pin(handler);
+    let mut ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(Ok(handled))) => Poll::Ready(Ok(handled)),
+        Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(&error))),
+        Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
+    });
+    let ended = tokio::select! {
+        biased;
+        ended = &mut ended => ended,
+        () = timed_out => {
+            cancelled.cancel();
+            Err(Outcome::Failed(format!("it took longer than its timeout of {:?}", timeout.unwrap_or_default())))
+        }
         () = engine.stop.abort.cancelled() => {
             cancelled.cancel();
-            if let Ok(ended) = tokio::time::timeout(GRACE, &mut handler).await {
-                return outcome(ended);
-            }
-            Outcome::GivenBack(Duration::ZERO)
+            tokio::time::timeout(GRACE, &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
         }
     };
-    cancelled.cancel();
-    handler.abort();
-    match handler.await {
-        // It ended in the very last moment, and may have settled its record.
-        Ok(Ok(handled)) => Ok(handled),
-        _ => Err(too_late),
+    // What it holds may panic, too, when it is let go.
+    match catch_unwind(AssertUnwindSafe(|| drop(handler))) {
+        Ok(()) => ended,
+        Err(panic) => ended.map_err(|_| panicked(panic.as_ref())),
     }
 }
 
-fn outcome(ended: Result<Result<Handled, HandlerError>, tokio::task::JoinError>) -> Result<Handled, Outcome> {
-    match ended {
-        Ok(Ok(handled)) => Ok(handled),
-        Ok(Err(error)) if error.is_permanent() => Err(Outcome::Hopeless(error.reason().to_owned())),
-        Ok(Err(error)) => Err(Outcome::Failed(error.reason().to_owned())),
-        Err(join) if join.is_panic() => {
-            let panic = join.into_panic();
-            Err(Outcome::Failed(format!("the handler panicked: {}", panic_text(panic.as_ref()))))
-        }
-        // Cut off by the runtime's end: never a success.
-        Err(_) => Err(Outcome::GivenBack(Duration::ZERO)),
+fn failed(error: &HandlerError) -> Outcome {
+    if error.is_permanent() {
+        return Outcome::Hopeless(error.reason().to_owned());
     }
+    Outcome::Failed(error.reason().to_owned())
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
+    Outcome::Failed(format!("the handler panicked: {}", panic_text(panic)))
 }
 
 /// What a successful handler publishes is committed before its record is settled, under ids that a second run repeats.

@@ -4,17 +4,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 
+use crate::engine::Engine;
 use crate::engine::node::Epoch;
-use crate::engine::slots::{Held, Slot, Slots};
-use crate::engine::{Engine, execute};
+use crate::engine::queue::Queue;
+use crate::engine::slots::{Held, Slots};
 use crate::error::{ErrorKind, Result};
 use crate::handler::HandlerService;
 use crate::lifecycle::{self, Outcome, Rules};
+use crate::message::Message;
 use crate::name::{Group as Name, Topic};
 use crate::pattern::TopicPattern;
-use crate::storage::{Claim, Record};
 
 /// At most so many records in one claim.
 const BATCH: usize = 500;
@@ -39,23 +40,35 @@ impl fmt::Debug for Group {
     }
 }
 
-/// One subscription, with its queue. The queue is bounded by the slots that its items hold.
+/// One subscription, with its queue.
 pub(crate) struct Subscription {
     pub(crate) pattern: TopicPattern,
     pub(crate) service: HandlerService,
     pub(crate) rules: Rules,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) running: Arc<Semaphore>,
-    pub(crate) queue: mpsc::UnboundedSender<Job>,
-    pub(crate) queued: Mutex<mpsc::UnboundedReceiver<Job>>,
+    pub(crate) queue: Queue,
 }
 
-/// A claimed record on its way to a handler.
+/// A message as the inbox has it, or as it arrived a moment ago and needs not be read again.
+pub(crate) enum Carried {
+    Stored(Arc<str>),
+    Arrived(Message),
+}
+
+/// A record of the inbox that this node has just taken.
+pub(crate) struct Taken {
+    pub(crate) held: Held,
+    pub(crate) message: Carried,
+    /// Whether it may be what kills its processes ([`lifecycle::is_suspect`]).
+    pub(crate) is_suspect: bool,
+}
+
+/// A taken record on its way to a handler.
 pub(crate) struct Job {
     pub(crate) held: Held,
     /// If it is a suspect: no other is worked on as long as this is held.
     pub(crate) suspect: Option<OwnedSemaphorePermit>,
-    pub(crate) content: Arc<str>,
+    pub(crate) message: Carried,
     pub(crate) epoch: Epoch,
     pub(crate) slots: Arc<Slots>,
 }
@@ -66,39 +79,36 @@ impl Group {
         self.subscriptions.iter().find(|subscription| subscription.pattern.matches(topic))
     }
 
-    /// Hands claimed records to their subscriptions' queues.
-    pub(crate) fn dispatch(&self, engine: &Engine, epoch: &Epoch, claim: Claim, records: Vec<(Record, Slot)>) {
-        for (record, slot) in records {
-            let held = Held::new(&record, claim, self.lane, slot);
-            let Some(subscription) = self.subscription(&record.topic) else {
-                let reason = format!("no subscription of group `{}` matches topic `{}`", self.name, record.topic);
+    /// Hands records that were taken to their subscriptions' queues.
+    pub(crate) fn dispatch(&self, engine: &Arc<Engine>, epoch: &Epoch, taken: impl IntoIterator<Item = Taken>) {
+        for Taken { held, message, is_suspect } in taken {
+            let Some(subscription) = self.subscription(&held.topic) else {
+                let reason = format!("no subscription of group `{}` matches topic `{}`", self.name, held.topic);
                 let state = lifecycle::settle(held.attempts, Outcome::Hopeless(reason), &self.rules, 0.0);
                 engine.inbox_settler.settle(held, state);
                 continue;
             };
-            let Some(suspect) = apart(engine, &record) else {
-                let state = lifecycle::settle(held.attempts, Outcome::GivenBack(APART), &self.rules, 0.0);
-                engine.inbox_settler.settle(held, state);
-                continue;
-            };
-            let (content, epoch, slots) = (record.content, epoch.clone(), Arc::clone(&self.slots));
-            let job = Job { held, suspect, content, epoch, slots };
-            if let Err(mpsc::error::SendError(job)) = subscription.queue.send(job) {
-                give_back(engine, job, subscription);
+            let mut suspect = None;
+            if is_suspect {
+                suspect = apart(engine, &held);
+                if suspect.is_none() {
+                    let state = lifecycle::settle(held.attempts, Outcome::GivenBack(APART), &self.rules, 0.0);
+                    engine.inbox_settler.settle(held, state);
+                    continue;
+                }
             }
+            let job = Job { held, suspect, message, epoch: epoch.clone(), slots: Arc::clone(&self.slots) };
+            subscription.push(engine, job);
         }
     }
 }
 
-/// What a record must hold to be worked on: nothing, or for a suspect the place that there is one of in each engine.
-/// `None` if another suspect has it.
-fn apart(engine: &Engine, record: &Record) -> Option<Option<OwnedSemaphorePermit>> {
-    if !lifecycle::is_suspect(record.attempts, record.reason.as_deref()) {
-        return Some(None);
-    }
+/// The place that a suspect needs to be worked on, and that there is one of in each engine; none if another suspect has
+/// it.
+fn apart(engine: &Engine, held: &Held) -> Option<OwnedSemaphorePermit> {
     let place = Arc::clone(&engine.suspect).try_acquire_owned().ok()?;
-    tracing::warn!(message = %record.message_id, attempts = record.attempts, "its attempts vanish: worked on apart");
-    Some(Some(place))
+    tracing::warn!(message = %held.message_id, attempts = held.attempts, "its attempts vanish: worked on apart");
+    Some(place)
 }
 
 /// The group's claims: runs until the engine takes no new work.
@@ -110,12 +120,12 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             let epoch = engine.node.joined().await;
             (epoch, group.slots.take_many(BATCH).await)
         };
-        let (epoch, slots) = tokio::select! {
+        let (epoch, mut room) = tokio::select! {
             biased;
             () = quiesce.cancelled() => return Ok(()),
             ready = ready => ready,
         };
-        let limit = slots.len();
+        let limit = room.len();
         let (claim, claimed) = match engine.claim(group.lane, &epoch, limit).await {
             Ok(answer) => answer,
             Err(error) if error.kind() == ErrorKind::LeaseLost => {
@@ -125,7 +135,16 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             Err(error) => return Err(error),
         };
         let full = claimed.records.len() == limit;
-        group.dispatch(&engine, &epoch, claim, claimed.records.into_iter().zip(slots).collect());
+        let largest = claimed.records.iter().map(|record| record.content.len()).max();
+        largest.into_iter().for_each(|bytes| group.slots.learn_size(bytes));
+        let taken = claimed.records.into_iter().zip(std::iter::from_fn(|| room.next())).map(|(record, slot)| Taken {
+            held: Held::new(&record, claim, group.lane, slot),
+            is_suspect: lifecycle::is_suspect(record.attempts, record.reason.as_deref()),
+            message: Carried::Stored(record.content),
+        });
+        group.dispatch(&engine, &epoch, taken);
+        // Slots that are not needed are free again before the wait below.
+        drop(room);
         engine.health.well(&name);
         if full {
             continue;
@@ -136,40 +155,4 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             () = engine.scheduler.woken(group.lane) => {}
         }
     }
-}
-
-/// A subscription's queue: begins its jobs in order, as many at once as it may. On a stop it gives back what has not
-/// begun.
-pub(crate) async fn run_queue(engine: Arc<Engine>, subscription: Arc<Subscription>) -> Result<()> {
-    let mut queue = subscription.queued.lock().await;
-    let quiesce = &engine.stop.quiesce;
-    loop {
-        let job = tokio::select! {
-            biased;
-            () = quiesce.cancelled() => break,
-            job = queue.recv() => job,
-        };
-        let Some(job) = job else { return Ok(()) };
-        let permit = tokio::select! {
-            biased;
-            () = quiesce.cancelled() => None,
-            permit = Arc::clone(&subscription.running).acquire_owned() => permit.ok(),
-        };
-        let Some(permit) = permit else {
-            give_back(&engine, job, &subscription);
-            break;
-        };
-        engine.tasks.spawn(execute::execute(Arc::clone(&engine), Arc::clone(&subscription), job, permit));
-    }
-    queue.close();
-    while let Some(job) = queue.recv().await {
-        give_back(&engine, job, &subscription);
-    }
-    Ok(())
-}
-
-fn give_back(engine: &Engine, job: Job, subscription: &Subscription) {
-    let outcome = Outcome::GivenBack(Duration::ZERO);
-    let state = lifecycle::settle(job.held.attempts, outcome, &subscription.rules, 0.0);
-    engine.inbox_settler.settle(job.held, state);
 }

@@ -15,6 +15,7 @@ mod execute;
 mod group;
 mod health;
 mod node;
+mod queue;
 mod relay;
 mod scheduler;
 mod settler;
@@ -33,6 +34,7 @@ pub use subscribe::Subscribe;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -53,7 +55,11 @@ use crate::name::{Group as GroupName, Topic};
 use crate::options::Options;
 use crate::publish::{Batcher, Preparer};
 use crate::storage::{Claim, ClaimRequest, Claimed, NewRecord, Storage, Table};
+use crate::time::Due;
 use crate::transport::Transport;
+
+/// When a record is tried again that was due and locked.
+const LOCKED_PAUSE: Duration = Duration::from_millis(10);
 
 /// What all loops of one engine share.
 #[derive(Debug)]
@@ -145,8 +151,11 @@ impl Engine {
         let table = request.lane.table();
         match self.storage.claim(request).await {
             Ok(claimed) => {
-                if let Some(next_due) = claimed.next_due {
-                    self.scheduler.wake_in(lane, next_due);
+                match claimed.next_due {
+                    // It was due and is locked: by another node's claim, or by somebody else for as long as they like.
+                    Some(Duration::ZERO) if claimed.records.is_empty() => self.scheduler.wake_in(lane, LOCKED_PAUSE),
+                    Some(next_due) => self.scheduler.wake_in(lane, next_due),
+                    None => {}
                 }
                 Ok((claim, claimed))
             }
@@ -173,6 +182,14 @@ impl Engine {
                 Err(error) => tracing::debug!(%table, %error, "could not release a claim yet"),
             }
             pause.wait().await;
+        }
+    }
+
+    /// How many records of the table this engine holds.
+    pub(crate) fn held(&self, table: Table) -> usize {
+        match table {
+            Table::Outbox => self.relay_slots.used(),
+            Table::Inbox => self.groups.iter().map(|group| group.slots.used()).sum(),
         }
     }
 
@@ -208,13 +225,28 @@ impl Engine {
         }
     }
 
+    /// Outbox records that are due so were inserted in a transaction of the caller's, which may commit soon. What is for
+    /// later is looked for at its time.
+    pub(crate) fn enlisted(&self, dues: &[Due]) {
+        let mut expects = false;
+        for due in dues {
+            match due {
+                Due::In(delay) if !delay.is_zero() => self.scheduler.wake_in(OUTBOX, *delay),
+                _ => expects = true,
+            }
+        }
+        if expects {
+            self.scheduler.expect_commit();
+        }
+    }
+
     /// Outbox records of this engine were committed: those that are due go out, the others at their time.
     pub(crate) fn published(&self, records: &[NewRecord]) {
         self.steps.tell_all(Step::Published, records.iter().map(|record| &record.message_id));
         self.activity.record();
         for record in records {
             match record.state.due() {
-                Some(crate::Due::In(delay)) => self.scheduler.wake_in(OUTBOX, delay),
+                Some(Due::In(delay)) => self.scheduler.wake_in(OUTBOX, delay),
                 // A moment that the user named: the relay's next claim learns how far it is, by the database's clock.
                 _ => self.scheduler.wake(OUTBOX),
             }

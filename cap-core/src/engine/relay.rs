@@ -1,7 +1,7 @@
 //! The relay: claims due outbox records, sends them with many confirms outstanding, and hands each outcome to be
 //! settled as it comes.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,15 +11,13 @@ use crate::content;
 use crate::engine::Engine;
 use crate::engine::backoff::Breaker;
 use crate::engine::scheduler::OUTBOX;
-use crate::engine::slots::{Held, Slot};
+use crate::engine::slots::{Held, Room, Slot};
 use crate::engine::step::Step;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{self, Begin, Outcome};
 use crate::storage::{Claim, Record};
 use crate::transport::{Confirm, Outgoing};
 
-/// What is in flight may take so much memory; claims of large messages are smaller.
-const MEMORY: usize = 64 * 1024 * 1024;
 /// How many records try whether the broker is back.
 const PROBE: usize = 8;
 /// After which a message is due again that the broker could not be asked to take.
@@ -29,70 +27,79 @@ const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Relay {
     breaker: Breaker,
-    /// The largest recent content, in bytes; falls slowly.
-    large: AtomicUsize,
 }
 
 impl Relay {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { breaker: Breaker::new(), large: AtomicUsize::new(64 * 1024) })
-    }
-
-    fn batch(&self, most: usize) -> usize {
-        (MEMORY / self.large.load(Ordering::Relaxed).max(1)).clamp(1, most)
-    }
-
-    fn learn(&self, records: &[Record]) {
-        let largest = records.iter().map(|record| record.content.len()).max().unwrap_or(0);
-        let before = self.large.load(Ordering::Relaxed);
-        self.large.store(largest.max(before - before / 4), Ordering::Relaxed);
+        Arc::new(Self { breaker: Breaker::new() })
     }
 }
 
-/// Runs until the engine takes no new work.
+/// Runs until the engine takes no new work. While one batch is being handed to the transport the next is being claimed.
 pub(crate) async fn run(engine: Arc<Engine>, relay: Arc<Relay>) -> Result<()> {
-    let quiesce = engine.stop.quiesce.clone();
+    let mut batch = None;
     loop {
-        let ready = async {
-            let epoch = engine.node.joined().await;
-            let slots = engine.relay_slots.take_many(relay.batch(engine.options.relay_batch)).await;
-            let open_until = relay.breaker.open_until();
-            if let Some(until) = open_until {
-                tokio::time::sleep_until(until).await;
-            }
-            (epoch, slots, open_until.is_some())
-        };
-        let (epoch, mut slots, probing) = tokio::select! {
-            biased;
-            () = quiesce.cancelled() => return Ok(()),
-            ready = ready => ready,
-        };
-        if probing {
-            slots.truncate(PROBE);
-        }
-        let limit = slots.len();
-        let (claim, claimed) = match engine.claim(OUTBOX, &epoch, limit).await {
-            Ok(answer) => answer,
-            Err(error) if error.kind() == ErrorKind::LeaseLost => {
-                engine.node.lost(&epoch);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let full = claimed.records.len() == limit;
-        relay.learn(&claimed.records);
-        // Slots that are not needed are free again before the wait below.
-        send(&engine, &relay, claim, claimed.records, slots);
-        if full {
+        let (claimed, ()) = tokio::join!(claim(&engine, &relay), send(&engine, &relay, batch.take()));
+        let Some(claimed) = claimed? else { return Ok(()) };
+        let probing = claimed.probing;
+        if claimed.is_full {
+            batch = Some(claimed);
             continue;
         }
+        send(&engine, &relay, Some(claimed)).await;
         if !probing {
             engine.health.well("relay");
         }
         tokio::select! {
             biased;
-            () = quiesce.cancelled() => return Ok(()),
+            () = engine.stop.quiesce.cancelled() => return Ok(()),
             () = engine.scheduler.woken(OUTBOX) => {}
+        }
+    }
+}
+
+/// A claim's records, and the slots that they take.
+struct Claimed {
+    claim: Claim,
+    records: Vec<Record>,
+    room: Room,
+    /// As many as were asked for: there may be more.
+    is_full: bool,
+    /// They try whether the broker is back.
+    probing: bool,
+}
+
+/// Waits for a life, for room, and for the breaker, and claims; nothing when the engine takes no new work.
+async fn claim(engine: &Engine, relay: &Relay) -> Result<Option<Claimed>> {
+    loop {
+        let ready = async {
+            let epoch = engine.node.joined().await;
+            let room = engine.relay_slots.take_many(engine.options.relay_batch).await;
+            let open_until = relay.breaker.open_until();
+            if let Some(until) = open_until {
+                tokio::time::sleep_until(until).await;
+            }
+            (epoch, room, open_until.is_some())
+        };
+        let (epoch, mut room, probing) = tokio::select! {
+            biased;
+            () = engine.stop.quiesce.cancelled() => return Ok(None),
+            ready = ready => ready,
+        };
+        if probing {
+            room.truncate(PROBE);
+        }
+        match engine.claim(OUTBOX, &epoch, room.len()).await {
+            Ok((claim, claimed)) => {
+                let largest = claimed.records.iter().map(|record| record.content.len()).max();
+                largest.into_iter().for_each(|bytes| engine.relay_slots.learn_size(bytes));
+                let is_full = claimed.records.len() == room.len();
+                // Slots that are not needed are free again at once.
+                room.truncate(claimed.records.len());
+                return Ok(Some(Claimed { claim, records: claimed.records, room, is_full, probing }));
+            }
+            Err(error) if error.kind() == ErrorKind::LeaseLost => engine.node.lost(&epoch),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -127,15 +134,19 @@ impl Drop for Batch {
     }
 }
 
-fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claim: Claim, records: Vec<Record>, slots: Vec<Slot>) {
-    let batch = Arc::new(Batch {
-        engine: Arc::clone(engine),
-        relay: Arc::clone(relay),
-        some_sent: AtomicBool::new(false),
-        unavailable: Mutex::new(None),
-    });
-    let outgoing: Vec<Outgoing> =
-        records.into_iter().zip(slots).filter_map(|(record, slot)| outgoing(&batch, claim, &record, slot)).collect();
+/// Hands a batch to the transport. It returns when all are on their way.
+async fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claimed: Option<Claimed>) {
+    let Some(Claimed { claim, records, mut room, .. }) = claimed else { return };
+    let outgoing: Vec<Outgoing> = {
+        let batch = Arc::new(Batch {
+            engine: Arc::clone(engine),
+            relay: Arc::clone(relay),
+            some_sent: AtomicBool::new(false),
+            unavailable: Mutex::new(None),
+        });
+        let held = records.into_iter().zip(std::iter::from_fn(|| room.next()));
+        held.filter_map(|(record, slot)| outgoing(&batch, claim, &record, slot)).collect()
+    };
     if outgoing.is_empty() {
         return;
     }
@@ -144,14 +155,8 @@ fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claim: Claim, records: Vec<Rec
         None => Vec::new(),
     };
     let span = tracing::debug_span!("send", messages = outgoing.len());
-    let engine = Arc::clone(engine);
-    engine.clone().tasks.spawn(
-        async move {
-            engine.transport.send(outgoing).await;
-            engine.steps.tell_all(Step::Sent, &ids);
-        }
-        .instrument(span),
-    );
+    engine.transport.send(outgoing).instrument(span).await;
+    engine.steps.tell_all(Step::Sent, &ids);
 }
 
 /// The message of a record, with where its outcome goes; nothing if it was settled without being sent.

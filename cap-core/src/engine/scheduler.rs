@@ -1,9 +1,9 @@
 //! Wakes a lane when something in it is due: at once when told, at a due time without a tick, and by looking into the
 //! storage where nobody tells.
 //!
-//! Nobody tells of a commit that the caller makes after publishing in his own transaction. The scheduler expects it:
-//! it looks again and again at growing intervals, always a quarter of the time since, so that a message is found soon
-//! after its commit and a transaction that is open for long costs few looks.
+//! Nobody tells of a commit that the caller makes after publishing in his own transaction. The scheduler expects it: it
+//! wakes the relay, whose claim finds what is committed, again and again at growing intervals, always a quarter of the
+//! time since, so that a message is found soon after its commit and a transaction that is open for long costs few claims.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,12 +19,15 @@ use crate::storage::{Lane, Storage, Table};
 /// The outbox's place among the lanes.
 pub(crate) const OUTBOX: usize = 0;
 
-/// The shortest interval between two looks for an expected commit: short when one is expected after a quiet time, so
-/// that it is found at once; longer when many are, which then share looks.
-const SHORTEST_LOOK: Duration = Duration::from_micros(200);
-const SHORTEST_LOOK_OF_MANY: Duration = Duration::from_millis(1);
+/// The shortest interval between two claims for expected commits: short for one that comes after a quiet time, so that
+/// it is found at once; longer when several are expected, and when many are, which then share a claim.
+const SHORTEST: Duration = Duration::from_micros(200);
+const SHORTEST_OF_SEVERAL: Duration = Duration::from_millis(1);
+const SHORTEST_OF_MANY: Duration = Duration::from_millis(4);
 /// After so long without another expected commit it is quiet.
 const QUIET: Duration = Duration::from_millis(10);
+/// More expected commits than this since the last claim are many.
+const SEVERAL: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -38,21 +41,36 @@ pub(crate) struct Scheduler {
 #[derive(Debug)]
 struct Plan {
     due: Vec<Option<Instant>>,
-    expected_since: Option<Instant>,
-    shortest: Duration,
     next_look: Instant,
+    expected: Option<Expected>,
+}
+
+/// Commits that are expected.
+#[derive(Debug)]
+struct Expected {
+    /// When the last of them was announced.
+    since: Instant,
+    after_quiet: bool,
+    /// How many were announced since the relay was last woken for them.
+    announced: u32,
+    next: Instant,
+}
+
+impl Expected {
+    fn shortest(&self) -> Duration {
+        match self.announced {
+            _ if self.after_quiet => SHORTEST,
+            0..=SEVERAL => SHORTEST_OF_SEVERAL,
+            _ => SHORTEST_OF_MANY,
+        }
+    }
 }
 
 impl Scheduler {
     /// `groups` are the inbox lanes, after the outbox.
     pub(crate) fn new(version: Version, groups: impl IntoIterator<Item = Lane>, poll: Duration) -> Self {
         let lanes: Vec<_> = std::iter::once(Lane::Outbox).chain(groups).map(|lane| (lane, Notify::new())).collect();
-        let plan = Plan {
-            due: vec![None; lanes.len()],
-            expected_since: None,
-            shortest: SHORTEST_LOOK,
-            next_look: Instant::now(),
-        };
+        let plan = Plan { due: vec![None; lanes.len()], next_look: Instant::now(), expected: None };
         Self { lanes, version, poll, plan: Mutex::new(plan), changed: Notify::new() }
     }
 
@@ -97,12 +115,18 @@ impl Scheduler {
     pub(crate) fn expect_commit(&self) {
         let now = Instant::now();
         let mut plan = self.plan();
-        let quiet = plan.expected_since.is_none_or(|since| now - since > QUIET);
-        plan.shortest = if quiet { SHORTEST_LOOK } else { SHORTEST_LOOK_OF_MANY };
-        plan.expected_since = Some(now);
-        let soon = now + plan.shortest;
-        if plan.next_look > soon {
-            plan.next_look = soon;
+        let expected = plan.expected.get_or_insert(Expected {
+            since: now.checked_sub(2 * QUIET).unwrap_or(now),
+            after_quiet: true,
+            announced: 0,
+            next: now + self.poll.max(QUIET),
+        });
+        expected.after_quiet = now - expected.since > QUIET;
+        expected.since = now;
+        expected.announced = expected.announced.saturating_add(1);
+        let soon = now + expected.shortest();
+        if expected.next > soon {
+            expected.next = soon;
             drop(plan);
             self.changed.notify_one();
         }
@@ -114,7 +138,8 @@ impl Scheduler {
         loop {
             let next = {
                 let plan = self.plan();
-                plan.due.iter().flatten().copied().fold(plan.next_look, Instant::min)
+                let expected = plan.expected.as_ref().map(|expected| expected.next);
+                plan.due.iter().copied().chain([expected]).flatten().fold(plan.next_look, Instant::min)
             };
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -122,10 +147,27 @@ impl Scheduler {
                 () = stop.cancelled() => return Ok(()),
             }
             self.wake_due_lanes();
+            self.wake_for_expected();
             if self.plan().next_look <= Instant::now() {
                 self.look(storage).await?;
             }
         }
+    }
+
+    fn wake_for_expected(&self) {
+        let now = Instant::now();
+        let mut plan = self.plan();
+        let Some(expected) = plan.expected.as_mut().filter(|expected| expected.next <= now) else { return };
+        let shortest = expected.shortest();
+        let pause = ((now - expected.since) / 4).max(shortest);
+        expected.announced = 0;
+        expected.next = now + pause;
+        if pause >= self.poll.max(shortest) {
+            // From here on the poll does as well.
+            plan.expected = None;
+        }
+        drop(plan);
+        self.wake(OUTBOX);
     }
 
     fn wake_due_lanes(&self) {
@@ -141,19 +183,7 @@ impl Scheduler {
 
     async fn look(&self, storage: &Arc<dyn Storage>) -> Result<()> {
         let lanes = self.lanes.iter().map(|(lane, _)| lane.clone()).collect();
-        // Planned before the question: an expectation that arises meanwhile moves it forward again.
-        {
-            let mut plan = self.plan();
-            let now = Instant::now();
-            let pause = match plan.expected_since {
-                Some(since) => ((now - since) / 4).clamp(plan.shortest, self.poll.max(plan.shortest)),
-                None => self.poll,
-            };
-            if pause >= self.poll {
-                plan.expected_since = None;
-            }
-            plan.next_look = now + pause;
-        }
+        self.plan().next_look = Instant::now() + self.poll;
         let answers = storage.next_due(self.version.clone(), lanes).await?;
         for (lane, due) in answers.into_iter().enumerate().take(self.lanes.len()) {
             if let Some(delay) = due {

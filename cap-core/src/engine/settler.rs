@@ -1,6 +1,7 @@
 //! Outcomes of attempts, written in batches: while one batch is being written the next gathers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -15,6 +16,8 @@ use crate::time::Due;
 
 /// At most so many settlements in one statement.
 const BATCH: usize = 500;
+/// How long the first of them waits for others that are in flight.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// An attempt's outcome, with what it holds until it is written.
 #[derive(Debug)]
@@ -54,7 +57,27 @@ pub(crate) async fn run(
             count = outcomes.recv_many(&mut batch, BATCH) => if count == 0 { return Ok(()) },
             () = engine.stop.finish.cancelled() => return Ok(()),
         }
+        gather(&engine, table, &mut outcomes, &mut batch).await;
         write(&engine, table, &name, std::mem::take(&mut batch)).await;
+    }
+}
+
+/// Adds outcomes that come within a moment, as long as others are in flight: an idle engine adds no delay.
+async fn gather(
+    engine: &Engine,
+    table: Table,
+    outcomes: &mut mpsc::UnboundedReceiver<Outcome>,
+    batch: &mut Vec<Outcome>,
+) {
+    let over = tokio::time::sleep(GATHER);
+    tokio::pin!(over);
+    while batch.len() < BATCH && engine.held(table) > batch.len() {
+        tokio::select! {
+            biased;
+            count = outcomes.recv_many(batch, BATCH - batch.len()) => if count == 0 { return },
+            () = &mut over => return,
+            () = engine.stop.finish.cancelled() => return,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::id::{ClaimToken, MessageId, RecordId};
 use crate::name::{Group, Topic};
-use crate::storage::{Claim, Record};
+use crate::storage::{Claim, NewRecord, Record};
 
 /// A claimed record that this node works on, without its content.
 #[derive(Debug)]
@@ -37,12 +37,32 @@ impl Held {
             _slot: slot,
         }
     }
+
+    /// Of a record that was inserted with a claim.
+    pub(crate) fn fresh(record: RecordId, inserted: &NewRecord, claim: Claim, lane: usize, slot: Slot) -> Self {
+        Self {
+            record,
+            token: claim.token,
+            message_id: inserted.message_id.clone(),
+            topic: inserted.topic.clone(),
+            group: inserted.group.clone(),
+            attempts: 1,
+            lane,
+            _slot: slot,
+        }
+    }
 }
 
 /// How long a group's waiting records may keep its handlers busy: what waits in this node's memory cannot be worked on
 /// by others, so slow handlers keep little.
 const WAIT_AHEAD: Duration = Duration::from_millis(500);
-const MOST: usize = 1000;
+const MOST: usize = 2000;
+/// How long deliveries wait for slots that are about to be free: taken now, they need no claim later.
+const SOON: Duration = Duration::from_millis(20);
+/// What is in flight in one lane may take so much memory: there are fewer slots for large messages.
+const MEMORY: usize = 64 * 1024 * 1024;
+/// How large messages are taken for before any was seen, in bytes.
+const LARGE: usize = 16 * 1024;
 
 /// The slots of one lane.
 #[derive(Debug)]
@@ -52,6 +72,10 @@ pub(crate) struct Slots {
     capacity: AtomicUsize,
     concurrency: usize,
     mean_nanos: AtomicU64,
+    /// The largest recent message, in bytes; falls slowly.
+    large: AtomicUsize,
+    /// Whoever waits for room is told once fewer than this many are used; 0 while nobody waits.
+    wanted_below: AtomicUsize,
     freed: Notify,
     idle: Notify,
 }
@@ -73,44 +97,90 @@ impl Slots {
             capacity: AtomicUsize::new(capacity),
             concurrency,
             mean_nanos: AtomicU64::new(0),
+            large: AtomicUsize::new(LARGE),
+            wanted_below: AtomicUsize::new(0),
             freed: Notify::new(),
             idle: Notify::new(),
         })
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.capacity.load(Ordering::Relaxed)
+        let fit = MEMORY / self.large.load(Ordering::Relaxed).max(1);
+        self.capacity.load(Ordering::Relaxed).min(fit.max(1))
     }
 
     pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::Acquire)
+        self.used.load(Ordering::SeqCst)
     }
 
     /// Takes as many as are free, at most `wanted`.
-    pub(crate) fn take(self: &Arc<Self>, wanted: usize) -> Vec<Slot> {
+    pub(crate) fn take(self: &Arc<Self>, wanted: usize) -> Room {
         let capacity = self.capacity();
         let mut taken = 0;
         let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
             taken = capacity.saturating_sub(used).min(wanted);
             Some(used + taken)
         });
-        (0..taken).map(|_| Slot(Arc::clone(self))).collect()
+        Room { slots: Arc::clone(self), left: taken }
     }
 
     /// Takes at most `wanted`, waiting until a good part of them (a quarter of the capacity, at most half of
     /// `wanted`) is free, so that claims are not made one by one.
-    pub(crate) async fn take_many(self: &Arc<Self>, wanted: usize) -> Vec<Slot> {
-        let least = (self.capacity() / 4).min(wanted / 2).max(1);
+    pub(crate) async fn take_many(self: &Arc<Self>, wanted: usize) -> Room {
         loop {
             let freed = self.freed.notified();
-            if self.capacity().saturating_sub(self.used()) >= least {
-                let slots = self.take(wanted);
-                if !slots.is_empty() {
-                    return slots;
+            let least = (self.capacity() / 4).min(wanted / 2).max(1);
+            if self.has_room(least) {
+                let room = self.take(wanted);
+                if room.left > 0 {
+                    return room;
                 }
             }
             freed.await;
         }
+    }
+
+    /// Takes at most `wanted`. If not so many are free, but soon will be at the pace of the handlers, it waits for them
+    /// for a moment.
+    pub(crate) async fn take_soon(self: &Arc<Self>, wanted: usize) -> Room {
+        let freed = async {
+            loop {
+                let freed = self.freed.notified();
+                if self.has_room(wanted) {
+                    return;
+                }
+                freed.await;
+            }
+        };
+        let ahead = self.mean().saturating_mul(u32::try_from(wanted).unwrap_or(u32::MAX));
+        if wanted <= self.capacity() && ahead <= SOON.saturating_mul(u32::try_from(self.concurrency).unwrap_or(1)) {
+            let _ = tokio::time::timeout(SOON, freed).await;
+        }
+        self.take(wanted)
+    }
+
+    /// Whether `least` are free. If not, whoever waits is told when they are.
+    fn has_room(&self, least: usize) -> bool {
+        let capacity = self.capacity();
+        self.wanted_below.fetch_max(capacity.saturating_sub(least) + 1, Ordering::SeqCst);
+        capacity.saturating_sub(self.used()) >= least
+    }
+
+    /// Gives back `number` of them.
+    fn free(&self, number: usize) {
+        let used = self.used.fetch_sub(number, Ordering::SeqCst) - number;
+        if used < self.wanted_below.load(Ordering::SeqCst) {
+            self.tell_of_room();
+        }
+        if used == 0 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    /// All who wait look again, and say again how much they want.
+    fn tell_of_room(&self) {
+        self.wanted_below.store(0, Ordering::SeqCst);
+        self.freed.notify_waiters();
     }
 
     /// Waits until none is used.
@@ -124,6 +194,18 @@ impl Slots {
         }
     }
 
+    /// Learns how large messages are.
+    pub(crate) fn learn_size(&self, bytes: usize) {
+        let before = self.large.load(Ordering::Relaxed);
+        if bytes != before {
+            self.large.store(bytes.max(before - before / 64), Ordering::Relaxed);
+        }
+    }
+
+    fn mean(&self) -> Duration {
+        Duration::from_nanos(self.mean_nanos.load(Ordering::Relaxed))
+    }
+
     /// Learns how long a handler took (a moving mean over about eight).
     pub(crate) fn learn(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -133,7 +215,45 @@ impl Slots {
         let ahead = u64::try_from(WAIT_AHEAD.as_nanos()).unwrap_or(u64::MAX) / mean;
         let waiting = usize::try_from(ahead).unwrap_or(MOST).saturating_mul(self.concurrency).min(MOST);
         let capacity = self.concurrency.saturating_add(waiting.max(self.concurrency));
-        self.capacity.store(capacity, Ordering::Relaxed);
+        let before = self.capacity.swap(capacity, Ordering::SeqCst);
+        if capacity > before && self.wanted_below.load(Ordering::SeqCst) > 0 {
+            self.tell_of_room();
+        }
+    }
+}
+
+/// Slots that were taken together; what is left of them is free again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    slots: Arc<Slots>,
+    left: usize,
+}
+
+impl Room {
+    /// How many slots are left.
+    pub(crate) fn len(&self) -> usize {
+        self.left
+    }
+
+    /// Keeps at most `most`.
+    pub(crate) fn truncate(&mut self, most: usize) {
+        let surplus = self.left.saturating_sub(most);
+        if surplus > 0 {
+            self.left -= surplus;
+            self.slots.free(surplus);
+        }
+    }
+
+    /// Takes one out.
+    pub(crate) fn next(&mut self) -> Option<Slot> {
+        self.left = self.left.checked_sub(1)?;
+        Some(Slot(Arc::clone(&self.slots)))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.truncate(0);
     }
 }
 
@@ -143,11 +263,7 @@ pub(crate) struct Slot(Arc<Slots>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let before = self.0.used.fetch_sub(1, Ordering::AcqRel);
-        self.0.freed.notify_waiters();
-        if before == 1 {
-            self.0.idle.notify_waiters();
-        }
+        self.0.free(1);
     }
 }
 
@@ -158,10 +274,44 @@ mod tests {
     #[test]
     fn slots_are_bounded_and_come_back() {
         let slots = Slots::fixed(3);
-        let taken = slots.take(5);
+        let mut taken = slots.take(5);
         assert_eq!((taken.len(), slots.take(1).len()), (3, 0));
+        let one = taken.next();
         drop(taken);
+        assert_eq!(slots.used(), 1);
+        drop(one);
         assert_eq!(slots.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_told_once_enough_is_free() {
+        let slots = Slots::fixed(8);
+        let mut all = slots.take(8);
+        let mut waiting = Box::pin(slots.take_many(8));
+        assert!(futures_now(&mut waiting).is_none());
+        let one = all.next();
+        drop(one);
+        assert!(futures_now(&mut waiting).is_none(), "one of eight is no good part");
+        all.truncate(5);
+        assert_eq!(futures_now(&mut waiting).map(|room| room.len()), Some(3));
+    }
+
+    #[test]
+    fn large_messages_have_fewer_slots() {
+        let slots = Slots::fixed(1000);
+        assert_eq!(slots.capacity(), 1000);
+        slots.learn_size(4 * 1024 * 1024);
+        assert_eq!(slots.capacity(), 16);
+        (0..2000).for_each(|_| slots.learn_size(500));
+        assert_eq!(slots.capacity(), 1000);
+    }
+
+    fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
     }
 
     #[test]
@@ -171,6 +321,6 @@ mod tests {
         assert_eq!(slots.capacity(), 8);
         let fast = Slots::adaptive(4);
         fast.learn(Duration::from_micros(10));
-        assert_eq!(fast.capacity(), 1004);
+        assert_eq!(fast.capacity(), 2004);
     }
 }

@@ -63,6 +63,8 @@ async fn drain(engine: &Engine) {
     let stop = &engine.stop;
     let deadline = Instant::now() + engine.options.drain;
     stop.quiesce.cancel();
+    let subscriptions = engine.groups.iter().flat_map(|group| &group.subscriptions);
+    subscriptions.for_each(|subscription| subscription.give_back_all(engine));
 
     // While confirms come in the consumers go on: on an in-process transport it is they who confirm.
     until(deadline, engine.relay_slots.wait_idle()).await;

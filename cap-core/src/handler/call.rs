@@ -3,7 +3,7 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -105,12 +105,19 @@ pub struct Outbox {
     preparer: Arc<Preparer>,
     origin: Arc<Message>,
     group: Group,
-    records: Arc<Mutex<Vec<NewRecord>>>,
+    collected: Arc<Mutex<Collected>>,
+}
+
+#[derive(Default)]
+struct Collected {
+    records: Vec<NewRecord>,
+    /// Whether any were taken, to be committed.
+    was_taken: bool,
 }
 
 impl Outbox {
     pub(crate) fn new(preparer: Arc<Preparer>, origin: Arc<Message>, group: Group) -> Self {
-        Self { preparer, origin, group, records: Arc::default() }
+        Self { preparer, origin, group, collected: Arc::default() }
     }
 
     /// Adds a message whose payload is `payload` as JSON; answers its id.
@@ -147,7 +154,7 @@ impl Outbox {
     }
 
     fn add(&self, publish: Publish, reserved: Reserved) -> Result<MessageId> {
-        let mut records = self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let records = &mut self.collected().records;
         let index = records.len().to_string();
         let publish = publish.id_or_derived(|topic, payload| {
             MessageId::derive(&[
@@ -174,7 +181,18 @@ impl Outbox {
 
     /// Takes what was published so far.
     pub(crate) fn take(&self) -> Vec<NewRecord> {
-        std::mem::take(&mut *self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        let mut collected = self.collected();
+        collected.was_taken |= !collected.records.is_empty();
+        std::mem::take(&mut collected.records)
+    }
+
+    /// Whether anything was taken.
+    pub(crate) fn was_taken(&self) -> bool {
+        self.collected().was_taken
+    }
+
+    fn collected(&self) -> MutexGuard<'_, Collected> {
+        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -34,3 +34,18 @@ pub use tx::Tx;
 pub(crate) use call::States;
 pub(crate) use extract::RequirementKind;
 pub(crate) use tx::AnyStorage;
+
+use std::future::Future;
+
+use tracing::Instrument as _;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Drives a storage's future to its end, also when the handler that waits for it is cut off meanwhile.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(done) => done,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, "end", "a handler's transaction", "the runtime shuts down")),
+    }
+}

@@ -8,6 +8,7 @@ use crate::handler::call::Call;
 use crate::handler::error::HandlerError;
 use crate::handler::extract::{FromCall, Requirement};
 use crate::handler::handled::{Handled, IntoHandled};
+use crate::handler::to_its_end;
 use crate::storage::{BoxFuture, Transact, Transacted};
 
 /// A transactional handler: a function of the storage's transaction and up to six arguments that each implement
@@ -53,7 +54,8 @@ macro_rules! impl_transactional_handler {
                                 _ => Ok(outbox.take()),
                             }
                         };
-                        settled(storage.transact(call.success.clone(), Box::new(work)).await)
+                        let success = call.success.clone();
+                        settled(to_its_end(async move { storage.transact(success, Box::new(work)).await }).await)
                     }
                 })
             }

@@ -11,6 +11,7 @@ use crate::handler::call::Call;
 use crate::handler::error::HandlerError;
 use crate::handler::extract::{FromCall, Requirement};
 use crate::handler::handled::Handled;
+use crate::handler::to_its_end;
 use crate::storage::{BoxFuture, NewRecord, TransactAsync};
 
 /// The transaction that settles the handler's record; an extractor, and the driver's own transaction by `Deref`.
@@ -102,11 +103,11 @@ struct Open<S: TransactAsync> {
 
 impl<S: TransactAsync> Finish for Open<S> {
     fn commit(self: Box<Self>, records: Vec<NewRecord>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move { self.storage.commit(self.transaction, records).await })
+        Box::pin(to_its_end(async move { self.storage.commit(self.transaction, records).await }))
     }
 
     fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move { self.storage.rollback(self.transaction).await })
+        Box::pin(to_its_end(async move { self.storage.rollback(self.transaction).await }))
     }
 }
 
@@ -118,7 +119,8 @@ impl<S: TransactAsync> FromCall for Tx<S> {
         if !matches!(*call.slot.lent(), Lent::Never) {
             return Err(HandlerError::permanent("a handler has one transaction: `Tx` was asked for twice"));
         }
-        match storage.begin(call.success.clone()).await? {
+        let (beginning, success) = (Arc::clone(&storage), call.success.clone());
+        match to_its_end(async move { beginning.begin(success).await }).await? {
             Some(transaction) => {
                 *call.slot.lent() = Lent::Out;
                 Ok(Self { transaction: Some(transaction), slot: Arc::clone(&call.slot), storage })

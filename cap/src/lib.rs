@@ -61,6 +61,11 @@
 
 pub use cap_core::*;
 
+/// What the README shows compiles.
+#[cfg(all(doctest, feature = "sqlite", feature = "memory", feature = "postgres", feature = "rabbitmq"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 /// SQLite as storage.
 #[cfg(feature = "sqlite")]
 pub mod sqlite {

@@ -151,6 +151,7 @@ impl Transport for RabbitMq {
             ordered: true,
             wildcards: true,
             reports_backlog: false,
+            checks_routes: false,
             max_body: Some(self.shared.settings.max_body()),
         }
     }

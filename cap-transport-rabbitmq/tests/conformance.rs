@@ -89,6 +89,7 @@ impl TransportFixture for RabbitMqFixture {
             ordered: true,
             wildcards: true,
             reports_backlog: false,
+            checks_routes: false,
             max_body: Some(MAX_BODY),
         }
     }

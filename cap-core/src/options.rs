@@ -60,6 +60,9 @@ pub struct Options {
     pub drain: Duration,
     /// How many deliveries a group takes from the broker before it has acknowledged them. Default 500.
     pub prefetch: usize,
+    /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
+    /// and when the transport cannot tell. Default false: such topics are logged.
+    pub require_routes: bool,
 }
 
 impl Default for Options {
@@ -82,6 +85,7 @@ impl Default for Options {
             payload_limit: 4 * 1024 * 1024,
             drain: Duration::from_secs(30),
             prefetch: 500,
+            require_routes: false,
         }
     }
 }

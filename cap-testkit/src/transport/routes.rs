@@ -74,7 +74,7 @@ pub(super) async fn asking_for_routes_sends_nothing(fixture: &dyn TransportFixtu
     let mut consumer = scene.consumer(&receiver, "billing", &topic).await?;
     let asked = [topic.clone(), nobody.clone()];
     for _ in 0..3 {
-        ensure_eq!(unrouted(&scene, &asker, &asked).await?, [nobody.clone()], "topics without a queue");
+        ensure_eq!(unrouted(&scene, &asker, &asked).await?, std::slice::from_ref(&nobody), "topics without a queue");
     }
     let witness = message(&topic);
     let outcomes = scene.send(&asker, std::slice::from_ref(&witness)).await?;

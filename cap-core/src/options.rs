@@ -62,6 +62,9 @@ pub struct Options {
     /// How many deliveries a group takes from the broker before it has acknowledged them. Default 1000: two batches, one
     /// on its way while the other is being stored.
     pub prefetch: usize,
+    /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
+    /// and when the transport cannot tell. Default false: such topics are logged.
+    pub require_routes: bool,
 }
 
 impl Default for Options {
@@ -84,6 +87,7 @@ impl Default for Options {
             payload_limit: 4 * 1024 * 1024,
             drain: Duration::from_secs(30),
             prefetch: 1000,
+            require_routes: false,
         }
     }
 }

@@ -18,6 +18,13 @@ pub struct TopicPattern {
 }
 
 impl TopicPattern {
+    /// A pattern that a broker gives back: it was checked when it was subscribed, or another system bound it. Whatever it
+    /// holds, it matches what it matches in an AMQP 0-9-1 topic exchange: a wildcard inside a word is an ordinary
+    /// character there, and a word may be empty.
+    pub fn from_stored(text: &str) -> Self {
+        Self { text: text.into(), wild: text.contains(['*', '#']) }
+    }
+
     /// Whether `topic` is matched.
     pub fn matches(&self, topic: &Topic) -> bool {
         if !self.wild {
@@ -140,6 +147,22 @@ mod tests {
     fn patterns_match_as_the_table_says() {
         for &(pattern, topic, expected) in MATCH_TABLE {
             let matched = TopicPattern::try_from(pattern).unwrap().matches(&Topic::try_from(topic).unwrap());
+            assert_eq!(matched, expected, "{pattern} against {topic}");
+        }
+    }
+
+    #[test]
+    fn a_stored_pattern_that_nobody_could_subscribe_matches_as_in_amqp() {
+        for (pattern, topic, expected) in [
+            ("a..*", "a..b", true),
+            ("a.*.b", "a..b", true),
+            ("#.", "a.", true),
+            ("ord*", "order", false),
+            ("ord*.#", "order.placed", false),
+            ("", "order", false),
+            (&format!("{}order", "#.".repeat(110)), "order", true),
+        ] {
+            let matched = TopicPattern::from_stored(pattern).matches(&Topic::try_from(topic).unwrap());
             assert_eq!(matched, expected, "{pattern} against {topic}");
         }
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers::Headers;
 use crate::message::Message;
-use crate::name::Group;
+use crate::name::{Group, Topic};
 use crate::pattern::TopicPattern;
 use crate::storage::BoxFuture;
 
@@ -28,6 +28,8 @@ pub struct TransportCapabilities {
     pub wildcards: bool,
     /// [`Transport::backlog`] answers.
     pub reports_backlog: bool,
+    /// [`Transport::unrouted`] answers.
+    pub checks_routes: bool,
     /// The largest body, in bytes, if there is a limit worth knowing.
     pub max_body: Option<usize>,
 }
@@ -166,6 +168,16 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {
         let _ = group;
         Box::pin(async move { Err(Error::unsupported("tell the backlog of a group on", self.describe())) })
+    }
+
+    /// Which of these topics no group has a queue for.
+    ///
+    /// 1. Not declared in `capabilities().checks_routes`: answers `Unsupported`.
+    /// 2. Answers exactly those for which a message sent now would be `Unroutable`, in the order given.
+    /// 3. Sends nothing: no group sees a probe, nor does anybody else on the broker.
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        let _ = topics;
+        Box::pin(async move { Err(Error::unsupported("tell which topics have no queue on", self.describe())) })
     }
 
     /// Ends everything.

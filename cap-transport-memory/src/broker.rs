@@ -205,6 +205,16 @@ impl Broker {
         Ok(u64::try_from(held).unwrap_or(u64::MAX))
     }
 
+    /// Those of the topics that no group wants, whether or not it has a consumer now.
+    pub(crate) fn unrouted(&self, connection: ConnectionId, mut topics: Vec<Topic>) -> Result<Vec<Topic>> {
+        let state = self.lock();
+        if !state.connections.contains(&connection) {
+            return Err(stopped("tell the routes of", "the in-process broker".into()));
+        }
+        topics.retain(|topic| state.route(topic).is_empty());
+        Ok(topics)
+    }
+
     /// Takes messages over, waiting for room in the queues as long as the confirms may take.
     pub(crate) async fn send(self: &Arc<Self>, connection: ConnectionId, messages: Vec<Outgoing>) {
         let deadline = Instant::now() + self.options.timeout();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cap_core::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap_core::{BoxFuture, Group, Result, Transport};
+use cap_core::{BoxFuture, Group, Result, Topic, Transport};
 
 use crate::broker::{Broker, stopped};
 use crate::config::MemoryTransportOptions;
@@ -75,6 +75,7 @@ impl Transport for MemoryTransport {
             ordered: true,
             wildcards: true,
             reports_backlog: true,
+            checks_routes: true,
             max_body: self.broker.options.body_limit(),
         }
     }
@@ -100,6 +101,10 @@ impl Transport for MemoryTransport {
 
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move { self.broker.backlog(self.connection, &group) })
+    }
+
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        Box::pin(async move { self.broker.unrouted(self.connection, topics) })
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

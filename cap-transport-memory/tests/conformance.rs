@@ -29,6 +29,7 @@ impl TransportFixture for MemoryFixture {
             ordered: true,
             wildcards: true,
             reports_backlog: true,
+            checks_routes: true,
             max_body: Some(MAX_BODY),
         }
     }

@@ -69,6 +69,7 @@ pub struct RabbitMqOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) heartbeat: Duration,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) management_url: Option<String>,
 }
 
 impl Default for RabbitMqOptions {
@@ -89,6 +90,7 @@ impl Default for RabbitMqOptions {
             connect_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_secs(20),
             ca_file: None,
+            management_url: None,
         }
     }
 }
@@ -183,7 +185,7 @@ impl RabbitMqOptions {
         self
     }
 
-    /// How long connecting, or declaring and subscribing, may take. Default: 10 s.
+    /// How long connecting, or declaring and subscribing, or a question to the management API, may take. Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -198,17 +200,30 @@ impl RabbitMqOptions {
         self
     }
 
-    /// A file of certificates in PEM form that are trusted beside those of the system, for `amqps://`. Read on each
-    /// connect. Default: none.
+    /// A file of certificates in PEM form that are trusted beside those of the system, for `amqps://` and for a
+    /// management API at `https://`. Read on each connect. Default: none.
     #[must_use]
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(path.into());
         self
     }
+
+    /// Where the broker's management API is, so that [`Transport::unrouted`](cap_core::Transport::unrouted) can tell which
+    /// topics have no queue: `http://user:password@host:15672`, or `https://…`. What has a meaning in a URL is
+    /// percent-encoded; without a user it is the one of the AMQP URL, who needs the tag `management`. Nothing but the
+    /// list of the exchange's bindings is ever asked for, and no proxy is used. Default: none.
+    ///
+    /// It needs the feature `management` of this crate (`rabbitmq-management` of `cap`); in a build without it, setting
+    /// it is `Invalid`.
+    #[must_use]
+    pub fn management_url(mut self, url: impl Into<String>) -> Self {
+        self.management_url = Some(url.into());
+        self
+    }
 }
 
 impl fmt::Debug for RabbitMqOptions {
-    /// Without the URL's user and password.
+    /// Without the URLs' users and passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqOptions")
             .field("place", &place_of(&self.url))
@@ -225,6 +240,7 @@ impl fmt::Debug for RabbitMqOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("heartbeat", &self.heartbeat)
             .field("ca_file", &self.ca_file)
+            .field("management_url", &self.management_url.as_ref().map(|_| format_args!("set")))
             .finish()
     }
 }

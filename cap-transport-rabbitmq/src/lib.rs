@@ -6,7 +6,13 @@ mod consumer;
 mod driver;
 mod error;
 mod lane;
+#[cfg(feature = "management")]
+mod management;
+#[cfg(not(feature = "management"))]
+#[path = "no_management.rs"]
+mod management;
 mod publisher;
+mod routes;
 mod settings;
 mod topology;
 mod transport;

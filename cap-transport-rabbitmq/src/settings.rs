@@ -1,12 +1,14 @@
 //! What the options come to when they are checked: the URL's parts, the exchange's name.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::{Error, Result, Version};
 use lapin::uri::{AMQPScheme, AMQPUri};
 
 use crate::config::{QueueType, RabbitMqOptions, Unroutable};
+use crate::management::Management;
 
 /// CAP's exchange for engines of version `v1`.
 const DEFAULT_EXCHANGE: &str = "cap.default.router";
@@ -43,12 +45,17 @@ impl RabbitMqOptions {
         }
         let heartbeat = self.heartbeat.as_secs();
         require((1..=3600).contains(&heartbeat), format!("heartbeat: {:?} is not between 1s and 1h", self.heartbeat));
-        if !faults.is_empty() {
-            return Err(Error::invalid("the RabbitMQ options", faults.join("; ")));
+        let checked = |url| Management::check(url, &self, &uri, &exchange).map(Arc::new);
+        let management = self.management_url.as_deref().map(checked).transpose();
+        if let Err(fault) = &management {
+            require(false, format!("management_url: {fault}"));
         }
+        let (true, Ok(management)) = (faults.is_empty(), management) else {
+            return Err(Error::invalid("the RabbitMQ options", faults.join("; ")));
+        };
         let mut uri = uri;
         uri.query.heartbeat = uri.query.heartbeat.or(u16::try_from(heartbeat).ok());
-        Ok(Settings { place: place(&uri), uri, exchange, options: self })
+        Ok(Settings { place: place(&uri), uri, exchange, management, options: self })
     }
 }
 
@@ -102,6 +109,8 @@ pub(crate) struct Settings {
     pub(crate) place: String,
     pub(crate) uri: AMQPUri,
     pub(crate) exchange: String,
+    /// The management API, if it is to be asked.
+    pub(crate) management: Option<Arc<Management>>,
     options: RabbitMqOptions,
 }
 

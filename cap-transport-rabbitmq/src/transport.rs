@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cap_core::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, TopicPattern, Transport};
+use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, Topic, TopicPattern, Transport};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::runtime::Handle;
@@ -19,9 +19,12 @@ use crate::driver::{Alive, Driver};
 use crate::error::{call, reply, stopped, unavailable};
 use crate::publisher::Publisher;
 use crate::settings::Settings;
-use crate::topology;
+use crate::{routes, topology};
 
 const NOT_FOUND: u16 = 404;
+const TELL_ROUTES: &str = "tell which topics have no queue on";
+const ENABLE_ROUTES: &str = "AMQP does not tell it: set the option `management_url`, in a build with the feature `management` of \
+                             cap-transport-rabbitmq (`rabbitmq-management` of cap)";
 
 /// RabbitMQ as a transport. Cheap to clone: a clone is the same handle, with the same two connections (one to send on,
 /// one to consume from), and closing one closes all.
@@ -151,6 +154,7 @@ impl Transport for RabbitMq {
             ordered: true,
             wildcards: true,
             reports_backlog: false,
+            checks_routes: self.shared.settings.management.is_some(),
             max_body: Some(self.shared.settings.max_body()),
         }
     }
@@ -183,6 +187,21 @@ impl Transport for RabbitMq {
             let opening = async move |link, _, _| RabbitConsumer::open(shared, link, subscription).await;
             let consumer = self.with_link("subscribe to", group, opening).await?;
             Ok(Box::new(consumer) as Box<dyn Consumer>)
+        })
+    }
+
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        Box::pin(async move {
+            let refuse = |kind, reason: String| Error::new(kind, TELL_ROUTES, self.describe(), reason);
+            let Some(management) = self.shared.settings.management.clone() else {
+                return Err(refuse(ErrorKind::Unsupported, ENABLE_ROUTES.into()));
+            };
+            let asking = async move { Ok(tokio::task::spawn_blocking(move || management.bindings()).await) };
+            let bindings = match self.shared.run(TELL_ROUTES, self.describe(), asking).await? {
+                Ok(answer) => answer?,
+                Err(ended) => return Err(refuse(ErrorKind::Internal, ended.to_string())),
+            };
+            Ok(routes::unrouted(topics, &bindings))
         })
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::{OnceCell, OwnedRwLockReadGuard};
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BODY: usize = 1024 * 1024;
+const CHECKS_ROUTES: bool = cfg!(feature = "management");
 
 /// A user of our own, whose password is no word that an error may hold by chance.
 const USER: &str = "cap-conformance";
@@ -28,7 +29,8 @@ async fn add_secret_user() -> bool {
     }
     // It may be there already.
     let _ = backends(&["client", "rabbitmq", "add_user", USER, PASSWORD]).await;
-    backends(&["client", "rabbitmq", "set_permissions", USER, ".*", ".*", ".*"]).await.is_ok()
+    let tag = backends(&["client", "rabbitmq", "set_user_tags", USER, "management"]).await;
+    tag.is_ok() && backends(&["client", "rabbitmq", "set_permissions", USER, ".*", ".*", ".*"]).await.is_ok()
 }
 
 /// An exchange of its own on the server, through a proxy of its own.
@@ -54,7 +56,12 @@ impl RabbitMqFixture {
             false => support::url_at(place),
         };
         let options = self.names.options(&url).queue_type(self.queue_type);
-        options.confirm_timeout(CONFIRM_TIMEOUT).max_body(MAX_BODY)
+        let options = options.confirm_timeout(CONFIRM_TIMEOUT).max_body(MAX_BODY);
+        if !CHECKS_ROUTES {
+            return options;
+        }
+        // The user is that of the AMQP URL.
+        options.management_url(support::management_url_of_nobody())
     }
 
     fn open_at(&self, place: &str) -> Result<Arc<dyn Transport>> {
@@ -89,6 +96,7 @@ impl TransportFixture for RabbitMqFixture {
             ordered: true,
             wildcards: true,
             reports_backlog: false,
+            checks_routes: CHECKS_ROUTES,
             max_body: Some(MAX_BODY),
         }
     }

@@ -13,6 +13,7 @@
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
 //! | `postgres` | `postgres::PostgresStorage` |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` |
+//! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue |
 //! | `full` | all of them |
 //!
 //! # Example

@@ -93,17 +93,23 @@ answers_mariadb() { mariadb_client --connect-timeout=3 -e 'SELECT 1' cap; }
 
 client_mariadb() { mariadb_client cap "$@"; }
 
-# --- RabbitMQ: the user guest/guest, a node of its own on the port above, an epmd of its own on the port above that
+# --- RabbitMQ: the user guest/guest, a node of its own on the port above, an epmd of its own on the port above that, the
+# management API on the port above that
 
 user_rabbitmq() { echo; }
-ports_rabbitmq() { echo "$1 $(($1 + 1)) $(($1 + 2))"; }
+ports_rabbitmq() { echo "$1 $(($1 + 1)) $(($1 + 2)) $(($1 + 3))"; }
 
 prepare_rabbitmq() {
   local home=$1 port=$2
   mkdir -p "$home/mnesia"
-  echo '[].' >"$home/enabled_plugins"
+  echo '[rabbitmq_management].' >"$home/enabled_plugins"
+  # The management API lists what there is; without statistics it costs nothing while a benchmark runs.
   cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.local = 127.0.0.1:$port
+management.tcp.ip = 127.0.0.1
+management.tcp.port = $((port + 3))
+management.rates_mode = none
+management_agent.disable_metrics_collector = true
 vm_memory_high_watermark.relative = 0.6
 disk_free_limit.absolute = 50MB
 log.console = true
@@ -130,7 +136,9 @@ start_rabbitmq() {
 }
 
 # Logs in, opens the virtual host and closes. All is sent at once; then the frames start, tune, open-ok, close-ok must come.
+# The management API must listen, too.
 answers_rabbitmq() (
+  port_is_taken "$(management_port)" || exit 1
   header='AMQP\x00\x00\x09\x01'
   start_ok='\x01\x00\x00\x00\x00\x00\x24\x00\x0a\x00\x0b\x00\x00\x00\x00\x05PLAIN\x00\x00\x00\x0c\x00guest\x00guest\x05en_US\xce'
   tune_ok='\x01\x00\x00\x00\x00\x00\x0c\x00\x0a\x00\x1f\x07\xff\x00\x02\x00\x00\x00\x00\xce'

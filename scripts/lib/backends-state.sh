@@ -86,6 +86,11 @@ own_url() {
   esac
 }
 
+management_port() { echo $(($(port_of rabbitmq) + 3)); }
+
+# Beside RabbitMQ's own address: its management API's.
+own_management_url() { echo "http://guest:guest@127.0.0.1:$(management_port)"; }
+
 their_url() {
   local variable
   variable=$(url_variable "$1")

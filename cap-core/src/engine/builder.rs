@@ -23,12 +23,12 @@ use crate::engine::step::{Step, StepFn, Steps};
 use crate::engine::stop::{self, Stop};
 use crate::engine::subscribe::Subscribe;
 use crate::engine::supervise::supervise;
-use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector};
+use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector, routes};
 use crate::error::{Error, Result};
 use crate::handler::{AnyStorage, Handler, RequirementKind, States, TransactionalHandler};
 use crate::id::MessageId;
 use crate::lifecycle::RetryPolicy;
-use crate::name::Group as GroupName;
+use crate::name::{Group as GroupName, Topic};
 use crate::options::Options;
 use crate::pattern::TopicPattern;
 use crate::publish::{Batcher, Batches, Preparer, insert_jobs};
@@ -46,6 +46,7 @@ pub struct CapBuilder<S> {
     transport: Option<Arc<dyn Transport>>,
     options: Options,
     subscriptions: Vec<Subscribe>,
+    published: Vec<String>,
     states: States,
     on_dead: Option<OnDead>,
     on_step: Option<Arc<StepFn>>,
@@ -58,6 +59,7 @@ impl CapBuilder<NoStorage> {
             transport: None,
             options: Options::default(),
             subscriptions: Vec::new(),
+            published: Vec::new(),
             states: States::default(),
             on_dead: None,
             on_step: None,
@@ -71,6 +73,7 @@ impl CapBuilder<NoStorage> {
             transport: self.transport,
             options: self.options,
             subscriptions: self.subscriptions,
+            published: self.published,
             states: self.states,
             on_dead: self.on_dead,
             on_step: self.on_step,
@@ -105,6 +108,17 @@ impl<S> CapBuilder<S> {
     /// Adds a subscription.
     pub fn subscription(mut self, subscription: Subscribe) -> Self {
         self.subscriptions.push(subscription);
+        self
+    }
+
+    /// Names topics that this service publishes, written as in [`Cap::publish`]; may be called more than once.
+    ///
+    /// A message to a topic that has no queue stays in the outbox until a consumer of it has been started once. If the
+    /// transport can tell ([`checks_routes`](crate::transport::TransportCapabilities::checks_routes)), [`start`](Self::start)
+    /// logs those of these topics that have none, or fails with [`Options::require_routes`]; later, [`Cap::unrouted`]
+    /// tells. Topics that are not named can be published all the same.
+    pub fn publishes<T: Into<String>>(mut self, topics: impl IntoIterator<Item = T>) -> Self {
+        self.published.extend(topics.into_iter().map(Into::into));
         self
     }
 
@@ -145,8 +159,11 @@ impl<S: Storage> CapBuilder<Arc<S>> {
     /// Checks everything, makes the tables ready, connects, and starts.
     ///
     /// # Errors
-    /// `Invalid` for whatever is missing, doubled or out of bounds, before anything is touched; then what the storage
-    /// and the transport say when they are made ready.
+    /// `Invalid` for whatever is missing, doubled or out of bounds, and `Unsupported` if [`Options::require_routes`] is set
+    /// and the transport does not tell routes, before anything is touched; then what the storage and the transport say
+    /// when they are made ready; `Unroutable` if [`Options::require_routes`] is set and topics that the service
+    /// [publishes](Self::publishes) have no queue. The groups of this engine have their queues by then, so that services
+    /// that wait for each other's come up when they are started again.
     pub async fn start(self) -> Result<Cap<S>> {
         self.options.validate()?;
         let transport = self.transport.clone().ok_or_else(|| {
@@ -154,6 +171,13 @@ impl<S: Storage> CapBuilder<Arc<S>> {
         })?;
         check_requirements::<S>(&self.subscriptions, &self.states)?;
         let groups = groups(&self.options, self.subscriptions)?;
+        let preparer = Arc::new(Preparer {
+            version: self.options.version.clone(),
+            topic_prefix: self.options.topic_prefix.clone(),
+            payload_limit: self.options.payload_limit,
+        });
+        let published = published(&preparer, &self.published)?;
+        routes::check_support(transport.as_ref(), &self.options).await?;
 
         self.storage.prepare().await?;
         transport.connect().await?;
@@ -168,11 +192,8 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             any_storage: Arc::clone(&self.storage) as AnyStorage,
             transport,
             outbox_rules: options.rules(options.retry.clone()),
-            preparer: Arc::new(Preparer {
-                version: options.version.clone(),
-                topic_prefix: options.topic_prefix.clone(),
-                payload_limit: options.payload_limit,
-            }),
+            preparer,
+            published,
             states: Arc::new(self.states),
             node: Node::new(options.lease, options.heartbeat),
             scheduler: Scheduler::new(options.version.clone(), lanes, options.poll),
@@ -198,6 +219,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             version = %engine.options.version,
             "starting"
         );
+        routes::check(&engine).await?;
         spawn_loops(&engine, batches, [(Table::Outbox, outbox_outcomes), (Table::Inbox, inbox_outcomes)], consumers);
         tokio::spawn(stop::run(Arc::clone(&engine)));
         Ok(Cap::new(engine, self.storage))
@@ -211,6 +233,18 @@ async fn first_consumers(engine: &Engine) -> Result<Vec<FirstConsumer>> {
         consumers.push(Arc::new(Mutex::new(Some(consumer))));
     }
     Ok(consumers)
+}
+
+/// The topics that the service says it publishes, each once.
+fn published(preparer: &Preparer, names: &[String]) -> Result<Vec<Topic>> {
+    let mut topics = Vec::with_capacity(names.len());
+    for name in names {
+        let topic = preparer.topic(name)?;
+        if !topics.contains(&topic) {
+            topics.push(topic);
+        }
+    }
+    Ok(topics)
 }
 
 fn check_requirements<S: 'static>(subscriptions: &[Subscribe], states: &States) -> Result<()> {
@@ -415,6 +449,7 @@ impl<S: fmt::Debug> fmt::Debug for CapBuilder<S> {
             .field("transport", &self.transport)
             .field("options", &self.options)
             .field("subscriptions", &self.subscriptions)
+            .field("published", &self.published)
             .finish_non_exhaustive()
     }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use crate::engine::builder::{CapBuilder, IDLE_LOOK, NoStorage};
 use crate::engine::health::Health;
 use crate::engine::scheduler::OUTBOX;
-use crate::engine::{Engine, stopped};
+use crate::engine::{Engine, routes, stopped};
 use crate::error::{ErrorKind, Result};
+use crate::name::Topic;
 use crate::publish::{Publish, Published};
 use crate::storage::{Enlist, NewRecord, Receipt, Storage, Table};
 
@@ -137,6 +138,18 @@ impl<S: ?Sized> Cap<S> {
     /// How the engine is.
     pub fn health(&self) -> Health {
         Health { node: self.engine.node.current().map(|epoch| epoch.id), loops: self.engine.health.snapshot() }
+    }
+
+    /// Which of the topics that this service [publishes](CapBuilder::publishes) have no queue now: what is published to
+    /// them stays in the outbox until a consumer of each has been started once.
+    ///
+    /// # Errors
+    /// `Unsupported` if the transport does not tell, otherwise what it says when it is asked; `Stopped`.
+    pub async fn unrouted(&self) -> Result<Vec<Topic>> {
+        if self.engine.stop.requested.is_cancelled() {
+            return Err(stopped("check the routes of"));
+        }
+        routes::unrouted(&self.engine).await
     }
 
     /// How many messages are in flight in this process: claimed for sending, or for handling.

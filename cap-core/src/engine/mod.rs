@@ -17,6 +17,7 @@ mod health;
 mod node;
 mod queue;
 mod relay;
+mod routes;
 mod scheduler;
 mod settler;
 mod slots;
@@ -72,6 +73,8 @@ pub(crate) struct Engine {
     /// What governs outbox records.
     pub(crate) outbox_rules: Rules,
     pub(crate) preparer: Arc<Preparer>,
+    /// The topics that the service says it publishes, each once.
+    pub(crate) published: Vec<Topic>,
     pub(crate) states: Arc<States>,
     pub(crate) node: Node,
     pub(crate) scheduler: Scheduler,

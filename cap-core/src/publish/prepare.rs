@@ -80,7 +80,11 @@ impl Preparer {
         })
     }
 
-    fn topic(&self, name: &str) -> Result<Topic> {
+    /// The topic that `name` is published to.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no topic.
+    pub(crate) fn topic(&self, name: &str) -> Result<Topic> {
         Topic::try_from(name)?;
         match &self.topic_prefix {
             Some(prefix) => Topic::try_from(format!("{prefix}.{name}").as_str()),

@@ -116,6 +116,8 @@ pub(super) const ORDERED: TransportNeed = Need { name: "ordered", declared: |abl
 pub(super) const WILDCARDS: TransportNeed = Need { name: "wildcards", declared: |able| able.declared.wildcards };
 pub(super) const REPORTS_BACKLOG: TransportNeed =
     Need { name: "reports_backlog", declared: |able| able.declared.reports_backlog };
+pub(super) const CHECKS_ROUTES: TransportNeed =
+    Need { name: "checks_routes", declared: |able| able.declared.checks_routes };
 pub(super) const MAX_BODY: TransportNeed = Need { name: "max_body", declared: |able| able.declared.max_body.is_some() };
 pub(super) const RESTART: TransportNeed = Need {
     name: "durable broker that the fixture can restart",

@@ -75,6 +75,10 @@ pub(super) async fn after_close_all_else_is_stopped(fixture: &dyn TransportFixtu
         let backlog = scene.within("an answer to `backlog`", transport.backlog(scene.group("billing")?)).await?;
         ensure_refused("`backlog` after `close`", backlog, ErrorKind::Stopped)?;
     }
+    if fixture.capabilities().checks_routes {
+        let unrouted = scene.within("an answer to `unrouted`", transport.unrouted(vec![topic])).await?;
+        ensure_refused("`unrouted` after `close`", unrouted, ErrorKind::Stopped)?;
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod fixture;
 mod groups;
 mod lifecycle;
 mod outage;
+mod routes;
 mod send;
 mod shape;
 mod table;

@@ -3,7 +3,7 @@
 use crate::check::Check;
 
 use super::fixture::{self, TransportAbilities, TransportFixture};
-use super::{acknowledge, consume, groups, lifecycle, outage, send, shape};
+use super::{acknowledge, consume, groups, lifecycle, outage, routes, send, shape};
 
 /// A check of the transport suite.
 pub type TransportCheck = Check<dyn TransportFixture, TransportAbilities>;
@@ -23,6 +23,9 @@ pub const PROMISES: &[&str] = &[
     "subscribe/2",
     "subscribe/3",
     "backlog/1",
+    "unrouted/1",
+    "unrouted/2",
+    "unrouted/3",
     "close/1",
     "receive/1",
     "receive/2",
@@ -214,6 +217,18 @@ macro_rules! for_each_transport_check {
             "T-044" acknowledge::members_that_come_and_go_lose_nothing {
                 promises: ["ack/1", "ack/2", "subscribe/1"],
                 catches: "messages that fall between a consumer's end and the next one's begin"
+            }
+            "T-045" routes::exactly_what_would_be_unroutable_is_unrouted {
+                promises: ["unrouted/1", "unrouted/2"], needs: CHECKS_ROUTES, undeclared: routes_are_refused,
+                catches: "bindings compared with topics as texts, or answers in an order of the broker's own"
+            }
+            "T-046" routes::routes_are_told_as_they_are_now {
+                promises: ["unrouted/2"], needs: CHECKS_ROUTES,
+                catches: "answers from a cache; consumers counted instead of queues"
+            }
+            "T-047" routes::asking_for_routes_sends_nothing {
+                promises: ["unrouted/3"], needs: CHECKS_ROUTES,
+                catches: "a probe that consumers get as a message"
             }
         }
     };

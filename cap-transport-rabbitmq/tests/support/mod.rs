@@ -25,6 +25,25 @@ pub(crate) fn url() -> String {
     })
 }
 
+/// The URL of the server's management API.
+pub(crate) fn management_url() -> String {
+    std::env::var("CAP_TEST_RABBITMQ_MANAGEMENT_URL").unwrap_or_else(|_| {
+        panic!(
+            "these tests need RabbitMQ's management API and CAP_TEST_RABBITMQ_MANAGEMENT_URL is not set: \
+             http://user:password@host:15672 of the server of CAP_TEST_RABBITMQ_URL, with its plugin \
+             rabbitmq_management. Or start one:\n    scripts/backends up rabbitmq\n    \
+             eval \"$(scripts/backends env)\""
+        )
+    })
+}
+
+/// The management API's URL without its user.
+pub(crate) fn management_url_of_nobody() -> String {
+    let url = management_url();
+    let (scheme, rest) = url.split_once("://").expect("a URL");
+    format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
+}
+
 /// The URL with another place in it: `host:port`.
 pub(crate) fn url_at(place: &str) -> String {
     let url = url();

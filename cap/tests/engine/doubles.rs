@@ -11,7 +11,7 @@ use cap::storage::{
     StorageCapabilities, TakenOver,
 };
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Transport, Version};
+use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Topic, Transport, Version};
 
 /// Where a fault strikes, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Faulty {
     }
 }
 
-fn away() -> Error {
+pub(crate) fn away() -> Error {
     Error::new(ErrorKind::Unavailable, "reach", "the double", "the connection was lost")
 }
 
@@ -222,6 +222,9 @@ impl Transport for Troubled {
     }
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {
         self.inner.backlog(group)
+    }
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        self.inner.unrouted(topics)
     }
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         self.inner.close()

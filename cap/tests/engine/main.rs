@@ -7,6 +7,7 @@ mod doubles;
 mod failure;
 mod outage;
 mod publishing;
+mod routes;
 mod stopping;
 mod support;
 mod waking;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cap_core::transport::{Consumer, Delivery, DeliveryTag, Subscription};
-use cap_core::{BoxFuture, Result, Transport, headers};
+use cap_core::{BoxFuture, Result, TopicPattern, Transport, headers};
 
 use super::{Shared, TransportFault as Fault, lock};
 
@@ -17,11 +17,19 @@ pub(super) struct FaultyConsumer {
     fault: Option<Fault>,
     shared: Arc<Shared>,
     out: BTreeMap<DeliveryTag, String>,
+    _present: Arc<()>,
 }
 
 impl FaultyConsumer {
-    pub(super) fn new(inner: Box<dyn Consumer>, fault: Option<Fault>, shared: Arc<Shared>) -> Self {
-        Self { inner, fault, shared, out: BTreeMap::new() }
+    pub(super) fn new(
+        inner: Box<dyn Consumer>,
+        topics: Vec<TopicPattern>,
+        fault: Option<Fault>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let present = Arc::new(());
+        lock(&shared.subscribed).push((topics, Arc::downgrade(&present)));
+        Self { inner, fault, shared, out: BTreeMap::new(), _present: present }
     }
 
     fn acks_on_receive(&self) -> bool {

@@ -11,11 +11,11 @@ mod transport;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use cap_core::transport::{Confirm, TransportCapabilities};
-use cap_core::{BoxFuture, Group, Result, Transport};
+use cap_core::{BoxFuture, Group, Result, TopicPattern, Transport};
 use cap_transport_memory::{MemoryTransport, MemoryTransportOptions};
 
 pub use table::{TRANSPORT_FAULTS, TransportFault};
@@ -105,6 +105,8 @@ struct Shared {
     groups: Mutex<HashSet<Group>>,
     out: AtomicI64,
     counter: AtomicU64,
+    /// What was subscribed, each with what its consumer holds as long as it lives.
+    subscribed: Mutex<Vec<(Vec<TopicPattern>, Weak<()>)>>,
     /// By message id: what the first acknowledgement confirms.
     unconfirmed: Mutex<HashMap<String, Confirm>>,
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use cap_core::transport::{Confirm, Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, Transport};
+use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, Topic, Transport};
 use cap_transport_memory::MemoryTransport;
 use tokio::sync::oneshot;
 
@@ -18,6 +18,7 @@ pub(super) fn capabilities() -> TransportCapabilities {
         ordered: true,
         wildcards: true,
         reports_backlog: true,
+        checks_routes: true,
         max_body: Some(MAX_BODY),
     }
 }
@@ -169,6 +170,10 @@ impl Transport for ServerTransport {
 
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async { self.link()?.backlog(group).await })
+    }
+
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        Box::pin(async { self.link()?.unrouted(topics).await })
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

@@ -84,6 +84,12 @@ faults! {
         WaitsForEverWhenClosed: "T-036", "Lets consumers wait for ever when it is closed.";
         ClosesEveryHandle: "T-037", "Closes the other handles with its own.";
         DiesWithItsFirstRuntime: "T-038", "Sends on the runtime that connected.";
+        TellsRoutesAfterClose: "T-035", "Tells routes after it was closed.";
+        TakesBindingsForTopics: "T-045", "Takes a topic for unrouted that only a pattern matches.";
+        SortsTheUnrouted: "T-045", "Answers in the order of the alphabet.";
+        RemembersRoutes: "T-046", "Answers what it answered before.";
+        TakesConsumersForRoutes: "T-046", "Takes a topic for unrouted whose group is away.";
+        ProbesForRoutes: "T-047", "Sends a message to each topic to see what becomes of it.";
     }
     Server {
         ConfirmsWithoutStoring: "T-001", "Confirms without storing.";
@@ -96,6 +102,7 @@ faults! {
     Poor {
         TakesUndeclaredPatterns: "T-019", "Takes patterns although it does not declare them.";
         TellsAnUndeclaredBacklog: "T-023", "Tells the backlog although it does not declare it.";
+        TellsUndeclaredRoutes: "T-045", "Tells routes although it does not declare that it can.";
     }
 }
 

@@ -1,12 +1,15 @@
 //! The transport of a double.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use cap_core::transport::{Confirm, Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap_core::{BoxFuture, Error, ErrorKind, Group, Headers, Message, Result, TopicPattern, Transport, headers};
+use cap_core::{
+    BoxFuture, Error, ErrorKind, Group, Headers, Message, MessageId, Result, Topic, TopicPattern, Transport, headers,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::consumer::{FaultyConsumer, LateConsumer};
@@ -24,6 +27,8 @@ pub(super) struct FaultyTransport {
     closed: Arc<AtomicBool>,
     calls: AtomicU64,
     pump: Mutex<Option<mpsc::UnboundedSender<Vec<Outgoing>>>>,
+    /// What was asked for routes and answered.
+    told: Mutex<HashMap<Vec<Topic>, Vec<Topic>>>,
 }
 
 impl FaultyTransport {
@@ -34,8 +39,8 @@ impl FaultyTransport {
         shared: Arc<Shared>,
     ) -> Self {
         let (fault, pretence) = (fixture.fault, fixture.pretence);
-        let (connected, closed, calls, pump) = Default::default();
-        Self { inner, spare, fault, pretence, shared, connected, closed, calls, pump }
+        let (connected, closed, calls, pump, told) = Default::default();
+        Self { inner, spare, fault, pretence, shared, connected, closed, calls, pump, told }
     }
 
     fn has(&self, fault: Fault) -> bool {
@@ -158,6 +163,53 @@ impl FaultyTransport {
         Ok(subscription)
     }
 
+    async fn unrouted_faulty(&self, fault: Fault, topics: Vec<Topic>) -> Result<Vec<Topic>> {
+        match fault {
+            Fault::TellsRoutesAfterClose => self.spare.unrouted(topics).await,
+            Fault::TakesBindingsForTopics => {
+                Ok(self.without_subscription(topics, |topic, pattern, _| pattern.as_str() == topic.as_str()))
+            }
+            Fault::TakesConsumersForRoutes => {
+                Ok(self.without_subscription(topics, |topic, pattern, is_present| is_present && pattern.matches(topic)))
+            }
+            Fault::SortsTheUnrouted => {
+                let mut unrouted = self.inner.unrouted(topics).await?;
+                unrouted.sort();
+                Ok(unrouted)
+            }
+            Fault::RemembersRoutes => {
+                let told = lock(&self.told).get(&topics).cloned();
+                if let Some(told) = told {
+                    return Ok(told);
+                }
+                let unrouted = self.inner.unrouted(topics.clone()).await?;
+                lock(&self.told).insert(topics, unrouted.clone());
+                Ok(unrouted)
+            }
+            Fault::ProbesForRoutes => {
+                self.inner.send(topics.iter().map(probe).collect()).await;
+                self.inner.unrouted(topics).await
+            }
+            _ => self.inner.unrouted(topics).await,
+        }
+    }
+
+    /// The topics that no subscription suits; `suits` is told whether its consumer is there.
+    fn without_subscription(
+        &self,
+        mut topics: Vec<Topic>,
+        suits: impl Fn(&Topic, &TopicPattern, bool) -> bool,
+    ) -> Vec<Topic> {
+        let subscribed = lock(&self.shared.subscribed);
+        topics.retain(|topic| {
+            let mut all = subscribed.iter();
+            !all.any(|(patterns, consumer)| {
+                patterns.iter().any(|pattern| suits(topic, pattern, consumer.strong_count() > 0))
+            })
+        });
+        topics
+    }
+
     fn refused_subscription(&self, subscription: &Subscription) -> Option<Error> {
         let is_poor = self.pretence == Pretence::Poor && !self.has(Fault::TakesUndeclaredPatterns);
         if is_poor && subscription.topics.iter().any(|topic| topic.exact().is_none()) {
@@ -176,6 +228,12 @@ async fn pass_on(outcome: oneshot::Receiver<Result<()>>, confirm: Confirm) {
     if let Ok(result) = outcome.await {
         confirm.report(result);
     }
+}
+
+fn probe(topic: &Topic) -> Outgoing {
+    let (id, headers) = (MessageId::generate(), Headers::new());
+    let message = Message { id, topic: topic.clone(), headers, payload: Bytes::new() };
+    Outgoing { message, confirm: Confirm::new(|_| {}) }
 }
 
 fn confirmed_early(outgoing: Outgoing) -> Outgoing {
@@ -277,8 +335,10 @@ impl Transport for FaultyTransport {
             }
             let closed = self.is_closed() && self.has(Fault::SubscribesAfterClose);
             let transport = if closed { &self.spare } else { &self.inner };
+            let topics = subscription.topics.clone();
             let inner = transport.subscribe(subscription).await?;
-            Ok(Box::new(FaultyConsumer::new(inner, self.fault, Arc::clone(&self.shared))) as Box<dyn Consumer>)
+            let shared = Arc::clone(&self.shared);
+            Ok(Box::new(FaultyConsumer::new(inner, topics, self.fault, shared)) as Box<dyn Consumer>)
         })
     }
 
@@ -290,6 +350,18 @@ impl Transport for FaultyTransport {
             let held = self.inner.backlog(group).await?;
             let out = u64::try_from(self.shared.out.load(Ordering::SeqCst)).unwrap_or(0);
             Ok(if self.has(Fault::BacklogLeavesOutWhatIsOut) { held.saturating_sub(out) } else { held })
+        })
+    }
+
+    fn unrouted(&self, topics: Vec<Topic>) -> BoxFuture<'_, Result<Vec<Topic>>> {
+        Box::pin(async {
+            if self.pretence == Pretence::Poor && !self.has(Fault::TellsUndeclaredRoutes) {
+                return Err(Error::unsupported("tell which topics have no queue on", self.describe()));
+            }
+            match self.fault {
+                Some(fault) => self.unrouted_faulty(fault, topics).await,
+                None => self.inner.unrouted(topics).await,
+            }
         })
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use cap::lifecycle::State;
 use cap::memory::{MemoryStorage, MemoryTransaction, MemoryTransport};
 use cap::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    StorageCapabilities, TakenOver,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
+    Settlement, StorageCapabilities, TakenOver,
 };
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Transport, Version};
@@ -131,6 +131,9 @@ impl Storage for Faulty {
     }
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
         self.inner.leave(node)
+    }
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        self.inner.take_chore(chore, node, term)
     }
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
         self.inner.collect(table, limit)

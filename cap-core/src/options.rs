@@ -45,7 +45,7 @@ pub struct Options {
     pub relay_batch: usize,
     /// How many messages may be on their way to the broker, unconfirmed. Default 1000; at least `relay_batch`.
     pub relay_in_flight: usize,
-    /// How often expired records are deleted. Default 5 min.
+    /// How often expired records are deleted, by one node for all. Default 5 min.
     #[serde(with = "humantime_serde")]
     pub collect_every: Duration,
     /// How many of them at once. Default 1000.

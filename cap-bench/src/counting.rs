@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    BoxFuture, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
+    BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
     Settlement, StorageCapabilities, TakenOver, Wake,
 };
 use cap_core::{NodeId, RecordId, Result, Storage, Table, Version};
@@ -119,6 +119,7 @@ impl<S: Storage> Storage for Counting<S> {
         fn heartbeat(&self, node: NodeId, lease: Duration) -> Lease;
         fn take_over(&self) -> TakenOver;
         fn leave(&self, node: NodeId) -> ();
+        fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> bool;
         fn collect(&self, table: Table, limit: usize) -> u64;
         fn counts(&self, table: Table, version: Version) -> Counts;
         fn list(&self, table: Table, query: Query) -> Vec<Record>;

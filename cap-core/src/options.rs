@@ -46,7 +46,7 @@ pub struct Options {
     /// How many outbox records may be claimed and not yet settled: waiting to be sent, on their way, or confirmed. Fewer
     /// if they are large: together at most 64 MiB. Default 2000; at least `relay_batch`.
     pub relay_in_flight: usize,
-    /// How often expired records are deleted. Default 5 min.
+    /// How often expired records are deleted, by one node for all. Default 5 min.
     #[serde(with = "humantime_serde")]
     pub collect_every: Duration,
     /// How many of them at once. Default 1000.

@@ -16,7 +16,8 @@
 //! | `Claim` | the token that the owner claimed it with |
 //! | `Reason` | why the last attempt failed |
 //!
-//! and a table of nodes with the end of each one's lease.
+//! and two small ones: of nodes, with the end of each one's lease, and of chores, with the node that does each and until
+//! when.
 //!
 //! # Time
 //! Every "now" below is the database's clock, in UTC, to the microsecond or as fine as the database has it. A storage
@@ -68,6 +69,29 @@ impl fmt::Display for Table {
             Self::Outbox => "outbox",
             Self::Inbox => "inbox",
         })
+    }
+}
+
+/// Work that one node does for all, as doing it everywhere would be waste. The database names it by its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Chore {
+    /// Deleting expired records.
+    Collect,
+}
+
+impl Chore {
+    /// Its name in the database: `collect`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Collect => "collect",
+        }
+    }
+}
+
+impl fmt::Display for Chore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -438,10 +462,24 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 1. As a takeover, but of this node only, and at once.
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>>;
 
+    /// Takes a chore for a node, or renews its right to it: from now on the node may do it, alone, until `term` has
+    /// passed. Answers whether it may; `false` says that it is another node's turn.
+    ///
+    /// 1. Of the nodes that ask, however many at once and on however many handles, one has the chore. The others are
+    ///    answered `false`, and change nothing.
+    /// 2. The node that has it gets it again: the term counts from now, be it later or sooner than the old one.
+    /// 3. When the term has passed, the next that asks gets it, and not before.
+    /// 4. It is free at once when the node that has it leaves or is taken over.
+    /// 5. A node without a live lease is refused with `LeaseLost`, and changes nothing.
+    /// 6. Does not wait for open transactions, where the database can (a storage with one writer may wait for it), and
+    ///    holds nothing that another call would wait for.
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>>;
+
     /// Deletes at most `limit` terminal records whose expiry has passed, whatever their version; answers how many.
     ///
     /// 1. Deletes nothing that is not terminal, whatever its times say.
-    /// 2. Safe when several nodes call it at once, and never deadlocks with publishing, claiming and settling.
+    /// 2. Safe when several nodes call it at once, and never deadlocks with publishing, claiming and settling. Core lets
+    ///    one node do it ([`Chore::Collect`]), but relies on this when a node is slow to notice that its turn is over.
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>>;
 
     /// How many records of a version there are of each kind.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cap_core::lifecycle::State;
-use cap_core::storage::{Claim, Counts, Inserted, NewRecord, Query, Record, Settled, Settlement, Table};
+use cap_core::storage::{Chore, Claim, Counts, Inserted, NewRecord, Query, Record, Settled, Settlement, Table};
 use cap_core::{ClaimToken, Group, MessageId, NodeId, RecordId, Status, Timestamp, Topic, Version};
 
 /// The key of the uniqueness rule: a message id, together with the group in the inbox.
@@ -311,6 +311,8 @@ pub(crate) struct Database {
     received: Records,
     /// The end of each node's lease.
     nodes: HashMap<NodeId, i64>,
+    /// Who has each chore, and until when.
+    chores: HashMap<Chore, (NodeId, i64)>,
     /// Outbox keys that open transactions have inserted, and the transaction that did.
     pub(crate) reserved: HashMap<Key, u64>,
     pub(crate) business: BTreeMap<String, String>,
@@ -376,11 +378,29 @@ impl Database {
 
     /// Forgets the nodes whose leases have run out, and answers them.
     pub(crate) fn forget_dead(&mut self, now: i64) -> Vec<NodeId> {
-        self.nodes.extract_if(|_, end| *end <= now).map(|(node, _)| node).collect()
+        let dead = self.nodes.extract_if(|_, end| *end <= now).map(|(node, _)| node).collect();
+        self.free_chores();
+        dead
     }
 
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.nodes.remove(&node);
+        self.free_chores();
+    }
+
+    /// Nobody has a chore whose node is forgotten.
+    fn free_chores(&mut self) {
+        let Self { nodes, chores, .. } = self;
+        chores.retain(|_, (node, _)| nodes.contains_key(node));
+    }
+
+    /// Whether the node has the chore now: it has had it, or nobody has any more.
+    pub(crate) fn take_chore(&mut self, chore: Chore, node: NodeId, term: Duration, now: i64) -> bool {
+        let is_free = self.chores.get(&chore).is_none_or(|(holder, end)| *holder == node || *end <= now);
+        if is_free {
+            self.chores.insert(chore, (node, after(now, term)));
+        }
+        is_free
     }
 
     /// Gives back, in one table, what nodes without a lease hold.

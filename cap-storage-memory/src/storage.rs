@@ -7,7 +7,7 @@ use std::time::Duration;
 use cap_core::error::{Error, ErrorKind, Result};
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    BoxFuture, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
+    BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
     Settlement, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{NodeId, RecordId, Status, Version};
@@ -313,6 +313,17 @@ impl Storage for MemoryStorage {
             self.given_back(Table::Outbox, outbox);
             self.given_back(Table::Inbox, inbox);
             Ok(())
+        })
+    }
+
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        at_once(move || {
+            let mut database = self.shared.lock();
+            let now = database.now();
+            if !database.is_live(node, now) {
+                return Err(Self::without_lease("take a chore from", node));
+            }
+            Ok(database.take_chore(chore, node, term, now))
         })
     }
 

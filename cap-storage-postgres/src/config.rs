@@ -62,8 +62,8 @@ impl PostgresOptions {
         Self { url: url.into(), ..Self::default() }
     }
 
-    /// The schema of the tables; `cap` by default, for `"cap"."published"`, `"cap"."received"`, `"cap"."nodes"` and
-    /// `"cap"."schema"`. Engines with different schemas share nothing but the database.
+    /// The schema of the tables; `cap` by default, for `"cap"."published"`, `"cap"."received"`, `"cap"."nodes"`,
+    /// `"cap"."chores"` and `"cap"."schema"`. Engines with different schemas share nothing but the database.
     #[must_use]
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = schema.into();
@@ -104,7 +104,8 @@ impl PostgresOptions {
     }
 
     /// The SQL that makes the tables from nothing, or from those of .NET CAP, for those who apply it themselves (with
-    /// `psql`, for instance) and set [`migrate`](Self::migrate) to `false`.
+    /// `psql`, for instance) and set [`migrate`](Self::migrate) to `false`. Tables of an older version need what comes
+    /// after it: each begins with a comment, `-- Version 2`.
     ///
     /// # Errors
     /// `Invalid` when the schema's name cannot be.

@@ -8,7 +8,7 @@ use crate::error::{Fallible, Fault};
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
 
 /// Our tables beside that of the versions.
-const TABLES: [&str; 3] = [Table::Outbox.as_str(), Table::Inbox.as_str(), "nodes"];
+const TABLES: [&str; 4] = [Table::Outbox.as_str(), Table::Inbox.as_str(), "nodes", "chores"];
 
 /// The schema version that this code knows.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -58,7 +58,7 @@ pub(crate) async fn check(connection: &mut PgConnection, sql: &Sql) -> Fallible<
             ErrorKind::Schema,
             format!(
                 "the tables of schema {:?} are of schema version {found} or incomplete, and this code needs version \
-                 {VERSION}; apply the printed schema, or let `migrate` be true",
+                 {VERSION}; apply what the printed schema has after version {found}, or let `migrate` be true",
                 sql.names.plain
             ),
         ));
@@ -66,7 +66,8 @@ pub(crate) async fn check(connection: &mut PgConnection, sql: &Sql) -> Fallible<
     Ok(())
 }
 
-/// The script that makes everything from nothing, or from the tables of .NET CAP.
+/// The script that makes everything from nothing, or from the tables of .NET CAP. Where some version is there already,
+/// what comes after it will do.
 pub(crate) fn print(schema: &str) -> String {
     let sql = Sql::new(schema);
     let mut script = format!(

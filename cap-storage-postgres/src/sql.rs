@@ -25,7 +25,7 @@ const NOW: &str = "statement_timestamp()";
 const UTC: &str = "(statement_timestamp() AT TIME ZONE 'UTC')";
 
 /// The schema, one script for each version, from 1.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
 
 /// For a handler's own work, which may take as long as it needs: no limit but that of the role or database.
 pub(crate) const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout TO DEFAULT";
@@ -313,6 +313,21 @@ DELETE FROM {nodes} WHERE "Node" = ANY (ARRAY (SELECT "Node" FROM expired)) RETU
 
 const FORGET: &str = r#"DELETE FROM {nodes} WHERE "Node" = $1::uuid"#;
 
+/// Answers no row when the node has no live lease, and otherwise whether it has the chore now: it had it before, or
+/// nobody has any more. What a forgotten node had is gone with it, by the foreign key.
+const TAKE_CHORE: &str = r#"
+WITH live AS MATERIALIZED (
+    SELECT "Node" FROM {nodes} WHERE "Node" = $2::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+), taken AS (
+    INSERT INTO {chores} AS chore ("Chore", "Node", "HeldUntil")
+    SELECT $1::text, "Node", {now} + $3::bigint * interval '1 microsecond' FROM live
+    ON CONFLICT ("Chore") DO UPDATE SET "Node" = excluded."Node", "HeldUntil" = excluded."HeldUntil"
+    WHERE chore."Node" = excluded."Node" OR chore."HeldUntil" <= {now}
+    RETURNING "Node"
+)
+SELECT EXISTS (SELECT FROM taken) FROM live
+"#;
+
 /// A statement whose text was made from templates of this file and the name of a schema that was checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement(Arc<str>);
@@ -337,6 +352,7 @@ pub(crate) struct Names {
     pub(crate) published: String,
     pub(crate) received: String,
     nodes: String,
+    chores: String,
     pub(crate) versions: String,
 }
 
@@ -350,6 +366,7 @@ impl Names {
             published: name(Table::Outbox.as_str()),
             received: name(Table::Inbox.as_str()),
             nodes: name("nodes"),
+            chores: name("chores"),
             versions: name("schema"),
         }
     }
@@ -366,6 +383,7 @@ impl Names {
             .replace("{published}", &self.published)
             .replace("{received}", &self.received)
             .replace("{nodes}", &self.nodes)
+            .replace("{chores}", &self.chores)
             .replace("{versions}", &self.versions)
             .replace("{schema}", &self.schema)
             .replace("{now}", NOW)
@@ -387,6 +405,7 @@ pub(crate) struct Sql {
     pub(crate) heartbeat: Statement,
     pub(crate) forget_expired: Statement,
     pub(crate) forget: Statement,
+    pub(crate) take_chore: Statement,
     pub(crate) create_schema: Statement,
     pub(crate) create_versions: Statement,
     pub(crate) schema_version: Statement,
@@ -426,6 +445,7 @@ impl Sql {
             heartbeat: names.fill(HEARTBEAT),
             forget_expired: names.fill(FORGET_EXPIRED),
             forget: names.fill(FORGET),
+            take_chore: names.fill(TAKE_CHORE),
             create_schema: names.fill(CREATE_SCHEMA),
             create_versions: names.fill(CREATE_VERSIONS),
             schema_version: names.fill(SCHEMA_VERSION),

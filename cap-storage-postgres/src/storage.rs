@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
     Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
@@ -282,6 +282,13 @@ impl Storage for PostgresStorage {
         })
     }
 
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        let attempt = Attempt::on_database("take a chore from");
+        Box::pin(self.work(attempt, (&self.0.sql, chore, node, term), |connection, (sql, chore, node, term)| {
+            Box::pin(take_chore(connection, sql, *chore, *node, *term))
+        }))
+    }
+
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
         let context = (&self.0.sql.table(table).collect, record::limit(limit));
         Box::pin(self.work(
@@ -357,6 +364,20 @@ async fn take_over(connection: &mut PgConnection, sql: &Sql) -> Fallible<TakenOv
         nodes.extend(record::node(row, 0)?);
     }
     Ok(TakenOver { nodes, outbox, inbox })
+}
+
+async fn take_chore(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    chore: Chore,
+    node: NodeId,
+    term: Duration,
+) -> Fallible<bool> {
+    let take = sql.take_chore.query().bind(chore.as_str()).bind(node.to_string()).bind(record::span(term));
+    match take.fetch_optional(connection).await? {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Err(record::lease_lost(node)),
+    }
 }
 
 /// Answers how many records of each table became due.

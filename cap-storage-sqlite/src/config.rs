@@ -105,8 +105,8 @@ impl SqliteOptions {
         self
     }
 
-    /// What the table names begin with; `cap` by default, for `"cap.published"`, `"cap.received"`, `"cap.nodes"` and
-    /// `"cap.schema"`. Engines with different prefixes share nothing but the file.
+    /// What the table names begin with; `cap` by default, for `"cap.published"`, `"cap.received"`, `"cap.nodes"`,
+    /// `"cap.chores"` and `"cap.schema"`. Engines with different prefixes share nothing but the file.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -127,7 +127,8 @@ impl SqliteOptions {
     }
 
     /// The SQL that makes the tables from nothing, for those who apply it themselves (with the `sqlite3` shell, for
-    /// instance) and set [`migrate`](Self::migrate) to `false`.
+    /// instance) and set [`migrate`](Self::migrate) to `false`. Tables of an older version need what comes after it:
+    /// each begins with a comment, `-- Version 2`.
     ///
     /// # Errors
     /// `Invalid` when the prefix cannot be part of a table's name.

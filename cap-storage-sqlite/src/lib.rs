@@ -41,7 +41,7 @@
 //!   [`Synchronous::Normal`] it survives any crash of the process, and a loss of power may take the last commits.
 //! - **Group commit.** Everything that waits is written in one transaction with one `fsync`, each piece in its own
 //!   savepoint, so that one that fails takes no other with it.
-//! - **Your tables are yours.** It touches none but its own four; see [`SqliteOptions::prefix`].
+//! - **Your tables are yours.** It touches none but its own five; see [`SqliteOptions::prefix`].
 //!
 //! # The clock
 //! "Now" is SQLite's, which is the host's, in UTC; it ticks in milliseconds. Times are stored as integers, in

@@ -7,7 +7,7 @@ use crate::error::{Fallible, Fault};
 use crate::sql::{MIGRATIONS, Sql};
 
 /// How many tables there are beside that of the versions.
-const TABLES: i64 = 3;
+const TABLES: i64 = 4;
 
 /// The schema version that this code knows.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -49,7 +49,7 @@ pub(crate) fn check(connection: &Connection, sql: &Sql) -> Fallible<()> {
             ErrorKind::Schema,
             format!(
                 "the tables of prefix `{}` are of schema version {found} or incomplete, and this code needs version \
-                 {VERSION}; apply the printed schema, or let `migrate` be true",
+                 {VERSION}; apply what the printed schema has after version {found}, or let `migrate` be true",
                 sql.names.prefix
             ),
         ));
@@ -57,12 +57,12 @@ pub(crate) fn check(connection: &Connection, sql: &Sql) -> Fallible<()> {
     Ok(())
 }
 
-/// The script that makes everything from nothing.
+/// The script that makes everything from nothing. Where some version is there already, what comes after it will do.
 pub(crate) fn print(prefix: &str) -> String {
     let sql = Sql::new(prefix);
     let mut script = format!("-- Schema version {VERSION} of CAP for Rust.\nBEGIN IMMEDIATE;\n{}", sql.create_schema);
     for (version, migration) in (1..=VERSION).zip(&sql.migrations) {
-        script.push_str(migration);
+        script.push_str(&format!("\n-- Version {version}{migration}"));
         script.push_str(&sql.record_version.replace("?1", &version.to_string()));
         script.push_str(";\n");
     }
@@ -117,6 +117,45 @@ mod tests {
         check(&connection, &sql).unwrap();
         apply(&connection, &sql).unwrap();
         assert_eq!(version(&connection, &sql).unwrap(), VERSION);
+    }
+
+    /// The tables as the first version made them, with a row.
+    fn of_version_1(sql: &Sql) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&sql.create_schema).unwrap();
+        connection.execute_batch(&sql.migrations[0]).unwrap();
+        connection.execute(&sql.record_version, [1]).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO \"cap.published\" (Version, Name, Added, StatusName) VALUES ('v1', 'a', 1, 'Succeeded')",
+            )
+            .unwrap();
+        connection
+    }
+
+    fn has_the_row(connection: &Connection) -> bool {
+        count(connection, "SELECT count(*) FROM \"cap.published\"").unwrap() == 1
+    }
+
+    #[test]
+    fn tables_of_an_older_version_are_upgraded_and_keep_their_rows() {
+        let sql = Sql::new("cap");
+        let connection = of_version_1(&sql);
+        assert!(said(check(&connection, &sql)).contains("after version 1"));
+        apply(&connection, &sql).unwrap();
+        check(&connection, &sql).unwrap();
+        assert!(has_the_row(&connection));
+    }
+
+    #[test]
+    fn what_the_printed_schema_has_after_a_version_upgrades_that_version() {
+        let sql = Sql::new("cap");
+        let connection = of_version_1(&sql);
+        let script = print("cap");
+        let (_, rest) = script.split_once("-- Version 2").unwrap();
+        connection.execute_batch(&format!("BEGIN; --{rest}")).unwrap();
+        check(&connection, &sql).unwrap();
+        assert!(has_the_row(&connection));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use cap_core::storage::Table;
 const NOW: &str = "(CAST(round(unixepoch('subsec') * 1000) AS INTEGER) * 1000)";
 
 /// The schema, one script for each version, from 1.
-pub(crate) const MIGRATIONS: &[&str] = &[r#"
+pub(crate) const MIGRATIONS: &[&str] = &[
+    r#"
 CREATE TABLE "{published}" (
     Id         INTEGER PRIMARY KEY AUTOINCREMENT,
     Version    TEXT    NOT NULL,
@@ -59,7 +60,15 @@ CREATE TABLE "{nodes}" (
     Node       TEXT    NOT NULL PRIMARY KEY,
     LeaseUntil INTEGER NOT NULL
 ) WITHOUT ROWID;
-"#];
+"#,
+    r#"
+CREATE TABLE "{chores}" (
+    Chore     TEXT    NOT NULL PRIMARY KEY,
+    Node      TEXT    NOT NULL,
+    HeldUntil INTEGER NOT NULL
+) WITHOUT ROWID;
+"#,
+];
 
 const CREATE_SCHEMA: &str = r#"
 CREATE TABLE IF NOT EXISTS "{schema}" (
@@ -70,7 +79,7 @@ CREATE TABLE IF NOT EXISTS "{schema}" (
 
 const TABLES_THERE: &str = r"
 SELECT count(*) FROM sqlite_schema
-WHERE type = 'table' AND lower(name) IN (lower('{published}'), lower('{received}'), lower('{nodes}'))
+WHERE type = 'table' AND lower(name) IN (lower('{published}'), lower('{received}'), lower('{nodes}'), lower('{chores}'))
 ";
 
 const SCHEMA_THERE: &str = r"
@@ -219,6 +228,16 @@ const FORGET_EXPIRED: &str = r#"DELETE FROM "{nodes}" WHERE LeaseUntil <= {now} 
 
 const FORGET: &str = r#"DELETE FROM "{nodes}" WHERE Node = ?1"#;
 
+/// Writes a row if the node has the chore now: it had it before, or nobody has any more.
+const TAKE_CHORE: &str = r#"
+INSERT INTO "{chores}" (Chore, Node, HeldUntil) VALUES (?1, ?2, {now} + ?3)
+ON CONFLICT (Chore) DO UPDATE SET Node = excluded.Node, HeldUntil = excluded.HeldUntil
+WHERE Node = excluded.Node OR HeldUntil <= {now}
+"#;
+
+/// After nodes were forgotten: nobody has what they had.
+const FREE_CHORES: &str = r#"DELETE FROM "{chores}" WHERE Node NOT IN (SELECT Node FROM "{nodes}")"#;
+
 /// Whether a commit could be refused for a deferred foreign key of some table.
 pub(crate) const DEFERS_FOREIGN_KEYS: &str =
     "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%DEFERRED%')";
@@ -230,6 +249,7 @@ pub(crate) struct Names {
     pub(crate) published: String,
     pub(crate) received: String,
     nodes: String,
+    chores: String,
     pub(crate) schema: String,
 }
 
@@ -240,6 +260,7 @@ impl Names {
             published: format!("{prefix}.{}", Table::Outbox.as_str()),
             received: format!("{prefix}.{}", Table::Inbox.as_str()),
             nodes: format!("{prefix}.nodes"),
+            chores: format!("{prefix}.chores"),
             schema: format!("{prefix}.schema"),
         }
     }
@@ -250,6 +271,7 @@ impl Names {
             .replace("{published}", &self.published)
             .replace("{received}", &self.received)
             .replace("{nodes}", &self.nodes)
+            .replace("{chores}", &self.chores)
             .replace("{schema}", &self.schema)
             .replace("{now}", NOW)
     }
@@ -268,6 +290,8 @@ pub(crate) struct Sql {
     pub(crate) next_expiry: String,
     pub(crate) forget_expired: String,
     pub(crate) forget: String,
+    pub(crate) take_chore: String,
+    pub(crate) free_chores: String,
     pub(crate) tables_there: String,
     pub(crate) schema_there: String,
     pub(crate) schema_version: String,
@@ -308,6 +332,8 @@ impl Sql {
             next_expiry: names.fill(NEXT_EXPIRY),
             forget_expired: names.fill(FORGET_EXPIRED),
             forget: names.fill(FORGET),
+            take_chore: names.fill(TAKE_CHORE),
+            free_chores: names.fill(FREE_CHORES),
             tables_there: names.fill(TABLES_THERE),
             schema_there: names.fill(SCHEMA_THERE),
             schema_version: names.fill(SCHEMA_VERSION),
@@ -437,7 +463,7 @@ mod tests {
     fn nothing_is_left_to_be_filled_in() {
         let sql = Sql::new("odd; name");
         let everything = format!("{sql:?}");
-        for hole in ["{table}", "{group}", "{now}", "{published}", "{received}", "{nodes}", "{schema}"] {
+        for hole in ["{table}", "{group}", "{now}", "{published}", "{received}", "{nodes}", "{chores}", "{schema}"] {
             assert!(!everything.contains(hole), "{hole}");
         }
         prepared(&sql);

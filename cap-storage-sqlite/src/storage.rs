@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
     Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, ErrorKind, Group, NodeId, RecordId, Result, Version};
@@ -208,6 +208,7 @@ impl Storage for SqliteStorage {
             // First the nodes: those that are left are live, at this one moment, for both tables.
             let expired = session.statement(&sql.forget_expired)?;
             let nodes: Vec<String> = expired.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            session.execute(&sql.free_chores)?;
             Ok(TakenOver {
                 nodes: nodes.iter().filter_map(|node| record::node(node)).collect(),
                 outbox: session.execute(&sql.published.take_over)? as u64,
@@ -222,7 +223,16 @@ impl Storage for SqliteStorage {
             for statement in [&session.sql.forget, &session.sql.published.give_back, &session.sql.received.give_back] {
                 session.statement(statement)?.execute([&node])?;
             }
+            session.execute(&session.sql.free_chores)?;
             Ok(())
+        }))
+    }
+
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        Box::pin(self.0.writer.run(Attempt::on_file("take a chore from"), move |session| {
+            let node = live(session, node)?;
+            let take = session.statement(&session.sql.take_chore)?;
+            Ok(take.execute(params![chore.as_str(), node, record::span(term)])? > 0)
         }))
     }
 
@@ -283,13 +293,18 @@ impl Storage for SqliteStorage {
 
 /// The columns of a record that `claim` holds, if its node may claim.
 fn holder(session: &mut Session<'_>, claim: Claim) -> Fallible<(String, String)> {
-    let owner = claim.node.to_string();
-    let live: i64 = session.statement(&session.sql.is_live)?.query_row([&owner], |row| row.get(0))?;
+    Ok((live(session, claim.node)?, claim.token.to_string()))
+}
+
+/// The node as a column holds it, if its lease is live.
+fn live(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
+    let node = node.to_string();
+    let live: i64 = session.statement(&session.sql.is_live)?.query_row([&node], |row| row.get(0))?;
     if live == 0 {
-        let reason = format!("node {owner} has no live lease: it ran out, or the node never joined");
+        let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
         return Err(Fault::said(ErrorKind::LeaseLost, reason));
     }
-    Ok((owner, claim.token.to_string()))
+    Ok(node)
 }
 
 /// The due records of a lane, earliest first, as they are stored.

@@ -345,9 +345,7 @@ fn spawn_loops(engine: &Arc<Engine>, batches: Batches, outcomes: [Outcomes; 2], 
         Arc::clone(engine),
         "node".into(),
         engine.stop.keeper.clone(),
-        body(engine, |engine| async move {
-            engine.node.live(&engine.storage, &engine.scheduler, &engine.stop.keeper).await
-        }),
+        body(engine, |engine| async move { engine.node.live(&engine).await }),
     );
     engine.stop.keeper_tasks.spawn(keeper);
 

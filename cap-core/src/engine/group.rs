@@ -19,8 +19,10 @@ use crate::pattern::TopicPattern;
 
 /// At most so many records in one claim.
 const BATCH: usize = 500;
-/// When a suspect is due again that finds another one being worked on.
+/// When a suspect is due again that finds another one being worked on; each further one of a claim that much later, so
+/// that many of them do not come back all at once, again and again.
 const APART: Duration = Duration::from_millis(20);
+const FURTHER_APART: Duration = Duration::from_millis(4);
 
 /// One group that this engine serves.
 pub(crate) struct Group {
@@ -81,6 +83,7 @@ impl Group {
 
     /// Hands records that were taken to their subscriptions' queues.
     pub(crate) fn dispatch(&self, engine: &Arc<Engine>, epoch: &Epoch, taken: impl IntoIterator<Item = Taken>) {
+        let mut pause = APART;
         for Taken { held, message, is_suspect } in taken {
             let Some(subscription) = self.subscription(&held.topic) else {
                 let reason = format!("no subscription of group `{}` matches topic `{}`", self.name, held.topic);
@@ -92,7 +95,8 @@ impl Group {
             if is_suspect {
                 suspect = apart(engine, &held);
                 if suspect.is_none() {
-                    let state = lifecycle::settle(held.attempts, Outcome::GivenBack(APART), &self.rules, 0.0);
+                    let state = lifecycle::settle(held.attempts, Outcome::GivenBack(pause), &self.rules, 0.0);
+                    pause += FURTHER_APART;
                     engine.inbox_settler.settle(held, state);
                     continue;
                 }

@@ -11,6 +11,7 @@ mod builder;
 mod cap;
 mod collector;
 mod consumer;
+mod errand;
 mod execute;
 mod group;
 mod health;

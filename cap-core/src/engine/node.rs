@@ -8,7 +8,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Engine;
 use crate::engine::backoff::Pause;
+use crate::engine::errand::Errand;
 use crate::engine::scheduler::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
@@ -101,13 +103,10 @@ impl Node {
     }
 
     /// One life, from joining to the loss of the lease (an error) or to `stop` (with the lease still held).
-    pub(crate) async fn live(
-        &self,
-        storage: &Arc<dyn Storage>,
-        scheduler: &Scheduler,
-        stop: &CancellationToken,
-    ) -> Result<()> {
+    pub(crate) async fn live(&self, engine: &Arc<Engine>) -> Result<()> {
+        let Engine { storage, scheduler, .. } = &**engine;
         let id = NodeId::generate();
+        let joined = Instant::now();
         storage.join(id, self.lease).await?;
         self.doubts().clear();
         let mut end = FenceOnDrop(Some(self));
@@ -118,7 +117,7 @@ impl Node {
         scheduler.wake_table(Table::Outbox);
         scheduler.wake_table(Table::Inbox);
 
-        let Some(ended) = self.hold(id, storage, scheduler, stop).await else {
+        let Some(ended) = self.hold(id, joined, engine).await else {
             end.0 = None;
             return Ok(());
         };
@@ -131,42 +130,43 @@ impl Node {
         Err(ended)
     }
 
-    /// Keeps the lease; answers why it ended, or nothing when it was told to stop.
-    async fn hold(
-        &self,
-        id: NodeId,
-        storage: &Arc<dyn Storage>,
-        scheduler: &Scheduler,
-        stop: &CancellationToken,
-    ) -> Option<Error> {
+    /// Keeps the lease, which began when the node `joined`; answers why it ended, or nothing when it was told to stop.
+    /// Nothing but a heartbeat is waited for: what else is to be done must not cost the lease, and must not keep the
+    /// node from noticing that it is over.
+    async fn hold(&self, id: NodeId, joined: Instant, engine: &Arc<Engine>) -> Option<Error> {
         let lost = |kind, reason: String| Some(Error::new(kind, "go on as", format!("node {id}"), reason));
-        let mut held_until = Instant::now() + self.lease;
+        let (mut takeover, mut release) = (Errand::default(), Errand::default());
+        let mut held_until = joined + self.lease;
         let mut next_takeover = Instant::now() + self.lease;
-        let mut next_sign = Instant::now() + self.heartbeat;
+        let mut next_sign = joined + self.heartbeat;
         loop {
             let renew = tokio::select! {
                 () = tokio::time::sleep_until(next_sign.min(next_takeover)) => false,
                 () = self.renew.notified() => true,
-                () = stop.cancelled() => return None,
+                () = engine.stop.keeper.cancelled() => return None,
             };
             if renew {
                 return lost(ErrorKind::LeaseLost, "a loop had to be restarted".into());
             }
             if Instant::now() >= next_takeover {
                 next_takeover = Instant::now() + self.lease;
-                if let Err(error) = self.take_over(storage, scheduler).await {
-                    tracing::warn!(node = %id, %error, "could not take over from dead nodes");
-                }
+                takeover.send(engine, async move |engine| {
+                    if let Err(error) = engine.node.take_over(&engine.storage, &engine.scheduler).await {
+                        tracing::warn!(node = %id, %error, "could not take over from dead nodes");
+                    }
+                });
             }
             if Instant::now() < next_sign {
                 continue;
             }
             let asked = Instant::now();
-            match self.heartbeat_in_time(id, storage, held_until).await {
+            match self.heartbeat_in_time(id, &engine.storage, held_until).await {
                 Some(Ok(Lease::Held { next_expiry })) => {
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;
-                    self.release_doubts(storage, scheduler).await;
+                    release.send(engine, async |engine| {
+                        engine.node.release_doubts(&engine.storage, &engine.scheduler).await;
+                    });
                     if let Some(expiry) = next_expiry {
                         // A little after, so that the database agrees that it is over.
                         next_takeover = next_takeover.min(Instant::now() + expiry + Duration::from_millis(1));

@@ -1,6 +1,8 @@
 //! The tables: how they come to be, and whose they are.
 
-use cap_core::storage::{Inserted, Lane, Settled, Settlement, Storage, Table};
+use std::time::Duration;
+
+use cap_core::storage::{Chore, Inserted, Lane, Settled, Settlement, Storage, Table};
 use cap_core::{ErrorKind, Version};
 use cap_storage_postgres::sqlx::{self, Row};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
@@ -35,6 +37,35 @@ async fn without_leave_to_migrate_missing_tables_are_a_schema_error_and_printed_
 }
 
 #[tokio::test]
+async fn tables_of_the_first_version_are_upgraded_and_keep_their_rows() {
+    let script = PostgresOptions::default().print_schema().unwrap();
+    let (first, rest) = script.split_once("-- Version 2").unwrap();
+    for by_hand in [false, true] {
+        let database = Database::create().await;
+        let mut connection = database.connection().await;
+        run(&mut connection, format!("{first} COMMIT")).await;
+        let older = r#"INSERT INTO "cap"."published" ("Version", "Name", "Retries", "Added", "StatusName", "MessageId")
+                       VALUES ('v1', 'x', 1, now(), 'Succeeded', 'older')"#;
+        run(&mut connection, older).await;
+        let checking = database.storage_with(PostgresOptions::default().migrate(false));
+        let error = checking.prepare().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Schema);
+        assert!(error.to_string().contains("after version 1"), "{error}");
+
+        if by_hand {
+            run(&mut connection, format!("BEGIN; --{rest}")).await;
+        } else {
+            database.storage().prepare().await.unwrap();
+        }
+        checking.prepare().await.unwrap();
+        works(&checking, "a").await;
+        assert_eq!(ids(&checking, Table::Outbox).await, ["older", "a"]);
+        assert!(checking.take_chore(Chore::Collect, node(&checking).await, Duration::from_secs(60)).await.unwrap());
+        database.drop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_role_without_ddl_rights_works_on_tables_that_are_there() {
     let database = Database::create().await;
     database.storage().prepare().await.unwrap();
@@ -58,7 +89,10 @@ async fn a_role_without_ddl_rights_works_on_tables_that_are_there() {
     let storage = PostgresStorage::with_pool(pool, PostgresOptions::default().migrate(false)).unwrap();
     storage.prepare().await.unwrap();
     works(&storage, "a").await;
+    let node = node(&storage).await;
+    assert!(storage.take_chore(Chore::Collect, node, Duration::from_secs(60)).await.unwrap());
     assert_eq!(storage.collect(Table::Outbox, 10).await.unwrap(), 0);
+    storage.leave(node).await.unwrap();
     // With leave to migrate, and nothing to do, too.
     app().prepare().await.unwrap();
 

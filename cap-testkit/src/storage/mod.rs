@@ -6,6 +6,7 @@
 //! Nothing sleeps: time passes by [`StorageFixture::pass`], and where the check needs to know how much of it has
 //! passed, it asks the database's clock. That something is *not* claimed is shown by a witness: a record that is.
 
+mod chore;
 mod claim;
 pub mod faults;
 mod fixture;

@@ -2,7 +2,7 @@
 
 use super::faults::StorageFault;
 use super::fixture::{StorageAbilities, StorageFixture};
-use super::{claim, inbox, lease, publish, schema, settle, time, transaction, upkeep};
+use super::{chore, claim, inbox, lease, publish, schema, settle, time, transaction, upkeep};
 use crate::check::{Check, Need};
 
 /// A check of the storage suite.
@@ -47,6 +47,12 @@ pub const PROMISES: &[&str] = &[
     "take_over/3",
     "take_over/4",
     "leave/1",
+    "take_chore/1",
+    "take_chore/2",
+    "take_chore/3",
+    "take_chore/4",
+    "take_chore/5",
+    "take_chore/6",
     "collect/1",
     "collect/2",
     "counts/1",

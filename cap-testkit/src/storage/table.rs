@@ -472,6 +472,41 @@ macro_rules! for_each_storage_check {
                 catches: "a connection that is left unusable by the watch that was dropped on it",
                 faults: [DroppedWatchBreaksHandle]
             }
+            "S-094" chore::of_nodes_that_ask_for_a_chore_at_once_one_has_it {
+                promises: ["take_chore/1"],
+                catches: "a look at the chore before it is taken: two nodes that do it",
+                faults: [ChoreIsEverybodys, ChoreLookedAtFirst]
+            }
+            "S-095" chore::the_node_that_has_a_chore_gets_it_again {
+                promises: ["take_chore/2"],
+                catches: "a chore that moves about at each term, or that a node cannot give up sooner",
+                faults: [ChoreNotRenewed, ChoreOnlyExtended, ChoreRefusedToItsNode]
+            }
+            "S-096" chore::a_chore_ends_with_its_term_and_not_before {
+                promises: ["take_chore/3", "take_chore/1"],
+                catches: "a chore that nobody does any more; one taken away early; one that those renew who ask in vain",
+                faults: [ChoreNeverEnds, ChoreRenewedByOthers, ChoreTermRoundedDown, ChoreTermRoundedUp]
+            }
+            "S-097" chore::a_chore_is_free_when_its_node_leaves {
+                promises: ["take_chore/4", "leave/1"],
+                catches: "a deployment after which nobody does the chore for a term",
+                faults: [LeaveKeepsChore, LeaveFreesEveryChore]
+            }
+            "S-098" chore::a_chore_is_free_when_its_node_is_taken_over {
+                promises: ["take_chore/4", "take_over/1"],
+                catches: "a crash after which nobody does the chore for a term",
+                faults: [TakeOverKeepsChore, TakeOverFreesEveryChore]
+            }
+            "S-099" chore::a_chore_is_not_for_a_node_without_a_lease {
+                promises: ["take_chore/5"],
+                catches: "a node thought dead that goes on to do the chore",
+                faults: [ChoreWithoutLease, ChoreTakenByTheRefused]
+            }
+            "S-100" chore::a_chore_waits_for_no_open_transaction {
+                promises: ["take_chore/6"], needs: ENLISTS,
+                catches: "one long business transaction behind which every node waits for its turn",
+                faults: [ChoreWaitsForTransactions]
+            }
         }
     };
 }

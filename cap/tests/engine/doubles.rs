@@ -7,11 +7,12 @@ use std::time::Duration;
 use cap::lifecycle::State;
 use cap::memory::{MemoryStorage, MemoryTransaction, MemoryTransport};
 use cap::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    StorageCapabilities, TakenOver,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
+    Settlement, StorageCapabilities, TakenOver,
 };
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Topic, Transport, Version};
+use tokio::sync::watch;
 
 /// Where a fault strikes, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +31,44 @@ pub(crate) enum Fault {
     InsertAnswerLost(Table),
 }
 
+/// What may hang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    TakeOver,
+    Release,
+}
+
 /// A memory storage that has each of its faults once, in any order.
 #[derive(Debug, Clone)]
 pub(crate) struct Faulty {
     pub(crate) inner: MemoryStorage,
     faults: Arc<Mutex<Vec<Fault>>>,
     late: Arc<Mutex<Option<ClaimRequest>>>,
+    hanging: Arc<Mutex<Option<Call>>>,
+    pub(crate) heartbeats: watch::Sender<u32>,
 }
 
 impl Faulty {
     pub(crate) fn new(inner: MemoryStorage, faults: &[Fault]) -> Self {
-        Self { inner, faults: Arc::new(Mutex::new(faults.to_vec())), late: Arc::default() }
+        Self {
+            inner,
+            faults: Arc::new(Mutex::new(faults.to_vec())),
+            late: Arc::default(),
+            hanging: Arc::default(),
+            heartbeats: watch::Sender::new(0),
+        }
+    }
+
+    /// From now on this call is never answered.
+    pub(crate) fn hang(&self, call: Call) {
+        *self.hanging.lock().unwrap() = Some(call);
+    }
+
+    async fn may_hang(&self, call: Call) {
+        let hangs = *self.hanging.lock().unwrap() == Some(call);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn strikes(&self, fault: Fault) -> bool {
@@ -108,6 +136,7 @@ impl Storage for Faulty {
     }
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
+            self.may_hang(Call::Release).await;
             let released = self.inner.release(table, claim).await;
             let late = self.late.lock().unwrap().take();
             if let Some(late) = late {
@@ -124,13 +153,20 @@ impl Storage for Faulty {
         self.inner.join(node, lease)
     }
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
+        self.heartbeats.send_modify(|heartbeats| *heartbeats += 1);
         self.inner.heartbeat(node, lease)
     }
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
-        self.inner.take_over()
+        Box::pin(async {
+            self.may_hang(Call::TakeOver).await;
+            self.inner.take_over().await
+        })
     }
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
         self.inner.leave(node)
+    }
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        self.inner.take_chore(chore, node, term)
     }
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
         self.inner.collect(table, limit)

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod builder;
+mod collecting;
 mod delivery;
 mod doubles;
 mod failure;

@@ -3,7 +3,7 @@
 use cap::memory::MemoryStorage;
 use cap::{Cap, Context, Publish, Status, Table};
 
-use crate::doubles::{Fault, Faulty, Trouble, Troubled};
+use crate::doubles::{Call, Fault, Faulty, Trouble, Troubled};
 use crate::support::{PATIENCE, Seen, Shop, idle, options, record};
 
 const MESSAGES: u32 = 40;
@@ -140,4 +140,41 @@ async fn a_message_that_is_delivered_again_is_handled_once() {
         assert_eq!(handled, (0..published).collect::<Vec<_>>(), "{trouble:?}");
         cap.stop().await;
     }
+}
+
+/// A call of the keeper's hangs: for three leases the node gives signs of life all the same.
+async fn keeps_its_lease(hanging: Call, faults: &[Fault]) {
+    let storage = Faulty::new(MemoryStorage::new(), faults);
+    let begun = Seen::<Context>::new();
+    let handler = begun.clone();
+    let cap = Cap::builder()
+        .storage(storage.clone())
+        .transport(cap::memory::MemoryTransport::new())
+        .options(options())
+        .subscribe("t", "g", move |context| {
+            handler.push(context);
+            std::future::pending::<()>()
+        })
+        .start()
+        .await
+        .unwrap();
+    cap.publish("t", &1).await.unwrap();
+    let context = begun.next().await;
+    assert_eq!(storage.left(), 0);
+    storage.hang(hanging);
+    let mut heartbeats = storage.heartbeats.subscribe();
+    let enough = *heartbeats.borrow() + 3 * (options().lease.as_millis() / options().heartbeat.as_millis()) as u32;
+    let signs = heartbeats.wait_for(|heartbeats| *heartbeats >= enough);
+    drop(tokio::time::timeout(PATIENCE, signs).await.expect("it gives no more signs of life").unwrap());
+    assert!(!context.is_cancelled(), "the lease was lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_takeover_that_hangs_costs_no_lease() {
+    keeps_its_lease(Call::TakeOver, &[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_of_a_claim_in_doubt_that_hangs_costs_no_lease() {
+    keeps_its_lease(Call::Release, &[Fault::ClaimAnswerLost(Table::Outbox)]).await;
 }

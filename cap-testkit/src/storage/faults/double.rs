@@ -65,6 +65,8 @@ pub(super) struct Memo {
     pub(super) pending: HashSet<MessageId>,
     pub(super) last_claimed: Option<Record>,
     pub(super) cursor: Option<RecordId>,
+    /// Who was given the chore last, and for how long.
+    pub(super) chore: Option<(NodeId, Duration)>,
     pub(super) taken_over: TakenOver,
     pub(super) collected: u64,
     pub(super) has_gone_wrong: bool,

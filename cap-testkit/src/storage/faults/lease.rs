@@ -94,6 +94,11 @@ impl Double {
                 }
                 Ok(memo.taken_over.clone())
             }
+            Some(Fault::TakeOverKeepsChore | Fault::TakeOverFreesEveryChore) => {
+                let taken = inner.take_over().await?;
+                self.spoil_freed_chores(&taken.nodes).await?;
+                Ok(taken)
+            }
             _ => inner.take_over().await,
         }
     }
@@ -119,6 +124,10 @@ impl Double {
                 inner.take_over().await.map(drop)
             }
             Some(Fault::LeaveTakesFromAll) => self.take_from_all(|other| other != node).await,
+            Some(Fault::LeaveKeepsChore | Fault::LeaveFreesEveryChore) => {
+                inner.leave(node).await?;
+                self.spoil_freed_chores(&[node]).await
+            }
             _ => inner.leave(node).await,
         }
     }

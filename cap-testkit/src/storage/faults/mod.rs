@@ -3,6 +3,7 @@
 //! [`FaultyFixture`] is the memory storage with exactly one [`StorageFault`]. [`STORAGE_FAULTS`] says on which faults each
 //! check must fail, and [`fault_table`] tries it.
 
+mod chore;
 mod claim;
 mod double;
 mod fault;

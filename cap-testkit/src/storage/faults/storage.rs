@@ -8,7 +8,7 @@ use std::time::Duration;
 use cap_core::error::Result;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    BoxFuture, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
+    BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
     Settlement, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{Error, NodeId, RecordId, Version};
@@ -114,6 +114,13 @@ impl Storage for FaultyStorage {
         Box::pin(async move {
             self.double.writes().await;
             self.double.leave(node).await
+        })
+    }
+
+    fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
+        Box::pin(async move {
+            self.double.writes().await;
+            self.double.take_chore(chore, node, term).await
         })
     }
 

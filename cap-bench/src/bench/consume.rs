@@ -14,11 +14,15 @@ use crate::counting::Counting;
 use crate::report::{self, Comparison};
 use crate::twin;
 
+/// How many messages wait in the broker, unless it is said: they are handled fast, and to connect should not count much.
+const MESSAGES: usize = 50_000;
+
 /// How many messages are handled at once.
 const CONCURRENCY: usize = 16;
 
 /// Runs it.
 pub(crate) async fn run<D: Database, B: Broker>(settings: &Settings) -> Fallible<Comparison> {
+    let settings = &Settings { messages: settings.messages.or(Some(MESSAGES)), ..settings.clone() };
     in_turn(settings, async || ours::<D, B>(settings).await, async || raw::<D, B>(settings).await).await
 }
 

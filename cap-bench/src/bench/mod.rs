@@ -23,7 +23,7 @@ pub(crate) struct Settings {
     /// How many rounds of each kind. Default: 5 (backlog: 1).
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
-    /// How many messages a round. Default: 20,000 (publish: 10,000).
+    /// How many messages a round. Default: 20,000 (publish: 10,000; consume: 50,000).
     #[arg(long)]
     pub(crate) messages: Option<usize>,
     /// The payload of a message, in bytes.

@@ -100,10 +100,12 @@ impl Slots {
     /// Takes at most `wanted`, waiting until a good part of them (a quarter of the capacity, at most half of
     /// `wanted`) is free, so that claims are not made one by one.
     pub(crate) async fn take_many(self: &Arc<Self>, wanted: usize) -> Vec<Slot> {
-        let least = (self.capacity() / 4).min(wanted / 2).max(1);
         loop {
             let freed = self.freed.notified();
-            if self.capacity().saturating_sub(self.used()) >= least {
+            // Anew each time: the capacity may have fallen below what was asked for before.
+            let capacity = self.capacity();
+            let least = (capacity / 4).min(wanted / 2).max(1);
+            if capacity.saturating_sub(self.used()) >= least {
                 let slots = self.take(wanted);
                 if !slots.is_empty() {
                     return slots;
@@ -162,6 +164,21 @@ mod tests {
         assert_eq!((taken.len(), slots.take(1).len()), (3, 0));
         drop(taken);
         assert_eq!(slots.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_slots_gets_them_though_the_capacity_falls_meanwhile() {
+        let slots = Slots::adaptive(1);
+        let taken = slots.take(usize::MAX);
+        let waiting = tokio::spawn({
+            let slots = Arc::clone(&slots);
+            async move { slots.take_many(500).await.len() }
+        });
+        tokio::task::yield_now().await;
+        slots.learn(Duration::from_secs(60));
+        drop(taken);
+        let got = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("it waits for ever").unwrap();
+        assert!((1..=slots.capacity()).contains(&got), "{got} of {}", slots.capacity());
     }
 
     #[test]

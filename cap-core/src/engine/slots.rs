@@ -296,6 +296,18 @@ mod tests {
         assert_eq!(futures_now(&mut waiting).map(|room| room.len()), Some(3));
     }
 
+    #[tokio::test]
+    async fn who_waits_for_slots_gets_them_though_the_capacity_falls_meanwhile() {
+        let slots = Slots::adaptive(1);
+        let taken = slots.take(usize::MAX);
+        let mut waiting = Box::pin(slots.take_many(500));
+        assert!(futures_now(&mut waiting).is_none());
+        slots.learn(Duration::from_secs(60));
+        drop(taken);
+        let got = futures_now(&mut waiting).map(|room| room.len());
+        assert_eq!(got, Some(slots.capacity()));
+    }
+
     #[test]
     fn large_messages_have_fewer_slots() {
         let slots = Slots::fixed(1000);

@@ -1,5 +1,6 @@
 //! A message's metadata: names and text values, CAP's own among them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -48,13 +49,21 @@ pub const RESERVED: &[&str] = &[
     CONTENT_TYPE,
 ];
 
+/// Names that every message has, most of them: they need no memory of their own.
+const COMMON: &[&str] =
+    &[MESSAGE_ID, MESSAGE_NAME, CORRELATION_ID, CORRELATION_SEQUENCE, MESSAGE_TYPE, SENT_TIME, MESSAGE_GROUP];
+
+fn well_known(name: &str) -> Option<&'static str> {
+    COMMON.iter().copied().find(|known| *known == name)
+}
+
 /// The longest header name, in bytes (an AMQP short string).
 pub const MAX_HEADER_NAME: usize = 255;
 
 /// A map of header names to text, ordered by name. A header that .NET CAP sends as null is absent here.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Headers(BTreeMap<String, String>);
+pub struct Headers(BTreeMap<Cow<'static, str>, String>);
 
 impl Headers {
     /// No headers.
@@ -68,8 +77,12 @@ impl Headers {
     }
 
     /// Sets `name`, whatever it is: for backends and for headers that were checked before.
-    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.0.insert(name.into(), value.into());
+    pub fn set<N: Into<String> + AsRef<str>>(&mut self, name: N, value: impl Into<String>) {
+        let name = match well_known(name.as_ref()) {
+            Some(name) => Cow::Borrowed(name),
+            None => Cow::Owned(name.into()),
+        };
+        self.0.insert(name, value.into());
     }
 
     /// Takes `name` out.
@@ -79,7 +92,7 @@ impl Headers {
 
     /// All headers, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0.iter().map(|(name, value)| (name.as_ref(), value.as_str()))
     }
 
     /// How many there are.
@@ -118,7 +131,9 @@ impl Headers {
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let mut headers = Self::new();
+        pairs.into_iter().for_each(|(name, value)| headers.set(Into::<String>::into(name), value));
+        headers
     }
 }
 

@@ -177,10 +177,14 @@ pub(crate) async fn publish(
     sql: &Sql,
     records: &[NewRecord],
 ) -> Fallible<Vec<Inserted>> {
-    let [record] = records else {
+    let [record @ NewRecord { state, .. }] = records else {
         return insert(connection, &sql.published, Table::Outbox, records, None).await;
     };
-    let Times { due_at, due_in, expires_in } = Times::of(&record.state);
+    let (0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
+        (state.attempts(), state.expires(), state.reason(), Times::of(state))
+    else {
+        return insert(connection, &sql.published, Table::Outbox, records, None).await;
+    };
     let row = sql
         .publish
         .query()
@@ -188,12 +192,8 @@ pub(crate) async fn publish(
         .bind(record.topic.as_str())
         .bind(&*record.content)
         .bind(record.version.as_str())
-        .bind(attempts(&record.state))
-        .bind(record.state.status().as_str())
-        .bind(due_at)
+        .bind(state.status().as_str())
         .bind(due_in)
-        .bind(expires_in)
-        .bind(reason(&record.state))
         .fetch_optional(connection)
         .await?;
     let id = row.map(|row| row.try_get(0)).transpose()?;

@@ -19,7 +19,7 @@ const TRIES: u32 = 5;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A connection of the storage's own that was idle for longer is tried before it is used.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Connections that only leases use, however busy the pool is.
 const KEEPERS: u32 = 2;

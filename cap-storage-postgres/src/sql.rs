@@ -90,13 +90,10 @@ ON CONFLICT ({key}) DO NOTHING
 RETURNING "Id", "MessageId", {group}
 "#;
 
-/// A single row of the outbox, which is what most business transactions publish.
+/// A single row of the outbox that waits for its first attempt, which is what most business transactions publish.
 const PUBLISH: &str = r#"
-INSERT INTO {published} ("Version", "Name", "Content", "Retries", "Added", "ExpiresAt", "StatusName", "MessageId",
-                         "DueAt", "Reason")
-VALUES ($4, $2, $3, $5, {utc}, {utc} + $9::bigint * interval '1 microsecond', $6, $1,
-        coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond',
-                 {now} + $8::bigint * interval '1 microsecond'), $10)
+INSERT INTO {published} ("Version", "Name", "Content", "Retries", "Added", "StatusName", "MessageId", "DueAt")
+VALUES ($4, $2, $3, 0, {utc}, $5, $1, {now} + $6::bigint * interval '1 microsecond')
 ON CONFLICT ("MessageId") DO NOTHING
 RETURNING "Id"
 "#;

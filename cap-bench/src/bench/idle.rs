@@ -9,8 +9,8 @@ use crate::bench::Settings;
 use crate::counting::Counting;
 use crate::report::Idle;
 
-/// What the first seconds ask (joining, the first looks) does not count.
-const SETTLE: Duration = Duration::from_secs(3);
+/// What the first seconds ask does not count: joining, the first looks, and each connection that prepares its statements.
+const SETTLE: Duration = Duration::from_secs(15);
 /// A server may tell of its transactions a moment later.
 const FLUSH: Duration = Duration::from_secs(2);
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::task::JoinHandle;
+
 use crate::content;
 use crate::engine::Engine;
 use crate::engine::backoff::Pause;
@@ -15,7 +17,7 @@ use crate::id::MessageId;
 use crate::lifecycle::{self, Status};
 use crate::message::Message;
 use crate::name::Topic;
-use crate::storage::{BoxFuture, Claim, Inserted, NewRecord, Table};
+use crate::storage::{Claim, Inserted, NewRecord, Table};
 use crate::time::Timestamp;
 use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 
@@ -47,42 +49,52 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstCons
         None => subscribe(&engine, &group).await?,
     };
     engine.health.well(&name(&group));
-    let mut storing: Option<BoxFuture<'static, TakenOver>> = None;
+    let mut storing: Option<JoinHandle<TakenOver>> = None;
     // Received and read while others are being stored.
     let mut waiting: Vec<Arrival> = Vec::new();
     let most = BATCH.min(engine.options.prefetch);
     let ended = loop {
-        tokio::select! {
+        let stored = tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
-            taken = next(&mut storing) => {
-                storing = None;
-                if let Err(error) = finish(&engine, &group, consumer.as_mut(), taken).await {
-                    break Err(error);
-                }
-            }
+            stored = next(&mut storing) => Some(stored),
             received = consumer.receive(most - waiting.len()), if waiting.len() < most => match received {
-                Ok(deliveries) => waiting.extend(arrivals(&engine, &group, deliveries)),
+                Ok(deliveries) => {
+                    waiting.extend(arrivals(&engine, &group, deliveries));
+                    None
+                }
                 Err(error) => break Err(error),
             },
+        };
+        if stored.is_some() {
+            storing = None;
         }
         if storing.is_none() && !waiting.is_empty() {
             let arrivals = std::mem::take(&mut waiting);
-            storing = Some(Box::pin(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
+            storing = Some(tokio::spawn(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
+        }
+        if let Some(stored) = stored
+            && let Err(error) = finish(&engine, &group, consumer.as_mut(), stored).await
+        {
+            break Err(error);
         }
     };
     // What is being stored is not given up half-way. What still waits was not acknowledged, and goes back.
-    if let Some(storing) = storing {
-        let finished = finish(&engine, &group, consumer.as_mut(), storing.await).await;
+    if storing.is_some() {
+        let stored = next(&mut storing).await;
+        let finished = finish(&engine, &group, consumer.as_mut(), stored).await;
         return ended.and(finished);
     }
     ended
 }
 
-async fn next<T>(storing: &mut Option<BoxFuture<'static, T>>) -> T {
-    match storing {
-        Some(storing) => storing.await,
-        None => std::future::pending().await,
+async fn next(storing: &mut Option<JoinHandle<TakenOver>>) -> TakenOver {
+    let Some(storing) = storing else { return std::future::pending().await };
+    match storing.await {
+        Ok(stored) => stored,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        // Nobody aborts it: the runtime is at its end.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -93,7 +93,7 @@ impl Publish {
 
     /// Adds a header. Reserved names (those that publishing sets, see [`crate::headers`]) are refused when publishing.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.set(name, value);
+        self.headers.set(Into::<String>::into(name), value);
         self
     }
 

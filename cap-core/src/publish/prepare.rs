@@ -85,10 +85,10 @@ impl Preparer {
     /// # Errors
     /// `Invalid` for what is no topic.
     pub(crate) fn topic(&self, name: &str) -> Result<Topic> {
-        Topic::try_from(name)?;
+        let topic = Topic::try_from(name)?;
         match &self.topic_prefix {
-            Some(prefix) => Topic::try_from(format!("{prefix}.{name}").as_str()),
-            None => Topic::try_from(name),
+            Some(prefix) => Topic::try_from(format!("{prefix}.{topic}").as_str()),
+            None => Ok(topic),
         }
     }
 

@@ -67,6 +67,12 @@ impl Fault {
         }
     }
 
+    /// Whether the connection is gone, or of no more use.
+    pub(crate) fn is_lost_connection(&self) -> bool {
+        matches!(self, Self::Sqlx(error) if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_))
+            || code(error).is_some_and(|code| SHUTDOWN.contains(&code)))
+    }
+
     /// Whether the database took the whole transaction back for the sake of another one: doing it again is right.
     pub(crate) fn is_victim(&self) -> bool {
         matches!(self, Self::Sqlx(error) if matches!(code(error), Some(DEADLOCK | SERIALIZATION_FAILURE)))
@@ -84,6 +90,8 @@ pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
 
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
+/// The server ends the session: by an administrator's word, after a crash, or because it is about to start or stop.
+const SHUTDOWN: [&str; 3] = ["57P01", "57P02", "57P03"];
 const ABORTED_TRANSACTION: &str = "25P02";
 const READ_ONLY: &str = "25006";
 const LOCK_NOT_AVAILABLE: &str = "55P03";

@@ -2,7 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::pool::PoolConnection;
@@ -20,6 +21,26 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// A connection of the storage's own that was idle for longer is tried before it is used.
 const FRESH: Duration = Duration::from_secs(60);
+
+/// When a connection was last found dead. After a restart of the server all are: those that have been idle since before
+/// then are tried before they are used.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Losses(Arc<Mutex<Option<Instant>>>);
+
+impl Losses {
+    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self) {
+        *self.last() = Some(Instant::now());
+    }
+
+    /// Whether one that has been idle for so long may be dead, too.
+    fn concern(&self, idle_for: Duration) -> bool {
+        self.last().is_some_and(|lost| lost.elapsed() <= idle_for)
+    }
+}
 
 /// Connections that only leases use, however busy the pool is.
 const KEEPERS: u32 = 2;
@@ -39,15 +60,18 @@ pub(crate) fn pool(
     size: u32,
     connect_timeout: Duration,
     statement_timeout: Option<Duration>,
+    losses: &Losses,
 ) -> PgPool {
+    let losses = losses.clone();
     PgPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(connect_timeout)
         // A round trip for each statement would be too much: what was used a moment ago still lives, mostly.
         .test_before_acquire(false)
-        .before_acquire(|connection, found| {
+        .before_acquire(move |connection, found| {
+            let is_doubtful = found.idle_for > FRESH || losses.concern(found.idle_for);
             Box::pin(async move {
-                if found.idle_for > FRESH {
+                if is_doubtful {
                     connection.ping().await?;
                 }
                 Ok(true)
@@ -90,6 +114,7 @@ pub(crate) struct Pools {
     pub(crate) work: PgPool,
     /// For leases.
     keepers: PgPool,
+    losses: Losses,
     statement_timeout: Duration,
     connect_timeout: Duration,
 }
@@ -107,20 +132,22 @@ pub(crate) type Work<C, T> = for<'c> fn(&'c mut PgConnection, &'c C) -> BoxFutur
 impl Pools {
     /// Over a pool of the user's, whose sessions are left as they are: a pooler may give them to others.
     pub(crate) fn over(work: PgPool, options: &PostgresOptions) -> Self {
-        Self::new(work, options, None)
+        Self::new(work, options, None, Losses::default())
     }
 
     /// Over a pool of the storage's own.
     pub(crate) fn own(connect: PgConnectOptions, options: &PostgresOptions) -> Self {
-        let limit = Some(options.statement_timeout);
-        Self::new(pool(connect, options.pool_size, options.connect_timeout, limit), options, limit)
+        let (limit, losses) = (Some(options.statement_timeout), Losses::default());
+        let work = pool(connect, options.pool_size, options.connect_timeout, limit, &losses);
+        Self::new(work, options, limit, losses)
     }
 
-    fn new(work: PgPool, options: &PostgresOptions, limit: Option<Duration>) -> Self {
+    fn new(work: PgPool, options: &PostgresOptions, limit: Option<Duration>, losses: Losses) -> Self {
         let connect = PgConnectOptions::clone(&work.connect_options());
         Self {
             place: place(&connect),
-            keepers: pool(connect, KEEPERS, options.connect_timeout, limit),
+            keepers: pool(connect, KEEPERS, options.connect_timeout, limit, &losses),
+            losses,
             work,
             statement_timeout: options.statement_timeout,
             connect_timeout: options.connect_timeout,
@@ -148,9 +175,13 @@ impl Pools {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let Ok(outcome) = tokio::time::timeout(limit, work(&mut held, context)).await else {
+            self.losses.note();
             return Err(no_answer(limit));
         };
         held.is_clean = true;
+        if outcome.as_ref().is_err_and(Fault::is_lost_connection) {
+            self.losses.note();
+        }
         outcome
     }
 

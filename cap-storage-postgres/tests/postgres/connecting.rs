@@ -102,6 +102,32 @@ async fn a_lost_connection_is_unavailable_and_the_next_call_works() {
 }
 
 #[tokio::test]
+async fn one_connection_that_is_found_dead_makes_the_others_be_tried_before_they_are_used() {
+    const CONNECTIONS: usize = 5;
+    let database = Database::create().await;
+    let storage = PostgresStorage::connect(&database.url()).await.unwrap();
+    storage.prepare().await.unwrap();
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        all.push(storage.pool().acquire().await.unwrap());
+    }
+    for mut connection in all {
+        connection.return_to_pool().await;
+    }
+    assert_eq!(storage.pool().num_idle(), CONNECTIONS);
+    let kill = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND datname = current_database()";
+    run(&mut database.connection().await, kill).await;
+    let mut lost = 0;
+    for number in 0..2 * CONNECTIONS {
+        let inserted = storage.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await;
+        lost += usize::from(inserted.is_err());
+    }
+    assert_eq!(lost, 1, "only the first to be used");
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn a_busy_pool_costs_no_lease() {
     let database = Database::create().await;
     let storage = PostgresStorage::new(database.pool(1));

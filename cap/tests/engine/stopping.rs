@@ -3,7 +3,7 @@
 use std::future::ready;
 use std::time::Duration;
 
-use cap::{Context, Json, Options, Status, Subscribe, Table};
+use cap::{Context, Json, Options, Publish, Status, Step, Subscribe, Table};
 
 use crate::support::{Seen, Shop, idle, options};
 
@@ -33,6 +33,48 @@ async fn a_stop_waits_for_what_runs() {
     go.notify_one();
     stopping.await.unwrap();
     assert_eq!(shop.records(Table::Inbox).await[0].status, Status::Succeeded);
+}
+
+#[tokio::test]
+async fn a_stop_gives_back_at_once_what_waits_behind_a_handler_that_runs() {
+    let shop = Shop::new();
+    let (begun, steps, go) = (Seen::new(), Seen::new(), std::sync::Arc::new(tokio::sync::Notify::new()));
+    let (handler, gate, told) = (begun.clone(), std::sync::Arc::clone(&go), steps.clone());
+    let cap = shop
+        .builder()
+        .subscribe("t", "g", move |Json(n): Json<u32>| {
+            let (handler, gate) = (handler.clone(), std::sync::Arc::clone(&gate));
+            async move {
+                handler.push(n);
+                gate.notified().await;
+            }
+        })
+        .on_step(move |step, _| {
+            if matches!(step, Step::Acknowledged | Step::InboxSettled) {
+                told.push(step);
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    cap.publish_many((1..=3).map(|n| Publish::json("t", &n))).await.unwrap();
+    assert_eq!(begun.next().await, 1);
+    for _ in 1..=3 {
+        assert_eq!(steps.next().await, Step::Acknowledged);
+    }
+    let stopping = tokio::spawn({
+        let cap = cap.clone();
+        async move { cap.stop().await }
+    });
+    for _ in 2..=3 {
+        assert_eq!(steps.next().await, Step::InboxSettled);
+    }
+    go.notify_one();
+    stopping.await.unwrap();
+    assert!(begun.rest().await.is_empty(), "nothing new begins");
+    let ended: Vec<_> =
+        shop.records(Table::Inbox).await.iter().map(|record| (record.status, record.attempts)).collect();
+    assert_eq!(ended, [(Status::Succeeded, 1), (Status::Scheduled, 0), (Status::Scheduled, 0)]);
 }
 
 #[tokio::test]

@@ -101,8 +101,7 @@ async fn next(storing: &mut Option<JoinHandle<TakenOver>>) -> TakenOver {
 fn arrivals(engine: &Engine, group: &Group, deliveries: Vec<Delivery>) -> Vec<Arrival> {
     engine.activity.record();
     let arrivals: Vec<Arrival> = deliveries.into_iter().map(|delivery| arrival(engine, group, delivery)).collect();
-    let largest = arrivals.iter().map(|arrival| arrival.record.content.len()).max();
-    largest.into_iter().for_each(|bytes| group.slots.learn_size(bytes));
+    group.slots.learn_sizes(arrivals.iter().map(|arrival| arrival.record.content.len()));
     tell(engine, Step::Received, &arrivals);
     arrivals
 }

@@ -139,8 +139,7 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             Err(error) => return Err(error),
         };
         let full = claimed.records.len() == limit;
-        let largest = claimed.records.iter().map(|record| record.content.len()).max();
-        largest.into_iter().for_each(|bytes| group.slots.learn_size(bytes));
+        group.slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
         let taken = claimed.records.into_iter().zip(std::iter::from_fn(|| room.next())).map(|(record, slot)| Taken {
             held: Held::new(&record, claim, group.lane, slot),
             is_suspect: lifecycle::is_suspect(record.attempts, record.reason.as_deref()),

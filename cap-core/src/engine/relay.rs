@@ -91,8 +91,7 @@ async fn claim(engine: &Engine, relay: &Relay) -> Result<Option<Claimed>> {
         }
         match engine.claim(OUTBOX, &epoch, room.len()).await {
             Ok((claim, claimed)) => {
-                let largest = claimed.records.iter().map(|record| record.content.len()).max();
-                largest.into_iter().for_each(|bytes| engine.relay_slots.learn_size(bytes));
+                engine.relay_slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
                 let is_full = claimed.records.len() == room.len();
                 // Slots that are not needed are free again at once.
                 room.truncate(claimed.records.len());

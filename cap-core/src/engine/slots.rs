@@ -194,8 +194,9 @@ impl Slots {
         }
     }
 
-    /// Learns how large messages are.
-    pub(crate) fn learn_size(&self, bytes: usize) {
+    /// Learns how large messages are, from those of a batch, in bytes.
+    pub(crate) fn learn_sizes(&self, sizes: impl Iterator<Item = usize>) {
+        let Some(bytes) = sizes.max() else { return };
         let before = self.large.load(Ordering::Relaxed);
         if bytes != before {
             self.large.store(bytes.max(before - before / 64), Ordering::Relaxed);
@@ -312,9 +313,9 @@ mod tests {
     fn large_messages_have_fewer_slots() {
         let slots = Slots::fixed(1000);
         assert_eq!(slots.capacity(), 1000);
-        slots.learn_size(4 * 1024 * 1024);
+        slots.learn_sizes([10, 4 * 1024 * 1024].into_iter());
         assert_eq!(slots.capacity(), 16);
-        (0..2000).for_each(|_| slots.learn_size(500));
+        (0..2000).for_each(|_| slots.learn_sizes(std::iter::once(500)));
         assert_eq!(slots.capacity(), 1000);
     }
 

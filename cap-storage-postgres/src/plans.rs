@@ -97,6 +97,8 @@ async fn what_runs_often_uses_its_index_whatever_the_statistics_say() {
                 &[by("pkey")],
             )
             .await;
+            let alike = ["'{1}'", "'{}'", "'Succeeded'", "1", "NULL", "NULL", "NULL", "NULL"];
+            uses(&table.settle_alike, &alike, &[by("pkey"), "hashed SubPlan".into()]).await;
             uses(&table.delete, &["'{1}'"], &[by("pkey")]).await;
         }
         let plan = plan(&mut tx, &sql.next_due, &["'v1'", "'{NULL, g}'"]).await;

@@ -1,6 +1,6 @@
 //! Records to and from rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,40 +115,75 @@ impl<K: PartialEq> Kinds<K> {
 /// Inserts records that were checked, in one statement.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
-    sql: &TableSql,
+    sql: &Sql,
     table: Table,
     records: &[NewRecord],
     claim: Option<Claim>,
 ) -> Fallible<Vec<Inserted>> {
-    if records.is_empty() && claim.is_none() {
-        return Ok(Vec::new());
-    }
-    let rows = match claim {
-        None => given(&sql.insert, records).fetch_all(connection).await?,
-        Some(Claim { node, token }) => {
-            let query = given(&sql.insert_held, records).bind(Id(node.0)).bind(Id(token.0));
-            let rows = query.fetch_all(connection).await?;
-            if rows.is_empty() {
-                return Err(lease_lost(node));
-            }
-            rows
+    let Some(Claim { node, token }) = claim else {
+        if records.is_empty() {
+            return Ok(Vec::new());
         }
+        let rows = given(&sql.table(table).insert, records).fetch_all(connection).await?;
+        return stored(records, &rows, table == Table::Inbox);
     };
-    // Without an address it is the row which says that the lease is live.
-    let mut stored = HashMap::with_capacity(rows.len());
-    for row in &rows {
+    if let Some(one) = all_in_flight(table, records) {
+        let rows = sql
+            .insert_in_flight
+            .query()
+            .bind(column(records, |record| record.message_id.as_str()))
+            .bind(column(records, |record| record.topic.as_str()))
+            .bind(column(records, |record| &*record.content))
+            .bind(one.version.as_str())
+            .bind(one.group.as_ref().map(Group::as_str))
+            .bind(attempts(&one.state))
+            .bind(Id(node.0))
+            .bind(Id(token.0))
+            .fetch_all(&mut *connection)
+            .await?;
+        if rows.is_empty() && sql.is_live.query().bind(Id(node.0)).fetch_optional(connection).await?.is_none() {
+            return Err(lease_lost(node));
+        }
+        return stored(records, &rows, false);
+    }
+    let query = given(&sql.table(table).insert_held, records).bind(Id(node.0)).bind(Id(token.0));
+    let rows = query.fetch_all(connection).await?;
+    if rows.is_empty() {
+        return Err(lease_lost(node));
+    }
+    stored(records, &rows, table == Table::Inbox)
+}
+
+/// The first record of the inbox, if all are in flight and differ only in what a message has of its own.
+fn all_in_flight(table: Table, records: &[NewRecord]) -> Option<&NewRecord> {
+    let one = records.first()?;
+    let alike =
+        |record: &NewRecord| record.version == one.version && record.group == one.group && record.state == one.state;
+    let suits = table == Table::Inbox && one.state.status() == Status::Queued && records.iter().all(alike);
+    suits.then_some(one)
+}
+
+/// What an insert answers for each record, from the rows that were stored: address, message id and, `by_group`, the
+/// group. A row without an address only says that the lease is live.
+fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec<Inserted>> {
+    let mut stored = Vec::with_capacity(rows.len());
+    for row in rows {
         if let Some(id) = row.try_get::<Option<i64>, _>(0)? {
-            stored.insert((row.try_get::<&str, _>(1)?, row.try_get::<Option<&str>, _>(2)?), RecordId(id));
+            let group = if by_group { row.try_get(2)? } else { None };
+            stored.push(((row.try_get::<&str, _>(1)?, group), RecordId(id)));
         }
     }
-    let mut answers = Vec::with_capacity(records.len());
-    for record in records {
-        let group = record.group.as_ref().filter(|_| table == Table::Inbox).map(Group::as_str);
-        // Of two equal ones the first was stored: they are written in their order.
-        let id = stored.remove(&(record.message_id.as_str(), group));
-        answers.push(id.map_or(Inserted::Duplicate, Inserted::Stored));
+    let keys = records.iter().map(|record| {
+        let group = record.group.as_ref().filter(|_| by_group).map(Group::as_str);
+        (record.message_id.as_str(), group)
+    });
+    // Mostly all of them, as they were given.
+    if stored.len() == records.len() && stored.iter().zip(keys.clone()).all(|((row, _), key)| *row == key) {
+        return Ok(stored.into_iter().map(|(_, id)| Inserted::Stored(id)).collect());
     }
-    Ok(answers)
+    // Of two equal ones the first was stored: they are written in their order.
+    let mut stored: HashMap<_, _> = stored.into_iter().collect();
+    Ok(keys.map(|key| stored.remove(&key).map_or(Inserted::Duplicate, Inserted::Stored)).collect())
 }
 
 /// A query over an `insert`, with the columns of the records.
@@ -178,12 +213,12 @@ pub(crate) async fn publish(
     records: &[NewRecord],
 ) -> Fallible<Vec<Inserted>> {
     let [record @ NewRecord { state, .. }] = records else {
-        return insert(connection, &sql.published, Table::Outbox, records, None).await;
+        return insert(connection, sql, Table::Outbox, records, None).await;
     };
     let (0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
         (state.attempts(), state.expires(), state.reason(), Times::of(state))
     else {
-        return insert(connection, &sql.published, Table::Outbox, records, None).await;
+        return insert(connection, sql, Table::Outbox, records, None).await;
     };
     let row = sql
         .publish
@@ -248,15 +283,52 @@ pub(crate) fn wait(row: &PgRow, column: usize) -> Fallible<Option<Duration>> {
     Ok(Some(Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
 }
 
-/// Writes outcomes over a `settle`, in one statement.
+/// Writes outcomes in one statement.
 pub(crate) async fn settle(
+    connection: &mut PgConnection,
+    sql: &TableSql,
+    settlements: &[Settlement],
+) -> Fallible<Vec<Settled>> {
+    let Some(first) = settlements.first() else { return Ok(Vec::new()) };
+    let state = &first.state;
+    let mut ids = column(settlements, |settlement| settlement.record.0);
+    ids.sort_unstable();
+    let is_repeated = ids.windows(2).any(|pair| pair[0] == pair[1]);
+    let alike = state.status() != Status::Queued && settlements.iter().all(|settlement| settlement.state == *state);
+    if is_repeated || !alike {
+        return settle_mixed(connection, &sql.settle, settlements).await;
+    }
+    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let settled = sql
+        .settle_alike
+        .query()
+        .bind(column(settlements, |settlement| settlement.record.0))
+        .bind(column(settlements, |settlement| Id(settlement.token.0)))
+        .bind(state.status().as_str())
+        .bind(attempts(state))
+        .bind(due_at)
+        .bind(due_in)
+        .bind(expires_in)
+        .bind(reason(state))
+        .fetch_one(connection)
+        .await?;
+    let settled: Vec<i64> = settled.try_get::<Option<_>, _>(0)?.unwrap_or_default();
+    if settled.len() == settlements.len() {
+        return Ok(vec![Settled::Written; settled.len()]);
+    }
+    let written: HashSet<i64> = settled.into_iter().collect();
+    let answer = |settlement: &Settlement| match written.contains(&settlement.record.0) {
+        true => Settled::Written,
+        false => Settled::Lost,
+    };
+    Ok(column(settlements, answer))
+}
+
+async fn settle_mixed(
     connection: &mut PgConnection,
     statement: &Statement,
     settlements: &[Settlement],
 ) -> Fallible<Vec<Settled>> {
-    if settlements.is_empty() {
-        return Ok(Vec::new());
-    }
     // Of several for one claim the first is written and the others come too late.
     let mut places = HashMap::with_capacity(settlements.len());
     let first: Vec<&Settlement> = settlements

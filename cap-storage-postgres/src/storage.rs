@@ -183,7 +183,7 @@ impl Storage for PostgresStorage {
         Box::pin(async move {
             let attempt = Attempt::on("insert into", table);
             record::check(table, &records, claim).map_err(|fault| self.0.pools.explain(fault, attempt))?;
-            let sql = self.0.sql.table(table);
+            let sql = &self.0.sql;
             let waits = records.iter().any(|record| record.state.due().is_some());
             let insert =
                 self.work(attempt, (sql, table, records, claim), |connection, (sql, table, records, claim)| {
@@ -205,9 +205,9 @@ impl Storage for PostgresStorage {
     }
 
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
-        let context = (&self.0.sql.table(table).settle, settlements);
-        Box::pin(self.work(Attempt::on("settle records in", table), context, |connection, (settle, settlements)| {
-            Box::pin(record::settle(connection, settle, settlements))
+        let context = (self.0.sql.table(table), settlements);
+        Box::pin(self.work(Attempt::on("settle records in", table), context, |connection, (sql, settlements)| {
+            Box::pin(record::settle(connection, sql, settlements))
         }))
     }
 

@@ -49,8 +49,7 @@ impl TransactAsync for PostgresStorage {
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
     let mut tx = storage.pools().begin(sql::BEGIN).await?;
-    let statement = &storage.sql().received.settle;
-    let settled = record::settle(&mut tx, statement, std::slice::from_ref(settlement)).await?;
+    let settled = record::settle(&mut tx, &storage.sql().received, std::slice::from_ref(settlement)).await?;
     if settled != [Settled::Written] {
         tx.rollback().await?;
         return Ok(None);

@@ -1,6 +1,6 @@
 //! A group's consumer: one channel of its own.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -25,8 +25,8 @@ pub(crate) struct RabbitConsumer {
     group: Group,
     channel: Channel,
     deliveries: lapin::Consumer,
-    /// What was handed out and neither acknowledged nor released.
-    out: BTreeSet<u64>,
+    /// What was handed out and neither acknowledged nor released, in the order of the tags.
+    out: VecDeque<u64>,
     over: Option<Error>,
     closed: watch::Receiver<bool>,
     /// Keep the connection and the runtime that drives it.
@@ -49,7 +49,7 @@ impl RabbitConsumer {
         let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
         let deliveries = consuming.await.map_err(failed)?;
         let closed = shared.closed();
-        let (group, out) = (wanted.group, BTreeSet::new());
+        let (group, out) = (wanted.group, VecDeque::new());
         Ok(Self { group, channel, deliveries, out, over: None, closed, _link: link, shared })
     }
 
@@ -63,7 +63,7 @@ impl RabbitConsumer {
         while ready.len() < max && self.over.is_none() {
             match Pin::new(&mut self.deliveries).poll_next(cx) {
                 Poll::Ready(Some(Ok(delivery))) => {
-                    self.out.insert(delivery.delivery_tag);
+                    self.out.push_back(delivery.delivery_tag);
                     ready.push(wire::delivery(delivery));
                 }
                 Poll::Ready(Some(Err(cause))) => {
@@ -92,16 +92,22 @@ impl RabbitConsumer {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
-        let tags: BTreeSet<u64> = tags.iter().map(|tag| tag.0).collect();
-        let unknown = tags.difference(&self.out).count();
-        if let Some(first) = tags.difference(&self.out).next() {
-            let reason = format!("{unknown} of the tags are not out with this consumer");
+        let mut tags: Vec<u64> = tags.iter().map(|tag| tag.0).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        let mut out = self.out.iter().peekable();
+        let mut is_out = |tag: &u64| {
+            while out.next_if(|out| *out < tag).is_some() {}
+            out.next_if_eq(&tag).is_some()
+        };
+        let unknown: Vec<u64> = tags.iter().copied().filter(|tag| !is_out(tag)).collect();
+        if let Some(first) = unknown.first() {
+            let reason = format!("{} of the tags are not out with this consumer", unknown.len());
             return Err(Error::new(ErrorKind::Invalid, operation, format!("delivery {first}"), reason));
         }
-        // Deliveries are handed out in the order of their tags, so a tag below the first one that stays is either in
-        // the list or settled: up to there one frame does for all.
-        self.out.retain(|tag| !tags.contains(tag));
-        Ok(tags.into_iter().collect())
+        let mut taken = tags.iter().peekable();
+        self.out.retain(|tag| taken.next_if_eq(&tag).is_none());
+        Ok(tags)
     }
 
     fn written(&mut self, operation: &'static str, outcome: lapin::Result<()>) -> Result<()> {
@@ -112,9 +118,10 @@ impl RabbitConsumer {
         })
     }
 
-    /// How many of the tags, which were taken back, come before all that stay out.
+    /// How many of the tags, which were taken back, come before all that stay out. Deliveries are handed out in the order
+    /// of their tags, so up to there one frame does for all.
     fn contiguous(&self, tags: &[u64]) -> usize {
-        let first_out = self.out.first().copied().unwrap_or(u64::MAX);
+        let first_out = self.out.front().copied().unwrap_or(u64::MAX);
         tags.iter().take_while(|tag| **tag < first_out).count()
     }
 }

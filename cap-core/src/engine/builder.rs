@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::cap::Cap;
@@ -184,8 +184,6 @@ impl<S: Storage> CapBuilder<Arc<S>> {
 
         let options = self.options;
         let (batcher, batches) = Batcher::new();
-        let (outbox_settler, outbox_outcomes) = Settler::new();
-        let (inbox_settler, inbox_outcomes) = Settler::new();
         let lanes = groups.iter().map(|group| Lane::Inbox(group.name.clone()));
         let engine = Arc::new(Engine {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
@@ -200,8 +198,8 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             groups,
             suspect: Arc::new(Semaphore::new(1)),
             relay_slots: Slots::fixed(options.relay_in_flight),
-            outbox_settler,
-            inbox_settler,
+            outbox_settler: Settler::default(),
+            inbox_settler: Settler::default(),
             batcher,
             health: HealthBoard::default(),
             steps: Steps(self.on_step),
@@ -220,7 +218,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             "starting"
         );
         routes::check(&engine).await?;
-        spawn_loops(&engine, batches, [(Table::Outbox, outbox_outcomes), (Table::Inbox, inbox_outcomes)], consumers);
+        spawn_loops(&engine, batches, consumers);
         tokio::spawn(stop::run(Arc::clone(&engine)));
         Ok(Cap::new(engine, self.storage))
     }
@@ -334,9 +332,7 @@ fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
     })
 }
 
-type Outcomes = (Table, mpsc::UnboundedReceiver<settler::Outcome>);
-
-fn spawn_loops(engine: &Arc<Engine>, batches: Batches, outcomes: [Outcomes; 2], consumers: Vec<FirstConsumer>) {
+fn spawn_loops(engine: &Arc<Engine>, batches: Batches, consumers: Vec<FirstConsumer>) {
     let quiesce = || engine.stop.quiesce.clone();
     let finish = || engine.stop.finish.clone();
     let spawn = &engine.tasks;
@@ -362,13 +358,12 @@ fn spawn_loops(engine: &Arc<Engine>, batches: Batches, outcomes: [Outcomes; 2], 
         finish(),
         body(engine, move |engine| publish_loop(engine, Arc::clone(&batches))),
     ));
-    for (table, receiver) in outcomes {
-        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+    for table in [Table::Outbox, Table::Inbox] {
         spawn.spawn(supervise(
             Arc::clone(engine),
             format!("settle {table}"),
             finish(),
-            body(engine, move |engine| settler::run(engine, table, Arc::clone(&receiver))),
+            body(engine, move |engine| settler::run(engine, table)),
         ));
     }
     for (group, first) in engine.groups.iter().zip(consumers) {

@@ -1,8 +1,11 @@
 //! A group's side of the broker: deliveries become inbox records in batches, and are acknowledged only then.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::content;
 use crate::engine::Engine;
@@ -23,6 +26,12 @@ use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 
 /// At most so many deliveries in one insert.
 const BATCH: usize = 500;
+/// So many inserts are on their way at once: one waits for its commit while the next is carried out. The second begins
+/// when half a batch is there.
+const STORES: usize = 2;
+/// While others are being stored, deliveries are looked for no more often than this: they wait in any case, and to be
+/// woken for each of them costs more than the rest.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A group's consumer, made when the engine starts, for the first run of its loop.
 pub(crate) type FirstConsumer = Arc<Mutex<Option<Box<dyn Consumer>>>>;
@@ -49,48 +58,73 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstCons
         None => subscribe(&engine, &group).await?,
     };
     engine.health.well(&name(&group));
-    let mut storing: Option<JoinHandle<TakenOver>> = None;
+    let mut storing: VecDeque<JoinHandle<TakenOver>> = VecDeque::new();
     // Received and read while others are being stored.
     let mut waiting: Vec<Arrival> = Vec::new();
     let most = BATCH.min(engine.options.prefetch);
-    let ended = loop {
+    let mut looked = Instant::now();
+    let mut ended = loop {
+        let room = most - waiting.len();
+        let is_early = !storing.is_empty() && looked.elapsed() < LOOK;
         let stored = tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
             stored = next(&mut storing) => Some(stored),
-            received = consumer.receive(most - waiting.len()), if waiting.len() < most => match received {
+            () = tokio::time::sleep_until(looked + LOOK), if is_early && room > 0 => None,
+            received = consumer.receive(room), if !is_early && room > 0 => match received {
                 Ok(deliveries) => {
+                    looked = Instant::now();
                     waiting.extend(arrivals(&engine, &group, deliveries));
                     None
                 }
                 Err(error) => break Err(error),
             },
         };
-        if stored.is_some() {
-            storing = None;
-        }
-        if storing.is_none() && !waiting.is_empty() {
+        let mut over = None;
+        let enough = if storing.is_empty() { 1 } else { most.div_ceil(2) };
+        if storing.len() < STORES && waiting.len() >= enough {
+            match what_is_there(consumer.as_mut(), most - waiting.len()).await {
+                Ok(deliveries) => waiting.extend(arrivals(&engine, &group, deliveries)),
+                Err(error) => over = Some(error),
+            }
             let arrivals = std::mem::take(&mut waiting);
-            storing = Some(tokio::spawn(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
+            storing.push_back(tokio::spawn(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
         }
         if let Some(stored) = stored
             && let Err(error) = finish(&engine, &group, consumer.as_mut(), stored).await
         {
             break Err(error);
         }
+        if let Some(error) = over {
+            break Err(error);
+        }
     };
     // What is being stored is not given up half-way. What still waits was not acknowledged, and goes back.
-    if storing.is_some() {
+    while !storing.is_empty() {
         let stored = next(&mut storing).await;
-        let finished = finish(&engine, &group, consumer.as_mut(), stored).await;
-        return ended.and(finished);
+        ended = ended.and(finish(&engine, &group, consumer.as_mut(), stored).await);
     }
     ended
 }
 
-async fn next(storing: &mut Option<JoinHandle<TakenOver>>) -> TakenOver {
-    let Some(storing) = storing else { return std::future::pending().await };
-    match storing.await {
+/// What came since the last look, without waiting.
+async fn what_is_there(consumer: &mut dyn Consumer, most: usize) -> Result<Vec<Delivery>> {
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    tokio::select! {
+        biased;
+        received = consumer.receive(most) => received,
+        () = std::future::ready(()) => Ok(Vec::new()),
+    }
+}
+
+/// The end of the oldest that is being stored.
+async fn next(storing: &mut VecDeque<JoinHandle<TakenOver>>) -> TakenOver {
+    let Some(oldest) = storing.front_mut() else { return std::future::pending().await };
+    let ended = oldest.await;
+    storing.pop_front();
+    match ended {
         Ok(stored) => stored,
         Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
         // Nobody aborts it: the runtime is at its end.

@@ -2,12 +2,13 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
+use tower::{Service as _, ServiceExt as _};
 use tracing::Instrument as _;
 
 use crate::content;
@@ -18,7 +19,7 @@ use crate::engine::scheduler::OUTBOX;
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::supervise::panic_text;
-use crate::handler::{Call, Context, Handled, HandlerError, Outbox};
+use crate::handler::{Call, Context, Handled, HandlerError, HandlerService, Outbox};
 use crate::lifecycle::{self, Begin, Outcome};
 use crate::storage::Settlement;
 
@@ -39,7 +40,14 @@ enum End {
 }
 
 /// Runs a handler on a claimed record and hands in the outcome.
-pub(crate) async fn execute(engine: &Arc<Engine>, subscription: &Subscription, mut job: Job) {
+///
+/// The service goes from job to job; after a failure the next job gets a new one.
+pub(crate) async fn execute(
+    engine: &Arc<Engine>,
+    subscription: &Subscription,
+    service: &mut HandlerService,
+    mut job: Job,
+) {
     let held = &job.held;
     if let Begin::Exhausted(state) = lifecycle::begin(held.attempts, &subscription.rules) {
         return engine.inbox_settler.settle(job.held, state);
@@ -49,7 +57,7 @@ pub(crate) async fn execute(engine: &Arc<Engine>, subscription: &Subscription, m
         tracing::debug_span!("handle", message = %held.message_id, topic = %held.topic, group, attempt = held.attempts);
     let began = tokio::time::Instant::now();
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
-    let end = attempt(engine, subscription, &job.held, &job.epoch, job.message).instrument(span).await;
+    let end = attempt(engine, subscription, service, &job.held, &job.epoch, job.message).instrument(span).await;
     engine.steps.tell(Step::HandlerEnded, &job.held.message_id);
     drop(job.suspect.take());
     job.slots.learn(began.elapsed());
@@ -75,6 +83,7 @@ pub(crate) async fn execute(engine: &Arc<Engine>, subscription: &Subscription, m
 async fn attempt(
     engine: &Arc<Engine>,
     subscription: &Subscription,
+    service: &mut HandlerService,
     held: &Held,
     epoch: &Epoch,
     message: Carried,
@@ -110,8 +119,12 @@ async fn attempt(
         storage: Arc::clone(&engine.any_storage),
         slot: Arc::default(),
     };
-    let handler = subscription.service.clone().oneshot(call);
-    match run_to_end(engine, subscription, handler, &cancelled).await {
+    let handler = async { service.ready().await?.call(call).await };
+    let handled = run_to_end(engine, subscription, handler, &cancelled).await;
+    if handled.is_err() {
+        *service = subscription.service.clone();
+    }
+    match handled {
         Ok(Handled::Done(reply)) => succeed(engine, &outbox, reply).await,
         Ok(Handled::Settled) => End::Settled { published: outbox.was_taken() },
         Ok(Handled::Lost) => End::Lost,
@@ -134,8 +147,8 @@ async fn run_to_end(
             None => std::future::pending().await,
         }
     };
-    let mut handler = Box::pin(handler);
-    let mut ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context))) {
+    let mut handler = pin!(Some(handler));
+    let mut ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| poll(handler.as_mut(), context))) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(Ok(handled))) => Poll::Ready(Ok(handled)),
         Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(&error))),
@@ -154,10 +167,14 @@ async fn run_to_end(
         }
     };
     // What it holds may panic, too, when it is let go.
-    match catch_unwind(AssertUnwindSafe(|| drop(handler))) {
+    match catch_unwind(AssertUnwindSafe(|| handler.set(None))) {
         Ok(()) => ended,
         Err(panic) => ended.map_err(|_| panicked(panic.as_ref())),
     }
+}
+
+fn poll<F: Future>(future: Pin<&mut Option<F>>, context: &mut task::Context<'_>) -> Poll<F::Output> {
+    future.as_pin_mut().map_or(Poll::Pending, |future| future.poll(context))
 }
 
 fn failed(error: &HandlerError) -> Outcome {

@@ -197,6 +197,13 @@ impl Engine {
         }
     }
 
+    fn settler(&self, table: Table) -> &Settler {
+        match table {
+            Table::Outbox => &self.outbox_settler,
+            Table::Inbox => &self.inbox_settler,
+        }
+    }
+
     /// Tells of a record that is now dead.
     pub(crate) fn notice_dead(&self, table: Table, held: &Held, state: &State) {
         self.tell_if_dead(table, &held.message_id, &held.topic, held.group.as_ref(), state);

@@ -78,8 +78,9 @@ impl Runner {
         let mut runner = Self { engine, subscription, is_done: false };
         tasks.spawn(async move {
             let mut turn = 0;
+            let mut service = runner.subscription.service.clone();
             while let Some(job) = runner.next() {
-                execute(&runner.engine, &runner.subscription, job).await;
+                execute(&runner.engine, &runner.subscription, &mut service, job).await;
                 turn += 1;
                 if turn % TURN == 0 {
                     tokio::task::yield_now().await;

@@ -136,6 +136,26 @@ pub(super) async fn one_lost_settlement_does_not_hinder_the_others(fixture: &dyn
     Ok(())
 }
 
+pub(super) async fn a_token_counts_for_its_own_records_only(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    insert(&storage, Table::Outbox, messages(2)).await?;
+    let (one, other) = (worker.claim(Lane::Outbox, 1).await?, worker.claim(Lane::Outbox, 1).await?);
+    let mut settlements = one.settlements(succeeded);
+    settlements.extend(other.settlements(succeeded));
+    let tokens = [settlements[0].token, settlements[1].token];
+    let [written, lost] = [Settled::Written, Settled::Lost];
+    (settlements[0].token, settlements[1].token) = (tokens[1], tokens[0]);
+    let settled = storage.settle(Table::Outbox, settlements.clone()).await?;
+    ensure_eq!(settled, vec![lost, lost], "answers to two that show each other's token");
+    settlements[1].token = tokens[1];
+    let settled = storage.settle(Table::Outbox, settlements.clone()).await?;
+    ensure_eq!(settled, vec![lost, written], "answers to one that shows the token of the other");
+    let held = the_record(&storage, Table::Outbox, &one.one()?.message_id).await?;
+    ensure_eq!(held.status, Status::Queued, "status of the one with another's token");
+    Ok(())
+}
+
 pub(super) async fn what_is_finished_is_never_claimed(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
     let worker = Worker::join(&storage).await?;

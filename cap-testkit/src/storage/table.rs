@@ -507,6 +507,11 @@ macro_rules! for_each_storage_check {
                 catches: "one long business transaction behind which every node waits for its turn",
                 faults: [ChoreWaitsForTransactions]
             }
+            "S-101" settle::a_token_counts_for_its_own_records_only {
+                promises: ["settle/1"],
+                catches: "records and tokens compared as two lists: a late settlement written in the company of others",
+                faults: [SettleMixesTokens]
+            }
         }
     };
 }

@@ -1,5 +1,6 @@
 //! The faults of claiming, settling, releasing and of the next due time.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use cap_core::lifecycle::{received, scheduled};
@@ -86,6 +87,17 @@ impl Double {
                     |settlement: &Settlement| memo.tokens.get(&(table, settlement.record)) == Some(&settlement.token);
                 if !settlements.iter().all(is_known) {
                     return Ok(vec![Settled::Lost; settlements.len()]);
+                }
+            }
+            Some(Fault::SettleMixesTokens) => {
+                let memo = self.memo();
+                let shown: HashSet<_> = settlements.iter().map(|settlement| settlement.token).collect();
+                for settlement in &mut settlements {
+                    if let Some(token) =
+                        memo.tokens.get(&(table, settlement.record)).filter(|token| shown.contains(token))
+                    {
+                        settlement.token = *token;
+                    }
                 }
             }
             Some(Fault::SettleInTwoSteps) => {

@@ -179,4 +179,5 @@ faults! {
     ChoreWithoutLease => "A node without a lease that asks for a chore is given one",
     ChoreTakenByTheRefused => "A chore is not free any more after a node without a lease was refused it",
     ChoreWaitsForTransactions => "`take_chore` waits until no transaction is open",
+    SettleMixesTokens => "A settlement under any token of its batch is written",
 }

@@ -84,8 +84,16 @@ pub(super) async fn patterns_match_as_the_table_says(fixture: &dyn TransportFixt
     for (place, &(pattern, topic, matches)) in MATCH_TABLE.iter().enumerate() {
         let name = format!("row{place}");
         let wants = scene.subscription(&name, &[&scene.below(&name, pattern)], ROOMY)?;
-        let consumer = scene.subscribe(&transport, wants).await?;
         let tried = message(&Topic::try_from(scene.below(&name, topic).as_str())?);
+        if !fixture.allows_topic(tried.topic.as_str()) {
+            let answer = scene.within("an answer to `subscribe`", transport.subscribe(wants)).await?;
+            ensure_refused("subscribing to what the broker does not allow", answer, ErrorKind::Invalid)?;
+            let outcomes = scene.send(&transport, &[tried]).await?;
+            let outcome = scene.outcomes(outcomes).await?.remove(0);
+            ensure_refused("a message to a topic that the broker does not allow", outcome, ErrorKind::Invalid)?;
+            continue;
+        }
+        let consumer = scene.subscribe(&transport, wants).await?;
         // Matched by the pattern whatever it is: each wildcard stands for one word.
         let witness_topic = scene.below(&name, &pattern.replace(['*', '#'], "witness"));
         let witness = message(&Topic::try_from(witness_topic.as_str())?);

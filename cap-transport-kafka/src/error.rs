@@ -114,6 +114,8 @@ pub(crate) fn ended(subject: String, fault: &Fault) -> Option<Error> {
     let said = &fault.reason;
     let (kind, reason) = match fault.code {
         Code::AllBrokersDown => (ErrorKind::Unavailable, format!("the connections were lost: {said}")),
+        // Said of a pattern, it only means that no topic matches it yet.
+        Code::UnknownTopic | Code::UnknownTopicOrPartition if said.contains("not available: ^") => return None,
         Code::UnknownTopic | Code::UnknownTopicOrPartition => {
             (ErrorKind::Unavailable, format!("a topic of it was deleted: {said}"))
         }
@@ -185,6 +187,9 @@ mod tests {
     fn a_consumer_outlives_what_librdkafka_mends_itself() {
         let outlives = |code| ended("g".into(), &fault(code, "x")).is_none();
         assert!(outlives(Code::BrokerTransportFailure) && outlives(Code::RebalanceInProgress));
+        let unmatched = fault(Code::UnknownTopicOrPartition, "Subscribed topic not available: ^order\\.[^.]*$: Broker: Unknown");
+        assert!(ended("g".into(), &unmatched).is_none());
+        assert!(!outlives(Code::UnknownTopicOrPartition));
         assert!(!outlives(Code::AllBrokersDown) && !outlives(Code::InconsistentGroupProtocol));
     }
 }

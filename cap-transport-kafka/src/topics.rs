@@ -1,6 +1,6 @@
 //! Topics: which there are, who makes those that are missing, and which would be wanted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,7 @@ impl Topics {
     ) -> Result<bool> {
         let _turn = self.turn.lock().await;
         let mut listing = publisher.list("subscribe to").await?;
-        let exact: Vec<Topic> = wanted.topics.iter().filter_map(TopicPattern::exact).collect();
+        let exact: BTreeSet<Topic> = wanted.topics.iter().filter_map(TopicPattern::exact).collect();
         let missing: Vec<&str> =
             exact.iter().map(Topic::as_str).filter(|topic| !listing.names.contains(*topic)).collect();
         if let (Some(topic), CreateTopics::Never) = (missing.first(), settings.create_topics()) {
@@ -136,7 +136,7 @@ impl Topics {
         }
         listing.names.extend(exact.iter().map(|topic| topic.as_str().to_owned()));
         let patterns = wanted.topics.iter().filter(|pattern| pattern.exact().is_none());
-        let remembering: Vec<String> = patterns.map(pattern::remembering).collect();
+        let remembering: BTreeSet<String> = patterns.map(pattern::remembering).collect();
         let forgotten = remembering.iter().map(String::as_str).filter(|topic| !listing.names.contains(*topic)).collect();
         if settings.create_topics() != CreateTopics::Never {
             // Without it, the group gets what is sent to topics that exist, and to those that others make.

@@ -7,6 +7,7 @@
 //! Offsets are committed by us and not by librdkafka, because what is committed is more than an offset (see `progress`):
 //! at most each `commit_interval`, and before a partition or the consumer goes.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -278,7 +279,7 @@ impl Worker {
         let config = self.settings.consumer(&self.wanted.group);
         let consumer: StreamConsumer<Context> =
             config.create_with_context(context).map_err(|cause| creation(&self.settings, cause))?;
-        let topics: Vec<String> = self.wanted.topics.iter().map(pattern::subscribed).collect();
+        let topics: BTreeSet<String> = self.wanted.topics.iter().map(pattern::subscribed).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let refused = |cause| {
             let subject = self.post.subject();
@@ -572,6 +573,10 @@ impl Context {
         let is_lost = consumer.assignment_lost();
         if !is_lost {
             self.post.hand_over(&places);
+        }
+        // A partition that goes while it is paused would be paused when it comes back.
+        if let Err(error) = consumer.resume(partitions) {
+            tracing::debug!(%error, group = %self.post.group, "partitions that go could not be resumed");
         }
         let mut state = self.post.lock();
         let positions = state.ledger.commit_of(&places);

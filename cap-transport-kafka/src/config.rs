@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn options_deserialize_with_defaults_and_readable_durations() {
-        let text = r#"{"brokers": "b:1", "create_topics": "never", "confirm_timeout": "5s", "settings": {"client.id": "x"}}"#;
+        let text =
+            r#"{"brokers": "b:1", "create_topics": "never", "confirm_timeout": "5s", "settings": {"client.id": "x"}}"#;
         let options: KafkaOptions = serde_json::from_str(text).unwrap();
         let expected = KafkaOptions::new("b:1").create_topics(CreateTopics::Never).set("client.id", "x");
         assert_eq!(options, expected.confirm_timeout(Duration::from_secs(5)));

@@ -35,16 +35,19 @@ pub(crate) fn words(cause: &KafkaError) -> String {
 pub(crate) fn connect(settings: &Settings, fault: &Fault) -> Error {
     let said = &fault.reason;
     let (kind, reason) = match fault.code {
-        Code::Authentication | Code::SaslAuthenticationFailed | Code::IllegalSASLState => {
-            (ErrorKind::Rejected, format!("user and password do not belong together, or the mechanism is another: {said}"))
-        }
+        Code::Authentication | Code::SaslAuthenticationFailed | Code::IllegalSASLState => (
+            ErrorKind::Rejected,
+            format!("user and password do not belong together, or the mechanism is another: {said}"),
+        ),
         Code::UnsupportedSASLMechanism => {
             (ErrorKind::Rejected, format!("it does not offer this `sasl.mechanism`: {said}"))
         }
         Code::SSL if fault.is_about_a_certificate() => {
             (ErrorKind::Rejected, format!("its certificate is not trusted (setting `ssl.ca.location`): {said}"))
         }
-        Code::SSL => (ErrorKind::Unavailable, format!("the TLS handshake failed, is this a TLS port? {said}")),
+        _ if fault.code == Code::SSL || said.contains("SSL handshake failed") => {
+            (ErrorKind::Unavailable, format!("the TLS handshake failed, is this a TLS port? {said}"))
+        }
         Code::Resolve => (ErrorKind::Unavailable, format!("the host name does not resolve: {said}")),
         Code::BrokerTransportFailure if said.contains("Connect to") => {
             (ErrorKind::Unavailable, format!("the host is not reachable, or nothing listens there: {said}"))
@@ -78,7 +81,8 @@ pub(crate) fn lost(subject: String, code: Code, settings: &Settings) -> Error {
         }
         Code::MessageTimedOut => {
             let limit = settings.confirm_timeout();
-            let reason = "no broker took it over: it is away, or the topic's partition has no leader or too few replicas";
+            let reason =
+                "no broker took it over: it is away, or the topic's partition has no leader or too few replicas";
             (ErrorKind::Unavailable, format!("not confirmed within {limit:?}; {reason}"))
         }
         Code::PurgeQueue | Code::PurgeInflight => (ErrorKind::Unavailable, "the transport is closed".into()),
@@ -160,7 +164,8 @@ mod tests {
             (Code::BrokerTransportFailure, "Connect to ipv4#b:1 failed", ErrorKind::Unavailable, "listens"),
             (Code::BrokerTransportFailure, "Disconnected", ErrorKind::Unavailable, "is it Kafka"),
             (Code::SSL, certificate, ErrorKind::Rejected, "ssl.ca.location"),
-            (Code::SSL, "SSL handshake failed: Disconnected", ErrorKind::Unavailable, "TLS port"),
+            (Code::SSL, "SSL handshake failed: x", ErrorKind::Unavailable, "TLS port"),
+            (Code::BrokerTransportFailure, "SSL handshake failed: Disconnected", ErrorKind::Unavailable, "TLS port"),
             (Code::Authentication, "Authentication failed", ErrorKind::Rejected, "password"),
             (Code::UnsupportedSASLMechanism, "x", ErrorKind::Rejected, "sasl.mechanism"),
         ];
@@ -187,7 +192,8 @@ mod tests {
     fn a_consumer_outlives_what_librdkafka_mends_itself() {
         let outlives = |code| ended("g".into(), &fault(code, "x")).is_none();
         assert!(outlives(Code::BrokerTransportFailure) && outlives(Code::RebalanceInProgress));
-        let unmatched = fault(Code::UnknownTopicOrPartition, "Subscribed topic not available: ^order\\.[^.]*$: Broker: Unknown");
+        let unmatched =
+            fault(Code::UnknownTopicOrPartition, "Subscribed topic not available: ^order\\.[^.]*$: Broker: Unknown");
         assert!(ended("g".into(), &unmatched).is_none());
         assert!(!outlives(Code::UnknownTopicOrPartition));
         assert!(!outlives(Code::AllBrokersDown) && !outlives(Code::InconsistentGroupProtocol));

@@ -22,12 +22,14 @@ pub(crate) const NEVER_CONSUMED: &[&str] =
 
 /// Whether a topic is none that messages are sent to.
 pub(crate) fn is_internal(topic: &str) -> bool {
-    topic.starts_with(REMEMBERED) || ["__consumer_offsets", "__transaction_state", "__share_group_state"].contains(&topic)
+    topic.starts_with(REMEMBERED)
+        || ["__consumer_offsets", "__transaction_state", "__share_group_state"].contains(&topic)
 }
 
 /// Refuses a name that Kafka does not allow.
 pub(crate) fn check(operation: &'static str, topic: &str) -> Result<()> {
-    let refuse = |reason: String| Err(Error::new(ErrorKind::Invalid, operation, format!("topic `{topic:.60}`"), reason));
+    let refuse =
+        |reason: String| Err(Error::new(ErrorKind::Invalid, operation, format!("topic `{topic:.60}`"), reason));
     if topic.len() > MAX_TOPIC {
         return refuse(format!("its name has {} bytes, Kafka allows {MAX_TOPIC}", topic.len()));
     }
@@ -48,8 +50,9 @@ pub(crate) fn check_pattern(operation: &'static str, pattern: &TopicPattern) -> 
     match pattern.exact() {
         Some(topic) => check(operation, topic.as_str()),
         None => {
-            let refuse =
-                |reason| Err(Error::new(ErrorKind::Invalid, operation, format!("topic pattern `{pattern:.60}`"), reason));
+            let refuse = |reason| {
+                Err(Error::new(ErrorKind::Invalid, operation, format!("topic pattern `{pattern:.60}`"), reason))
+            };
             if let Some(bad) = pattern.as_str().chars().find(|c| !is_allowed(*c) && !['*', '#'].contains(c)) {
                 return refuse(format!("it holds {bad:?}; Kafka allows letters, digits, `.`, `_` and `-` in topics"));
             }
@@ -157,7 +160,9 @@ mod tests {
 
     #[test]
     fn what_kafka_does_not_allow_is_refused() {
-        for (bad, word) in [("a b", "' '"), ("größe", "'ö'"), ("a/b", "'/'"), ("..", "allow"), ("cap.pattern.x", "reserved")] {
+        for (bad, word) in
+            [("a b", "' '"), ("größe", "'ö'"), ("a/b", "'/'"), ("..", "allow"), ("cap.pattern.x", "reserved")]
+        {
             let error = check("send to", bad).unwrap_err();
             assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(word), "{error}");
         }

@@ -108,6 +108,14 @@ impl Reports {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        let is_error = matches!(
+            level,
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Emerg
+        );
+        if facility == "FAIL" && !is_error {
+            // A connection that the other side ended is in the log, and is no error.
+            self.watch.note(Fault { code: Code::BrokerTransportFailure, reason: text.to_owned() });
+        }
         log(level, facility, text);
     }
 
@@ -220,7 +228,7 @@ impl Publisher {
             }
             Ok(Err(Code::OperationTimedOut | Code::BrokerTransportFailure)) => Err(match self.watch.last() {
                 Some(fault) => connect(&self.settings, &fault),
-                None => failed(format!("it did not answer within {limit:?}; is it Kafka?")),
+                None => failed(format!("it did not answer within {limit:?}: is it Kafka?")),
             }),
             Ok(Err(code)) => Err(failed(code.to_string())),
             Err(ended) => Err(failed(ended.to_string())),
@@ -259,7 +267,8 @@ impl Publisher {
                 return refuse(confirm, format!("{window} messages before it are unconfirmed"));
             }
         };
-        let sent = Box::new(Sent { id: message.id.clone(), topic: message.topic.clone(), confirm: Mutex::new(confirm), room });
+        let sent =
+            Box::new(Sent { id: message.id.clone(), topic: message.topic.clone(), confirm: Mutex::new(confirm), room });
         let mut record: Record<'_> = BaseRecord::with_opaque_to(message.topic.as_str(), sent);
         record.key = Some(wire::key(&message));
         record.payload = Some(&message.payload);

@@ -109,7 +109,9 @@ fn check_setting(name: &str, value: &str) -> std::result::Result<(), String> {
     config.set(name, value);
     match config.create_native_config() {
         Ok(_) => Ok(()),
-        Err(_) if is_secret(name) => Err(format!("settings: `{name}` has no value that it can have, or does not exist")),
+        Err(_) if is_secret(name) => {
+            Err(format!("settings: `{name}` has no value that it can have, or does not exist"))
+        }
         Err(KafkaError::ClientConfig(_, words, _, _)) => Err(format!("settings: `{name}`: {words}")),
         Err(other) => Err(format!("settings: `{name}`: {other}")),
     }

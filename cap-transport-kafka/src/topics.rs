@@ -137,7 +137,8 @@ impl Topics {
         listing.names.extend(exact.iter().map(|topic| topic.as_str().to_owned()));
         let patterns = wanted.topics.iter().filter(|pattern| pattern.exact().is_none());
         let remembering: BTreeSet<String> = patterns.map(pattern::remembering).collect();
-        let forgotten = remembering.iter().map(String::as_str).filter(|topic| !listing.names.contains(*topic)).collect();
+        let forgotten =
+            remembering.iter().map(String::as_str).filter(|topic| !listing.names.contains(*topic)).collect();
         if settings.create_topics() != CreateTopics::Never {
             // Without it, the group gets what is sent to topics that exist, and to those that others make.
             for (topic, error) in self.create(publisher, settings, forgotten).await {
@@ -156,21 +157,28 @@ impl Topics {
         if topics.is_empty() {
             return Vec::new();
         }
-        let (names, making) = (topics.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>(), Arc::clone(settings));
+        let (names, making) =
+            (topics.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>(), Arc::clone(settings));
         let asked = names.clone();
         let deadline = Instant::now() + settings.connect_timeout();
         // The client's end joins a thread, and its future belongs to no runtime.
         let handle = tokio::runtime::Handle::current();
         let made = tokio::task::spawn_blocking(move || handle.block_on(ask_to_create(&making, &asked))).await;
-        let made = made.unwrap_or_else(|panic| Err(unavailable("create topics on", &settings.place, panic.to_string())));
+        let made =
+            made.unwrap_or_else(|panic| Err(unavailable("create topics on", &settings.place, panic.to_string())));
         let refused = match made {
             Ok(refused) => refused,
             Err(error) => return names.into_iter().map(|topic| (topic, error.clone())).collect(),
         };
         let is_refused = |topic: &String| refused.iter().any(|(refused, _)| refused == topic);
         let created: Vec<String> = names.iter().filter(|topic| !is_refused(topic)).cloned().collect();
-        let mut failed: Vec<(String, Error)> =
-            refused.into_iter().map(|(topic, code)| { let error = create(&topic, code, settings); (topic, error) }).collect();
+        let mut failed: Vec<(String, Error)> = refused
+            .into_iter()
+            .map(|(topic, code)| {
+                let error = create(&topic, code, settings);
+                (topic, error)
+            })
+            .collect();
         loop {
             let left: Vec<&String> = match publisher.list("create topics on").await {
                 Ok(listing) => created.iter().filter(|topic| !listing.names.contains(*topic)).collect(),
@@ -219,7 +227,11 @@ async fn ask_to_create(settings: &Settings, topics: &[String]) -> Result<Vec<(St
     let options = AdminOptions::new().request_timeout(Some(limit)).operation_timeout(Some(limit));
     let failed = |cause: KafkaError| unavailable("create topics on", &settings.place, words(&cause)).because(cause);
     let made = admin.create_topics(&new, &options).await.map_err(failed)?;
-    Ok(made.into_iter().filter_map(std::result::Result::err).filter(|(_, code)| *code != Code::TopicAlreadyExists).collect())
+    Ok(made
+        .into_iter()
+        .filter_map(std::result::Result::err)
+        .filter(|(_, code)| *code != Code::TopicAlreadyExists)
+        .collect())
 }
 
 fn unroutable(topic: &str, settings: &Settings) -> Error {

@@ -271,11 +271,8 @@ impl Worker {
     }
 
     fn subscribe(&self) -> Result<StreamConsumer<Context>> {
-        let context = Context {
-            post: Arc::clone(&self.post),
-            settings: Arc::clone(&self.settings),
-            wanted: self.wanted.clone(),
-        };
+        let context =
+            Context { post: Arc::clone(&self.post), settings: Arc::clone(&self.settings), wanted: self.wanted.clone() };
         let config = self.settings.consumer(&self.wanted.group);
         let consumer: StreamConsumer<Context> =
             config.create_with_context(context).map_err(|cause| creation(&self.settings, cause))?;
@@ -334,8 +331,7 @@ impl Worker {
                         let key = (record.offset(), wire::born(&record));
                         let mut state = self.post.lock();
                         let delivery = || wire::delivery(&record);
-                        arrived +=
-                            usize::from(state.ledger.arrive(record.topic(), record.partition(), key, delivery));
+                        arrived += usize::from(state.ledger.arrive(record.topic(), record.partition(), key, delivery));
                     }
                     // The context was told, with the reason.
                     Poll::Ready(Some(Err(_))) => {}
@@ -523,7 +519,8 @@ impl Context {
             let (topic, number) = (partition.topic(), partition.partition());
             let place = Place { topic: topic.into(), partition: number };
             // If the broker does not tell, whatever comes may have been delivered before.
-            let mut beginning = Beginning { delivered_before: i64::MAX, is_wanted: self.wants(topic), ..Beginning::default() };
+            let mut beginning =
+                Beginning { delivered_before: i64::MAX, is_wanted: self.wants(topic), ..Beginning::default() };
             let range = committed.as_ref().and_then(|_| consumer.fetch_watermarks(topic, number, ASK).ok());
             if committed.is_some() && range.is_none() {
                 // A broker that is away costs one time limit, not one for each partition.

@@ -187,8 +187,8 @@ impl Settings {
             ("enable.auto.offset.store", "false".into()),
             ("auto.offset.reset", "earliest".into()),
             ("partition.assignment.strategy", "cooperative-sticky".into()),
-            // A member that is gone is noticed as fast as a node that is gone, and a rebalance within a second.
-            ("session.timeout.ms", "15000".into()),
+            // A member that is gone is noticed sooner than the node that it was on, and a rebalance within a second.
+            ("session.timeout.ms", "10000".into()),
             ("heartbeat.interval.ms", "1000".into()),
             ("topic.metadata.refresh.interval.ms", self.options.topic_refresh.as_millis().to_string()),
             ("topic.blacklist", NEVER_CONSUMED.join(",")),

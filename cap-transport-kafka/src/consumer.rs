@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cap_core::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 use cap_core::{BoxFuture, Error, Result};
@@ -10,6 +11,10 @@ use tokio::sync::watch;
 use crate::error::{connect, stopped};
 use crate::transport::Shared;
 use crate::worker::{Post, Worker};
+
+/// How long subscribing waits for the group to agree, so that a refusal is told at once. A member that was killed keeps the
+/// others waiting for longer.
+const AGREE: Duration = Duration::from_secs(5);
 
 /// A member of a group. Dropped, it commits what is acknowledged and leaves the group, which gives what it holds to others.
 pub(crate) struct KafkaConsumer {
@@ -29,13 +34,13 @@ impl KafkaConsumer {
         Worker { post: Arc::clone(&post), settings: Arc::clone(&settings), wanted, closed, count }.start()?;
         let is_told = |joined: &bool| *joined || post.over().is_some();
         if is_awaited {
-            let limit = settings.connect_timeout();
+            let limit = settings.connect_timeout().min(AGREE);
             let waiting = joined.wait_for(is_told);
             if tokio::time::timeout(limit, waiting).await.is_err() {
                 match post.fault() {
                     Some(fault) => return Err(connect(&settings, &fault)),
                     // Another member may be slow to agree. What is sent is kept for the group all the same.
-                    None => tracing::warn!(subject = post.subject(), "the group is still rebalancing after {limit:?}"),
+                    None => tracing::info!(subject = post.subject(), "the group is still rebalancing after {limit:?}"),
                 }
             }
         }

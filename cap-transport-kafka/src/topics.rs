@@ -44,8 +44,8 @@ impl Listing {
 pub(crate) struct Topics {
     /// Those that exist, as far as anybody has said.
     known: Mutex<HashSet<String>>,
-    /// One looks or creates for all.
-    turn: tokio::sync::Mutex<()>,
+    /// One looks or creates for all; with the last time that looking failed.
+    turn: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
 
 impl Topics {
@@ -77,13 +77,14 @@ impl Topics {
         if self.unknown(topics.iter().copied()).is_empty() {
             return HashMap::new();
         }
-        let _turn = self.turn.lock().await;
+        let asked = Instant::now();
+        let mut turn = self.turn.lock().await;
         let unknown = self.unknown(topics);
         if unknown.is_empty() {
             return HashMap::new();
         }
         let all = |error: Error| unknown.iter().map(|topic| ((*topic).to_owned(), sending(topic, &error))).collect();
-        let listing = match publisher.list("send to").await {
+        let listing = match look(&mut turn, asked, publisher, "send to").await {
             Ok(listing) => listing,
             Err(error) => return all(error),
         };
@@ -121,8 +122,9 @@ impl Topics {
         settings: &Arc<Settings>,
         wanted: &Subscription,
     ) -> Result<bool> {
-        let _turn = self.turn.lock().await;
-        let mut listing = publisher.list("subscribe to").await?;
+        let asked = Instant::now();
+        let mut turn = self.turn.lock().await;
+        let mut listing = look(&mut turn, asked, publisher, "subscribe to").await?;
         let exact: BTreeSet<Topic> = wanted.topics.iter().filter_map(TopicPattern::exact).collect();
         let missing: Vec<&str> =
             exact.iter().map(Topic::as_str).filter(|topic| !listing.names.contains(*topic)).collect();
@@ -201,6 +203,20 @@ impl Topics {
         self.known().extend(created.into_iter().filter(|topic| !is_failed(topic)));
         failed
     }
+}
+
+/// Asks which topics there are. Who waited while another's attempt failed gets its error, so that brokers that are away cost
+/// everyone one time limit and not one each.
+async fn look(
+    turn: &mut Option<(Instant, Error)>,
+    asked: Instant,
+    publisher: &Publisher,
+    operation: &'static str,
+) -> Result<Listing> {
+    if let Some((_, error)) = turn.as_ref().filter(|(at, _)| *at > asked) {
+        return Err(error.clone());
+    }
+    publisher.list(operation).await.inspect_err(|error| *turn = Some((Instant::now(), error.clone())))
 }
 
 /// Whether a topic that does not exist is made for a message to it.

@@ -77,7 +77,7 @@ impl TransportFixture for KafkaFixture {
 
     /// A restart takes a while, and waits for the checks that run beside it.
     fn patience(&self) -> Duration {
-        Duration::from_secs(40)
+        Duration::from_secs(50)
     }
 
     fn secret(&self) -> Option<String> {
@@ -91,9 +91,8 @@ impl TransportFixture for KafkaFixture {
     fn restart_broker(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
             self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let _alone = server_lock().write().await;
-            backends(&["kill", "kafka"]).await?;
-            backends(&["restart", "kafka"]).await
+            let alone = Arc::clone(server_lock()).write_owned().await;
+            backends(&["kill", "restart"], Some(alone)).await
         })
     }
 

@@ -82,7 +82,7 @@ async fn a_killed_server_loses_nothing_and_is_found_again() {
     let mut sent = batch(&topic, 100);
     confirmed(&transport, sent.clone()).await;
 
-    backends(&["kill", "kafka"]).await.unwrap();
+    backends(&["kill"], None).await.unwrap();
     let begun = Instant::now();
     let outcome = send(&transport, batch(&topic, 1)).await.remove(0);
     refused(outcome, ErrorKind::Unavailable, &[topic.as_str()]);
@@ -94,7 +94,7 @@ async fn a_killed_server_loses_nothing_and_is_found_again() {
 
     let more = batch(&topic, 50);
     sent.extend(more.clone());
-    let coming_back = async { backends(&["restart", "kafka"]).await.unwrap() };
+    let coming_back = async { backends(&["restart"], None).await.unwrap() };
     let delivering = deliver(&transport, more);
     let collecting = collect(&transport, &wants, consumer, &sent);
     tokio::join!(coming_back, delivering, collecting);
@@ -112,13 +112,13 @@ async fn a_frozen_server_is_noticed_in_time_and_loses_nothing() {
     let consumer = transport.subscribe(wants.clone()).await.unwrap();
     let mut sent = batch(&topic, 20);
     confirmed(&transport, sent.clone()).await;
-    backends(&["freeze", "kafka"]).await.unwrap();
+    backends(&["freeze"], None).await.unwrap();
     let begun = Instant::now();
     for outcome in send(&transport, batch(&topic, 10)).await {
         refused(outcome, ErrorKind::Unavailable, &[topic.as_str()]);
     }
     let waited = begun.elapsed();
-    backends(&["thaw", "kafka"]).await.unwrap();
+    backends(&["thaw"], None).await.unwrap();
     assert!(waited < limit * 3, "{waited:?}");
     let more = batch(&topic, 20);
     sent.extend(more.clone());

@@ -15,6 +15,7 @@ use cap_transport_kafka::KafkaOptions;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use tokio::sync::OwnedRwLockWriteGuard;
 
 /// The user of the server's SASL listeners, whose password is no word that an error may hold by chance.
 pub(crate) const USER: &str = "cap";
@@ -110,19 +111,27 @@ pub(crate) async fn create_topic(name: &str, partitions: i32, settings: &[(&str,
     made.into_iter().for_each(|made| drop(made.expect("a topic")));
 }
 
-/// Runs the script that owns the servers.
-pub(crate) async fn backends(command: &'static [&'static str]) -> Result<()> {
-    let failed = |reason: String| Error::new(ErrorKind::Internal, command[0], "the server", reason);
+/// Runs the script that owns the servers, once for each command. All are run, whoever stops waiting for them: a server that
+/// was killed is started again even for a test that has failed meanwhile.
+/// With a guard, nobody else uses the server before.
+pub(crate) async fn backends(
+    commands: &'static [&'static str],
+    alone: Option<OwnedRwLockWriteGuard<()>>,
+) -> Result<()> {
+    let failed = |reason: String| Error::new(ErrorKind::Internal, commands.join(", "), "the server", reason);
     let script = std::env::var("CAP_TEST_BACKENDS").map_err(|missing| failed(missing.to_string()))?;
     let running = tokio::task::spawn_blocking(move || {
-        std::process::Command::new(script).args(command).stdin(Stdio::null()).output()
+        let _alone = alone;
+        for command in commands {
+            let output = std::process::Command::new(&script).args([command, "kafka"]).stdin(Stdio::null()).output();
+            let output = output.map_err(|error| error.to_string())?;
+            if !output.status.success() {
+                return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+            }
+        }
+        Ok(())
     });
-    let output = running.await.map_err(|panic| failed(panic.to_string()))?;
-    let output = output.map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    Ok(())
+    running.await.map_err(|panic| failed(panic.to_string()))?.map_err(failed)
 }
 
 /// The lock that a restart of the server takes for itself, and everything else shares.

@@ -180,6 +180,11 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
     /// Where it is, for other processes.
     fn place(&self) -> Option<String>;
 
+    /// The port at which a proxy must stand, where the broker tells its clients where to connect; any, if it does not.
+    fn proxy_port(&self) -> Option<u16> {
+        None
+    }
+
     /// The topic and group of this round.
     fn names(&self) -> &Names;
 

@@ -66,6 +66,7 @@ enum Storage {
 enum Transport {
     Memory,
     Rabbitmq,
+    Kafka,
 }
 
 fn name(value: impl ValueEnum) -> String {
@@ -88,15 +89,18 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Fallible<bool> {
-    use broker::{MemoryBroker, RabbitMqBroker};
+    use broker::{KafkaBroker, MemoryBroker, RabbitMqBroker};
     use database::{Memory, Postgres, Sqlite};
     match (arguments.storage, arguments.transport) {
         (Storage::Sqlite, Transport::Memory) => on::<Sqlite, MemoryBroker>(arguments).await,
         (Storage::Sqlite, Transport::Rabbitmq) => on::<Sqlite, RabbitMqBroker>(arguments).await,
+        (Storage::Sqlite, Transport::Kafka) => on::<Sqlite, KafkaBroker>(arguments).await,
         (Storage::Memory, Transport::Memory) => on::<Memory, MemoryBroker>(arguments).await,
         (Storage::Memory, Transport::Rabbitmq) => on::<Memory, RabbitMqBroker>(arguments).await,
+        (Storage::Memory, Transport::Kafka) => on::<Memory, KafkaBroker>(arguments).await,
         (Storage::Postgres, Transport::Memory) => on::<Postgres, MemoryBroker>(arguments).await,
         (Storage::Postgres, Transport::Rabbitmq) => on::<Postgres, RabbitMqBroker>(arguments).await,
+        (Storage::Postgres, Transport::Kafka) => on::<Postgres, KafkaBroker>(arguments).await,
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `postgres` | `postgres::PostgresStorage` |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` |
 //! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue |
+//! | `kafka` | `kafka::Kafka` |
 //! | `full` | all of them |
 //!
 //! # Example
@@ -90,4 +91,10 @@ pub mod postgres {
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq {
     pub use cap_transport_rabbitmq::*;
+}
+
+/// Kafka as transport.
+#[cfg(feature = "kafka")]
+pub mod kafka {
+    pub use cap_transport_kafka::*;
 }

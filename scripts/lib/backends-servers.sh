@@ -160,19 +160,37 @@ client_rabbitmq() {
   env HOME="$home" "${environment[@]}" "$(rabbitmq_bin)/rabbitmqctl" "${@:-status}"
 }
 
-# --- Kafka: one node, broker and controller; the controller on the port above
+# --- Kafka: one node, broker and controller. On the ports above: the controller, SASL (user cap), TLS with a certificate of
+# its own, and SASL once more for clients that come through a proxy, which the broker believes on the port above that
+
+kafka_password=not-to-be-shown-7f3a
+kafka_store_password=cap-backends
 
 user_kafka() { echo; }
-ports_kafka() { echo "$1 $(($1 + 1))"; }
+ports_kafka() { echo "$1 $(($1 + 1)) $(($1 + 2)) $(($1 + 3)) $(($1 + 4))"; }
 
 prepare_kafka() {
-  local home=$1 port=$2
+  local home=$1 port=$2 jaas
+  jaas="org.apache.kafka.common.security.plain.PlainLoginModule required user_cap=\"$kafka_password\";"
+  prepare_kafka_certificate "$home"
   cat >"$home/server.properties" <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$((port + 1))
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1)),\
+  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 4))
+advertised.listeners=PLAINTEXT://127.0.0.1:$port,\
+  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 5))
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,\
+  SASL:SASL_PLAINTEXT,TLS:SSL,PROXIED:SASL_PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl.plain.sasl.jaas.config=$jaas
+listener.name.proxied.plain.sasl.jaas.config=$jaas
+ssl.keystore.location=$home/broker.p12
+ssl.keystore.type=PKCS12
+ssl.keystore.password=$kafka_store_password
 log.dirs=$home/data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -200,6 +218,19 @@ CONF
   # A fixed id: "CAPforRustTests1".
   kafka_java -Xmx128m kafka.tools.StorageTool format --ignore-formatted \
     --cluster-id Q0FQZm9yUnVzdFRlc3RzMQ --config "$home/server.properties"
+}
+
+# Signed by itself: it is its own authority, in ca.pem.
+prepare_kafka_certificate() {
+  local home=$1
+  [ ! -e "$home/ca.pem" ] || return 0
+  rm -f "$home/broker.p12"
+  keytool -genkeypair -alias broker -keyalg EC -groupname secp256r1 -validity 3650 -storetype PKCS12 \
+    -dname CN=cap-backends -ext san=ip:127.0.0.1,dns:localhost -keystore "$home/broker.p12" \
+    -storepass "$kafka_store_password"
+  keytool -exportcert -rfc -alias broker -keystore "$home/broker.p12" -storepass "$kafka_store_password" \
+    >"$home/ca.pem.new"
+  mv "$home/ca.pem.new" "$home/ca.pem"
 }
 
 kafka_java() {

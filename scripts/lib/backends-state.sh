@@ -91,6 +91,16 @@ management_port() { echo $(($(port_of rabbitmq) + 3)); }
 # Beside RabbitMQ's own address: its management API's.
 own_management_url() { echo "http://guest:guest@127.0.0.1:$(management_port)"; }
 
+# Beside Kafka's own address: its other listeners, for tests.
+print_kafka_listeners() {
+  local port
+  port=$(port_of kafka)
+  printf 'export CAP_TEST_KAFKA_SASL_URL=%q\n' "127.0.0.1:$((port + 2))"
+  printf 'export CAP_TEST_KAFKA_TLS_URL=%q\n' "127.0.0.1:$((port + 3))"
+  printf 'export CAP_TEST_KAFKA_PROXIED_URL=%q\n' "127.0.0.1:$((port + 4))"
+  printf 'export CAP_TEST_KAFKA_CA_FILE=%q\n' "$(home_of kafka)/ca.pem"
+}
+
 their_url() {
   local variable
   variable=$(url_variable "$1")

@@ -17,9 +17,9 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a port of its own, and connects to `target`, a host and a port.
-    pub(crate) async fn start(target: String) -> Fallible<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    /// Listens on `port`, or on one of its own, and connects to `target`, a host and a port.
+    pub(crate) async fn start(target: String, port: Option<u16>) -> Fallible<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or(0))).await?;
         let proxy = Self {
             address: listener.local_addr()?,
             open: Arc::new(Mutex::new(CancellationToken::new())),
@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn a_cut_ends_open_connections_and_lets_new_ones_through() {
         let server = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let proxy = Proxy::start(server.local_addr().unwrap().to_string()).await.unwrap();
+        let proxy = Proxy::start(server.local_addr().unwrap().to_string(), None).await.unwrap();
         for _ in 0..2 {
             let mut client = TcpStream::connect(proxy.address()).await.unwrap();
             let (mut accepted, _) = server.accept().await.unwrap();

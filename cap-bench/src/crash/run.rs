@@ -64,8 +64,8 @@ pub(crate) async fn run<D: Database, B: Broker>(
     }
 
     let mut proxies = Vec::new();
-    let place = proxied(&mut proxies, "database", place).await?;
-    let broker_place = proxied(&mut proxies, "broker", broker_place).await?;
+    let place = proxied(&mut proxies, "database", place, None).await?;
+    let broker_place = proxied(&mut proxies, "broker", broker_place, broker.proxy_port()).await?;
     let folder = tempfile::tempdir()?;
     let recorder = Recorder::create(folder.path(), "nemesis", 1)?;
     let kinds: &[Kind] = match transport {
@@ -119,7 +119,12 @@ pub(crate) async fn run<D: Database, B: Broker>(
 }
 
 /// The place, reached through a proxy if it is on a server.
-async fn proxied(proxies: &mut Vec<(&'static str, Proxy)>, name: &'static str, place: String) -> Fallible<String> {
+async fn proxied(
+    proxies: &mut Vec<(&'static str, Proxy)>,
+    name: &'static str,
+    place: String,
+    port: Option<u16>,
+) -> Fallible<String> {
     // The broker's place is JSON with a URL in it, the database's a URL or a path.
     let parsed = serde_json::from_str::<Map<String, Value>>(&place).ok();
     let url = match &parsed {
@@ -128,7 +133,7 @@ async fn proxied(proxies: &mut Vec<(&'static str, Proxy)>, name: &'static str, p
     };
     let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let Some((target, _)) = url.and_then(|url| rewritten(url, nowhere)) else { return Ok(place) };
-    let proxy = Proxy::start(target).await?;
+    let proxy = Proxy::start(target, port).await?;
     let through = url.and_then(|url| rewritten(url, proxy.address())).map(|(_, through)| through).unwrap_or_default();
     proxies.push((name, proxy));
     match parsed {

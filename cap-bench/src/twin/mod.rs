@@ -5,6 +5,7 @@
 //! called directly, without an engine.
 
 pub(crate) mod consume;
+pub(crate) mod kafka;
 pub(crate) mod latency;
 pub(crate) mod memory;
 pub(crate) mod postgres;

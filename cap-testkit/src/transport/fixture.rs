@@ -25,6 +25,12 @@ pub trait TransportFixture: Send + Sync + 'static {
     /// `orders-6721f`. It is used for groups and as the first word of topics, so it holds no dot, `*` or `#`.
     fn unique(&self, name: &str) -> String;
 
+    /// Whether the broker allows a topic of this name. One that it does not must be refused as `Invalid`. Default: all.
+    fn allows_topic(&self, name: &str) -> bool {
+        let _ = name;
+        true
+    }
+
     /// How long the transport may take to report the outcome of a message when the broker or the groups do not answer
     /// (`send/5`).
     fn confirm_limit(&self) -> Duration;

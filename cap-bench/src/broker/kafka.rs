@@ -1,0 +1,134 @@
+//! Kafka: a topic and groups of their own for each round, on the broker that `CAP_TEST_KAFKA_URL` names.
+
+use cap_core::transport::{Subscription, Transport as _};
+use cap_core::{Group, TopicPattern};
+use cap_transport_kafka::{Kafka, KafkaOptions};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Broker, Fallible, Names};
+use crate::crash::roles::GROUPS;
+use crate::twin::kafka::KafkaWire;
+
+/// Names the broker.
+const URL: &str = "CAP_TEST_KAFKA_URL";
+/// Names the listener for clients that come through a proxy, which is to stand on the port above it. It wants a user.
+const PROXIED_URL: &str = "CAP_TEST_KAFKA_PROXIED_URL";
+const USER: [(&str, &str); 4] = [
+    ("security.protocol", "sasl_plaintext"),
+    ("sasl.mechanism", "PLAIN"),
+    ("sasl.username", "cap"),
+    ("sasl.password", "not-to-be-shown-7f3a"),
+];
+/// So that several consumers share a group.
+const PARTITIONS: i32 = 4;
+
+/// One broker, with names of its own.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct KafkaBroker {
+    /// As a URL, so that a proxy can take its place.
+    url: String,
+    has_user: bool,
+    names: Names,
+}
+
+impl KafkaBroker {
+    fn address(&self) -> &str {
+        self.url.trim_start_matches("kafka://")
+    }
+
+    pub(crate) fn settings(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.address());
+        if self.has_user {
+            config.extend(USER.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
+        config
+    }
+
+    /// Subscribes as an engine does, which makes the topic and begins the group, and goes away again.
+    async fn declare(&self, group: &str) -> Fallible {
+        let transport = self.transport().await?;
+        transport.connect().await?;
+        let subscription = Subscription {
+            group: Group::try_from(group)?,
+            topics: vec![TopicPattern::try_from(self.names.topic.as_str())?],
+            prefetch: 1,
+        };
+        drop(transport.subscribe(subscription).await?);
+        Ok(transport.close().await?)
+    }
+}
+
+impl Broker for KafkaBroker {
+    type Transport = Kafka;
+    type Wire = KafkaWire;
+
+    async fn fresh() -> Fallible<Self> {
+        let address = std::env::var(URL).map_err(|_| format!("{URL} is not set: eval \"$(scripts/backends env)\""))?;
+        Ok(Self { url: format!("kafka://{address}"), has_user: false, names: Names::fresh() })
+    }
+
+    fn at(place: &str) -> Fallible<Self> {
+        Ok(serde_json::from_str(place)?)
+    }
+
+    fn place(&self) -> Option<String> {
+        let proxied = std::env::var(PROXIED_URL).ok();
+        let place = match proxied {
+            Some(address) => Self { url: format!("kafka://{address}"), has_user: true, names: self.names.clone() },
+            None => self.clone(),
+        };
+        serde_json::to_string(&place).ok()
+    }
+
+    fn proxy_port(&self) -> Option<u16> {
+        let listener = std::env::var(PROXIED_URL).ok()?;
+        let (_, port) = listener.rsplit_once(':')?;
+        port.parse::<u16>().ok()?.checked_add(1)
+    }
+
+    fn names(&self) -> &Names {
+        &self.names
+    }
+
+    async fn transport(&self) -> Fallible<Kafka> {
+        let options = KafkaOptions::new(self.address()).partitions(PARTITIONS);
+        let user: &[(&str, &str)] = if self.has_user { &USER } else { &[] };
+        let options = user.iter().fold(options, |options, (name, value)| options.set(*name, *value));
+        Ok(Kafka::with_options(options)?)
+    }
+
+    async fn wire(&self) -> Fallible<KafkaWire> {
+        KafkaWire::open(self.settings(), self.names.clone())
+    }
+
+    async fn prepare(&self) -> Fallible {
+        self.sink().await
+    }
+
+    async fn declare_groups(&self) -> Fallible {
+        for group in GROUPS {
+            self.declare(&self.names.queue_of(group)).await?;
+        }
+        Ok(())
+    }
+
+    async fn sink(&self) -> Fallible {
+        self.declare(&self.names.queue()).await
+    }
+
+    async fn discard(self) -> Fallible {
+        let admin: AdminClient<DefaultClientContext> = self.settings().create()?;
+        let options = AdminOptions::new();
+        admin.delete_topics(&[&self.names.topic], &options).await?;
+        // A group that was never used, or whose members have just left, stays: it is empty, and its name is nobody else's.
+        let groups: Vec<String> =
+            GROUPS.iter().map(|group| self.names.queue_of(group)).chain([self.names.queue()]).collect();
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        let _ = admin.delete_groups(&groups, &options).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,400 @@
+//! What a consumer holds: messages that wait to be handed out, those that are out, and how far each partition is.
+//!
+//! Partitions come and go while deliveries are out. A delivery is known by its partition and offset, not by the time when
+//! the partition was assigned, so that an acknowledgement still counts when the partition has gone and come back.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use cap_core::transport::{Delivery, DeliveryTag};
+
+use crate::progress::{Born, Progress, State};
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+}
+
+/// An offset that is to be committed, or to be fetched from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) place: Place,
+    pub(crate) offset: i64,
+    pub(crate) metadata: String,
+}
+
+/// How a partition begins.
+#[derive(Debug, Default)]
+pub(crate) struct Beginning {
+    /// The offset that the group has got to, if it is known.
+    pub(crate) start: Option<i64>,
+    /// What was stored with it.
+    pub(crate) metadata: String,
+    /// Everything before it may have been delivered to another member.
+    pub(crate) delivered_before: i64,
+    /// Whether the group wants the topic; what it does not want is passed over.
+    pub(crate) is_wanted: bool,
+}
+
+#[derive(Debug)]
+struct Partition {
+    progress: Progress,
+    delivered_before: i64,
+    is_wanted: bool,
+    /// What was last committed, or is on its way to be.
+    committed: Option<(i64, String)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    place: Place,
+    offset: i64,
+    born: Born,
+    delivery: Delivery,
+}
+
+#[derive(Debug)]
+struct Out {
+    place: Place,
+    offset: i64,
+    born: Born,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    prefetch: usize,
+    partitions: HashMap<Arc<str>, BTreeMap<i32, Partition>>,
+    ready: VecDeque<Waiting>,
+    /// What was handed out and neither acknowledged nor released, whoever has its partition now.
+    out: BTreeMap<u64, Out>,
+    last_tag: u64,
+    /// What was acknowledged when its partition was gone, for the case that it comes back; at most as many as the prefetch.
+    late: Vec<Out>,
+    /// Whether there may be something to commit.
+    is_dirty: bool,
+}
+
+impl Ledger {
+    pub(crate) fn new(prefetch: usize) -> Self {
+        let (partitions, ready, out) = (HashMap::new(), VecDeque::new(), BTreeMap::new());
+        Self { prefetch, partitions, ready, out, last_tag: 0, late: Vec::new(), is_dirty: false }
+    }
+
+    fn partition(&mut self, place: &Place) -> Option<&mut Partition> {
+        self.partitions.get_mut(&place.topic)?.get_mut(&place.partition)
+    }
+
+    /// A partition belongs to this consumer from now on.
+    pub(crate) fn assign(&mut self, place: Place, beginning: Beginning) {
+        let Beginning { start, metadata, delivered_before, is_wanted } = beginning;
+        let mut progress = Progress::begin(start, &metadata);
+        for late in self.late.extract_if(.., |late| late.place == place) {
+            progress.settle(late.offset, late.born);
+        }
+        let committed = start.map(|start| (start, metadata));
+        let partition = Partition { progress, delivered_before, is_wanted, committed };
+        self.partitions.entry(place.topic).or_default().insert(place.partition, partition);
+    }
+
+    /// Partitions will go: nothing more of them is handed out.
+    pub(crate) fn withhold(&mut self, places: &[Place]) {
+        self.ready.retain(|waiting| !places.contains(&waiting.place));
+        for place in places {
+            if let Some(partition) = self.partition(place) {
+                partition.progress.withhold();
+            }
+        }
+    }
+
+    /// Whether something of these partitions is still out.
+    pub(crate) fn is_out(&self, places: &[Place]) -> bool {
+        self.out.values().any(|out| places.contains(&out.place))
+    }
+
+    /// Partitions belong to this consumer no longer. What is out of them stays out.
+    pub(crate) fn revoke(&mut self, places: &[Place]) {
+        self.withhold(places);
+        for place in places {
+            if let Some(partitions) = self.partitions.get_mut(&place.topic) {
+                partitions.remove(&place.partition);
+                if partitions.is_empty() {
+                    self.partitions.remove(&place.topic);
+                }
+            }
+        }
+    }
+
+    /// How many more may be fetched.
+    pub(crate) fn room(&self) -> usize {
+        self.prefetch.saturating_sub(self.ready.len() + self.out.len())
+    }
+
+    /// A message has been fetched; `delivery` makes what is handed out, if it is to be. Whether it is.
+    pub(crate) fn arrive(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        (offset, born): (i64, Born),
+        delivery: impl FnOnce() -> Delivery,
+    ) -> bool {
+        let Some((topic, partitions)) = self.partitions.get_key_value(topic) else {
+            return false;
+        };
+        if !partitions.contains_key(&partition) {
+            return false;
+        }
+        let place = Place { topic: Arc::clone(topic), partition };
+        let Some(partition) = self.partition(&place) else {
+            return false;
+        };
+        let Some(is_first) = partition.progress.arrive(offset, born) else {
+            self.is_dirty = true;
+            return false;
+        };
+        if !partition.is_wanted {
+            partition.progress.settle(offset, born);
+            self.is_dirty = true;
+            return false;
+        }
+        let redelivered = !is_first || offset < partition.delivered_before;
+        let delivery = Delivery { redelivered, ..delivery() };
+        self.ready.push_back(Waiting { place, offset, born, delivery });
+        true
+    }
+
+    /// Hands out as many as wait, as the prefetch leaves room for, and as `max` allows.
+    pub(crate) fn take(&mut self, max: usize) -> Vec<Delivery> {
+        let count = self.ready.len().min(max).min(self.prefetch.saturating_sub(self.out.len()));
+        let mut taken = Vec::with_capacity(count);
+        for Waiting { place, offset, born, delivery } in self.ready.drain(..count).collect::<Vec<_>>() {
+            if let Some(partition) = self.partition(&place) {
+                partition.progress.hand_out(offset);
+            }
+            self.last_tag += 1;
+            taken.push(Delivery { tag: DeliveryTag(self.last_tag), ..delivery });
+            self.out.insert(self.last_tag, Out { place, offset, born });
+        }
+        taken
+    }
+
+    /// Those of the tags that are not out: the first, and how many.
+    pub(crate) fn unknown(&self, tags: &[DeliveryTag]) -> Option<(u64, usize)> {
+        let mut unknown = tags.iter().filter(|tag| !self.out.contains_key(&tag.0));
+        let first = unknown.next()?;
+        Some((first.0, 1 + unknown.count()))
+    }
+
+    /// Deliveries are done. What belongs to another member by now is delivered there; unless it comes back first, it is
+    /// not ours to settle.
+    pub(crate) fn ack(&mut self, tags: &[DeliveryTag]) {
+        for tag in tags {
+            let Some(Out { place, offset, born }) = self.out.remove(&tag.0) else {
+                continue;
+            };
+            let Some(partition) = self.partition(&place) else {
+                if self.late.len() < self.prefetch {
+                    self.late.push(Out { place, offset, born });
+                }
+                continue;
+            };
+            let state = partition.progress.settle(offset, born);
+            self.is_dirty = true;
+            if state == Some(State::Ready) {
+                self.ready.retain(|waiting| waiting.place != place || waiting.offset != offset);
+            }
+        }
+    }
+
+    /// Deliveries are given back. From where each partition must be fetched again.
+    pub(crate) fn release(&mut self, tags: &[DeliveryTag]) -> Vec<Position> {
+        let mut first: BTreeMap<Place, i64> = BTreeMap::new();
+        for tag in tags {
+            let Some(Out { place, offset, born }) = self.out.remove(&tag.0) else {
+                continue;
+            };
+            let released = self.partition(&place).is_some_and(|partition| partition.progress.release(offset, born));
+            if released {
+                let earliest = first.entry(place).or_insert(offset);
+                *earliest = (*earliest).min(offset);
+            }
+        }
+        let position = |(place, offset)| Position { place, offset, metadata: String::new() };
+        first.into_iter().map(position).collect()
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// What is to be committed, and counts as committed from now on.
+    pub(crate) fn commit(&mut self) -> Vec<Position> {
+        self.is_dirty = false;
+        let mut positions = Vec::new();
+        for (topic, partitions) in &mut self.partitions {
+            for (number, partition) in partitions {
+                let Some(position) = partition.progress.position() else {
+                    continue;
+                };
+                if partition.committed.as_ref() == Some(&position) {
+                    continue;
+                }
+                partition.committed = Some(position.clone());
+                let place = Place { topic: Arc::clone(topic), partition: *number };
+                positions.push(Position { place, offset: position.0, metadata: position.1 });
+            }
+        }
+        positions
+    }
+
+    /// Of these partitions only, which are about to go.
+    pub(crate) fn commit_of(&mut self, places: &[Place]) -> Vec<Position> {
+        let (mine, others) = self.commit().into_iter().partition(|position| places.contains(&position.place));
+        self.uncommit(others);
+        mine
+    }
+
+    /// What was to be committed was not.
+    pub(crate) fn uncommit(&mut self, positions: Vec<Position>) {
+        for position in positions {
+            if let Some(partition) = self.partition(&position.place) {
+                partition.committed = None;
+                self.is_dirty = true;
+            }
+        }
+    }
+
+    pub(crate) fn out(&self) -> usize {
+        self.out.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cap_core::Headers;
+
+    use super::*;
+
+    fn place(partition: i32) -> Place {
+        Place { topic: "orders".into(), partition }
+    }
+
+    fn ledger(prefetch: usize, partitions: &[i32]) -> Ledger {
+        let mut ledger = Ledger::new(prefetch);
+        for partition in partitions {
+            let begins = Beginning { start: Some(0), delivered_before: 2, is_wanted: true, ..Beginning::default() };
+            ledger.assign(place(*partition), begins);
+        }
+        ledger
+    }
+
+    fn arrive(ledger: &mut Ledger, partition: i32, offset: i64) -> bool {
+        ledger.arrive("orders", partition, (offset, Some(offset)), || Delivery {
+            tag: DeliveryTag(0),
+            topic: "orders".into(),
+            headers: Headers::new(),
+            body: bytes::Bytes::new(),
+            origin: Some(format!("{partition}/{offset}")),
+            redelivered: false,
+        })
+    }
+
+    fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
+        deliveries.iter().map(|delivery| delivery.tag).collect()
+    }
+
+    fn offsets(positions: &[Position]) -> Vec<(i32, i64)> {
+        positions.iter().map(|position| (position.place.partition, position.offset)).collect()
+    }
+
+    #[test]
+    fn no_more_than_the_prefetch_are_fetched_or_out() {
+        let mut ledger = ledger(3, &[0]);
+        for offset in 0..3 {
+            assert!(arrive(&mut ledger, 0, offset));
+        }
+        assert_eq!(ledger.room(), 0);
+        let taken = ledger.take(2);
+        assert_eq!((taken.len(), ledger.room(), ledger.out()), (2, 0, 2));
+        ledger.ack(&tags(&taken[..1]));
+        assert_eq!((ledger.room(), ledger.take(9).len()), (1, 1));
+    }
+
+    #[test]
+    fn what_may_have_been_delivered_before_is_marked() {
+        let mut ledger = ledger(9, &[0]);
+        (0..4).for_each(|offset| assert!(arrive(&mut ledger, 0, offset)));
+        let marked: Vec<bool> = ledger.take(9).iter().map(|delivery| delivery.redelivered).collect();
+        assert_eq!(marked, [true, true, false, false]);
+    }
+
+    #[test]
+    fn each_partition_is_committed_up_to_its_first_open_message_and_only_when_that_moves() {
+        let mut ledger = ledger(9, &[0, 1]);
+        (0..2).for_each(|offset| assert!(arrive(&mut ledger, 0, offset) && arrive(&mut ledger, 1, offset)));
+        let taken = ledger.take(9);
+        assert_eq!(ledger.commit(), []);
+        ledger.ack(&tags(&taken[..3]));
+        let committed = ledger.commit();
+        let mut found = offsets(&committed);
+        found.sort_unstable();
+        assert_eq!(found, [(0, 2), (1, 1)]);
+        assert!(!ledger.is_dirty() && ledger.commit().is_empty());
+        ledger.uncommit(committed);
+        assert!(ledger.is_dirty());
+        assert_eq!(ledger.commit().len(), 2);
+    }
+
+    #[test]
+    fn an_acknowledgement_for_a_partition_that_went_is_dropped_and_counts_if_it_came_back() {
+        let mut ledger = ledger(9, &[0]);
+        (0..3).for_each(|offset| assert!(arrive(&mut ledger, 0, offset)));
+        let taken = ledger.take(2);
+        assert!(ledger.is_out(&[place(0)]));
+        ledger.revoke(&[place(0)]);
+        assert_eq!(ledger.take(9).len(), 0, "what was ready went with its partition");
+        assert!(!arrive(&mut ledger, 0, 3), "a record of a partition that went");
+        ledger.ack(&tags(&taken[..1]));
+        assert!(ledger.commit().is_empty());
+
+        let begins = Beginning { start: Some(0), is_wanted: true, ..Beginning::default() };
+        ledger.assign(place(0), begins);
+        let came: Vec<bool> = (0..3).map(|offset| arrive(&mut ledger, 0, offset)).collect();
+        assert_eq!(came, [false, true, true], "the first was acknowledged before it came back");
+        ledger.ack(&tags(&taken[1..]));
+        let again: Vec<_> = ledger.take(9).into_iter().filter_map(|delivery| delivery.origin).collect();
+        assert_eq!(again, ["0/2"], "the second when it had");
+    }
+
+    #[test]
+    fn what_is_released_is_fetched_from_the_earliest_on() {
+        let mut ledger = ledger(9, &[0, 1]);
+        (0..4).for_each(|offset| assert!(arrive(&mut ledger, 0, offset)));
+        let taken = ledger.take(9);
+        assert_eq!(offsets(&ledger.release(&tags(&taken[1..3]))), [(0, 1)]);
+        let again: Vec<bool> = (1..4).map(|offset| arrive(&mut ledger, 0, offset)).collect();
+        assert_eq!(again, [true, true, false]);
+        assert!(ledger.take(9).iter().all(|delivery| delivery.redelivered));
+    }
+
+    #[test]
+    fn topics_that_are_not_wanted_are_passed_over() {
+        let mut ledger = Ledger::new(9);
+        ledger.assign(place(0), Beginning { start: Some(0), ..Beginning::default() });
+        assert!(!arrive(&mut ledger, 0, 0));
+        assert!(ledger.is_dirty());
+        assert_eq!(offsets(&ledger.commit()), [(0, 1)]);
+    }
+
+    #[test]
+    fn tags_that_are_not_out_are_told() {
+        let mut ledger = ledger(9, &[0]);
+        arrive(&mut ledger, 0, 0);
+        let tag = ledger.take(1)[0].tag;
+        assert_eq!(ledger.unknown(&[tag]), None);
+        assert_eq!(ledger.unknown(&[DeliveryTag(7), tag, DeliveryTag(8)]), Some((7, 2)));
+        ledger.ack(&[tag]);
+        assert_eq!(ledger.unknown(&[tag]), Some((tag.0, 1)));
+    }
+}

@@ -1,0 +1,294 @@
+//! What the options come to when they are checked: the settings of each kind of client.
+
+use std::time::Duration;
+
+use cap_core::{Error, Group, Result};
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+
+use crate::config::{CreateTopics, KafkaOptions};
+use crate::pattern::NEVER_CONSUMED;
+
+const SUBJECT: &str = "the Kafka options";
+
+/// What key and headers may take beside the largest body before a message counts as too large; the topic's own limit
+/// counts first.
+const HEADER_ROOM: usize = 256 * 1024;
+/// librdkafka's own limit of `message.max.bytes`.
+const MAX_MESSAGE: usize = 1_000_000_000;
+/// What a consumer may hold of records that were fetched and not yet asked for.
+const QUEUED_KIB: &str = "16384";
+
+/// Settings that the promises depend on, or that options of our own stand for.
+const OWNED: &[(&str, &str)] = &[
+    ("acks", "all replicas acknowledge, always"),
+    ("allow.auto.create.topics", "the option `create_topics` stands for it"),
+    ("auto.commit.enable", "offsets are committed when messages are acknowledged"),
+    ("auto.commit.interval.ms", "the option `commit_interval` stands for it"),
+    ("bootstrap.servers", "the option `brokers` stands for it"),
+    ("delivery.timeout.ms", "the option `confirm_timeout` stands for it"),
+    ("enable.auto.commit", "offsets are committed when messages are acknowledged"),
+    ("enable.auto.offset.store", "offsets are committed when messages are acknowledged"),
+    ("enable.idempotence", "it is on, always"),
+    ("enable.partition.eof", "it is off, always"),
+    ("group.id", "each group of the engine is a consumer group"),
+    ("group.protocol", "the classic protocol, as of .NET CAP, is used always"),
+    ("log.queue", "logs go to `tracing`, always"),
+    ("message.max.bytes", "the option `max_body` stands for it"),
+    ("message.timeout.ms", "the option `confirm_timeout` stands for it"),
+    ("metadata.broker.list", "the option `brokers` stands for it"),
+    ("partition.assignment.strategy", "it is `cooperative-sticky`, always"),
+    ("queue.buffering.max.messages", "the option `window` stands for it"),
+    ("request.required.acks", "all replicas acknowledge, always"),
+    ("topic.blacklist", "it keeps what patterns must not match out"),
+    ("topic.metadata.refresh.interval.ms", "the option `topic_refresh` stands for it"),
+    ("transactional.id", "transactions of Kafka are not used"),
+];
+
+/// Whether a setting's value must not be shown.
+pub(crate) fn is_secret(name: &str) -> bool {
+    let is_material = name.ends_with(".pem") && name != "ssl.ca.pem" && name != "ssl.certificate.pem";
+    is_material || ["password", "secret", "oauthbearer.config", "jaas"].iter().any(|part| name.contains(part))
+}
+
+impl KafkaOptions {
+    /// Checks everything and names all that is wrong.
+    pub(crate) fn check(self) -> Result<Settings> {
+        let mut faults = Vec::new();
+        let mut require = |holds: bool, fault: String| {
+            if !holds {
+                faults.push(fault);
+            }
+        };
+        let brokers: Vec<&str> = self.brokers.split(',').map(str::trim).collect();
+        for broker in &brokers {
+            require(is_address(broker), format!("brokers: {broker:.60?} is not written as host:port"));
+        }
+        let place = format!("kafka {}", brokers.join(","));
+        require(self.window >= 1, "window: it must be at least 1".into());
+        let fits = (1..=MAX_MESSAGE - HEADER_ROOM).contains(&self.max_body);
+        require(fits, format!("max_body: {} is not between 1 and {}", self.max_body, MAX_MESSAGE - HEADER_ROOM));
+        for (name, number) in [("partitions", self.partitions), ("replicas", self.replicas)] {
+            require(number.is_none_or(|number| number >= 1), format!("{name}: it must be at least 1"));
+        }
+        for (name, duration) in [
+            ("confirm_timeout", self.confirm_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("commit_interval", self.commit_interval),
+            ("topic_refresh", self.topic_refresh),
+        ] {
+            let sensible = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&duration);
+            require(sensible, format!("{name}: {duration:?} is not between 10ms and 1h"));
+        }
+        for name in self.settings.keys() {
+            if let Some((_, why)) = OWNED.iter().find(|(owned, _)| owned == name) {
+                require(false, format!("settings: `{name}` cannot be set: {why}"));
+            }
+        }
+        for (name, value) in &self.settings {
+            if let Err(fault) = check_setting(name, value) {
+                require(false, fault);
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Error::invalid(SUBJECT, faults.join("; ")));
+        }
+        Ok(Settings { place, options: self })
+    }
+}
+
+fn is_address(broker: &str) -> bool {
+    let address = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// What librdkafka says of one setting. Its words quote the value, which a secret's must not.
+fn check_setting(name: &str, value: &str) -> std::result::Result<(), String> {
+    let mut config = ClientConfig::new();
+    config.set(name, value);
+    match config.create_native_config() {
+        Ok(_) => Ok(()),
+        Err(_) if is_secret(name) => {
+            Err(format!("settings: `{name}` has no value that it can have, or does not exist"))
+        }
+        Err(KafkaError::ClientConfig(_, words, _, _)) => Err(format!("settings: `{name}`: {words}")),
+        Err(other) => Err(format!("settings: `{name}`: {other}")),
+    }
+}
+
+/// Options that were checked.
+pub(crate) struct Settings {
+    /// Kind and place, for people.
+    pub(crate) place: String,
+    options: KafkaOptions,
+}
+
+impl Settings {
+    /// What all clients have in common. What the user has set comes last, and wins.
+    fn client(&self, mut own: Vec<(&str, String)>) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.options.brokers);
+        config.set("client.id", "cap");
+        config.set("allow.auto.create.topics", "false");
+        // A broker that comes back is found within a second; librdkafka would wait for up to ten.
+        config.set("reconnect.backoff.max.ms", "1000");
+        let setup = self.connect_timeout().clamp(Duration::from_secs(1), Duration::from_secs(30));
+        config.set("socket.connection.setup.timeout.ms", setup.as_millis().to_string());
+        config.set("api.version.request.timeout.ms", setup.as_millis().to_string());
+        if self.uses_tls() && !self.options.settings.keys().any(|name| name.starts_with("ssl.ca.")) {
+            // An OpenSSL that was built with this crate does not know where the system's certificates are.
+            config.set("ssl.ca.location", "probe");
+        }
+        for (name, value) in own.drain(..) {
+            config.set(name, value);
+        }
+        for (name, value) in &self.options.settings {
+            config.set(name, value);
+        }
+        // Logs are filtered where they are given to `tracing`.
+        config.set_log_level(RDKafkaLogLevel::Info);
+        config
+    }
+
+    /// A client that sends: each message once, in order, and acknowledged by all replicas.
+    pub(crate) fn producer(&self) -> ClientConfig {
+        self.client(vec![
+            ("enable.idempotence", "true".into()),
+            ("acks", "all".into()),
+            ("message.timeout.ms", self.confirm_timeout().as_millis().to_string()),
+            ("message.max.bytes", (self.max_body() + HEADER_ROOM).max(1_000_000).to_string()),
+            ("queue.buffering.max.messages", (self.window() + 1).to_string()),
+            ("queue.buffering.max.kbytes", "262144".into()),
+            // What is sent together leaves together, and a single message hardly waits.
+            ("linger.ms", "1".into()),
+            // A topic that was deleted is told of soon; one that was just made is known by then.
+            ("topic.metadata.propagation.max.ms", "5000".into()),
+        ])
+    }
+
+    /// A client that sends each message in a request of its own.
+    pub(crate) fn lone_producer(&self) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("batch.num.messages", "1");
+        config
+    }
+
+    /// A client that makes topics.
+    pub(crate) fn admin(&self) -> ClientConfig {
+        self.client(Vec::new())
+    }
+
+    /// A member of a group.
+    pub(crate) fn consumer(&self, group: &Group) -> ClientConfig {
+        self.client(vec![
+            ("group.id", group.as_str().into()),
+            ("enable.auto.commit", "false".into()),
+            ("enable.auto.offset.store", "false".into()),
+            ("auto.offset.reset", "earliest".into()),
+            ("partition.assignment.strategy", "cooperative-sticky".into()),
+            // A member that is gone is noticed sooner than the node that it was on, and a rebalance within a second.
+            ("session.timeout.ms", "10000".into()),
+            ("heartbeat.interval.ms", "1000".into()),
+            ("topic.metadata.refresh.interval.ms", self.options.topic_refresh.as_millis().to_string()),
+            ("topic.blacklist", NEVER_CONSUMED.join(",")),
+            ("queued.max.messages.kbytes", QUEUED_KIB.into()),
+            // A consumer that has as many as it may hold goes on as soon as some are taken.
+            ("fetch.queue.backoff.ms", "20".into()),
+        ])
+    }
+
+    /// Whether the user wants a group to begin with what comes, and not with the oldest message.
+    pub(crate) fn begins_at_end(&self) -> bool {
+        let value = self.options.settings.get("auto.offset.reset").map_or("", String::as_str);
+        ["latest", "largest", "end"].contains(&value)
+    }
+
+    pub(crate) fn uses_tls(&self) -> bool {
+        let protocol = self.options.settings.get("security.protocol").map_or("", String::as_str);
+        protocol.to_ascii_lowercase().ends_with("ssl")
+    }
+
+    pub(crate) fn create_topics(&self) -> CreateTopics {
+        self.options.create_topics
+    }
+
+    /// For a topic that is made here; -1 is the broker's default.
+    pub(crate) fn partitions(&self) -> i32 {
+        self.options.partitions.unwrap_or(-1)
+    }
+
+    /// For a topic that is made here; -1 is the broker's default.
+    pub(crate) fn replicas(&self) -> i32 {
+        self.options.replicas.unwrap_or(-1)
+    }
+
+    pub(crate) fn window(&self) -> usize {
+        self.options.window
+    }
+
+    pub(crate) fn max_body(&self) -> usize {
+        self.options.max_body
+    }
+
+    pub(crate) fn confirm_timeout(&self) -> Duration {
+        self.options.confirm_timeout
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.options.connect_timeout
+    }
+
+    pub(crate) fn commit_interval(&self) -> Duration {
+        self.options.commit_interval
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(options: KafkaOptions) -> String {
+        let error = options.check().err().expect("a refusal");
+        assert_eq!(error.kind(), cap_core::ErrorKind::Invalid);
+        format!("{error} {error:?}")
+    }
+
+    #[test]
+    fn the_place_is_told() {
+        let place = |brokers: &str| KafkaOptions::new(brokers).check().unwrap().place;
+        assert_eq!(place("broker-1:9092"), "kafka broker-1:9092");
+        assert_eq!(place("a:1, b:2,[::1]:3"), "kafka a:1,b:2,[::1]:3");
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let options = KafkaOptions::new("broker").window(0).partitions(0).set("acks", "1").set("no.such", "x");
+        let error = refusal(options.connect_timeout(Duration::ZERO).set("linger.ms", "soon"));
+        for name in ["brokers", "window", "partitions", "connect_timeout", "`acks`", "no.such", "linger.ms"] {
+            assert!(error.contains(name), "{name} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn the_value_of_a_secret_is_never_quoted() {
+        let error = refusal(KafkaOptions::default().set("no.such.password", "s3cret"));
+        assert!(error.contains("no.such.password") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn the_users_settings_win_over_ours() {
+        let settings = KafkaOptions::default().set("linger.ms", "20").set("client.id", "x").check().unwrap();
+        assert_eq!(settings.producer().get("linger.ms"), Some("20"));
+        assert_eq!(settings.consumer(&"billing.v1".parse().unwrap()).get("client.id"), Some("x"));
+    }
+
+    #[test]
+    fn each_kind_of_client_is_one_that_librdkafka_knows() {
+        let settings = KafkaOptions::default().check().unwrap();
+        let group = "billing.v1".parse().unwrap();
+        for config in [settings.producer(), settings.lone_producer(), settings.admin(), settings.consumer(&group)] {
+            config.create_native_config().unwrap();
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod crash;
 mod database;
 mod report;
 mod twin;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ enum Command {
     Backlog(bench::Settings),
     /// What an idle node asks of its database.
     Idle(bench::Settings),
+    /// A short walk through all that a storage and a transport must do together, with their servers killed.
+    Walk,
     /// Kills, freezes and cuts everything, and checks that nothing is lost, invented or done twice.
     Crash(crash::run::Settings),
 }
@@ -128,6 +131,7 @@ async fn on<D: Database, B: Broker>(arguments: Arguments) -> Fallible<bool> {
             ("backlog", json!(settings), figures)
         }
         Command::Idle(settings) => ("idle", json!(settings), bench::idle::run::<D, B>(settings).await?.figures()),
+        Command::Walk => ("walk", json!(null), walk::run::<D, B>(&storage, &transport).await?),
         Command::Crash(settings) => {
             if let Some(role) = &settings.role {
                 crash::roles::run::<D, B>(serde_json::from_str(role)?).await?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cap_core::storage::{NewRecord, Storage};
 use cap_core::transport::{Confirm, Outgoing, Transport};
 use cap_core::{Due, Headers, Message, MessageId, Step, Table, Timestamp, Topic, Version, content, headers, lifecycle};
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ pub(crate) fn payload(number: i64, bytes: usize) -> String {
 }
 
 /// The message that publishing `payload` makes.
-fn message(names: &Names, payload: &str) -> Fallible<Message> {
+pub(crate) fn message(names: &Names, payload: &(impl Serialize + ?Sized)) -> Fallible<Message> {
     let id = MessageId::generate();
     let mut all = Headers::new();
     for (name, value) in [
@@ -42,7 +43,7 @@ pub(crate) async fn fill_outbox(storage: &impl Storage, names: &Names, number: u
     const BATCH: usize = 500;
     for first in (0..number).step_by(BATCH) {
         let record = |index: usize| -> Fallible<NewRecord> {
-            let message = message(names, &payload(index as i64, bytes))?;
+            let message = message(names, payload(index as i64, bytes).as_str())?;
             Ok(NewRecord {
                 content: content::wrap(&message, Timestamp::now()).into(),
                 message_id: message.id,
@@ -75,7 +76,7 @@ pub(crate) async fn fill_broker(transport: &impl Transport, names: &Names, numbe
                 }
                 drop(place);
             });
-            batch.push(Outgoing { message: message(names, &payload(index as i64, bytes))?, confirm });
+            batch.push(Outgoing { message: message(names, payload(index as i64, bytes).as_str())?, confirm });
         }
         transport.send(batch).await;
     }

@@ -60,13 +60,14 @@ impl Times {
 }
 
 /// What of a state a statement writes, as literals: those of the holes in `settle` and `requeue`.
-struct Literals([(&'static str, String); 6]);
+struct Literals([(&'static str, String); 7]);
 
 impl Literals {
     fn of(state: &State) -> Self {
         let Times { due_at, due_in, expires_in } = Times::of(state);
         Self([
             ("status", text(Some(state.status().as_str()))),
+            ("is_held", number(Some(i64::from(state.status() == Status::Queued)))),
             ("attempts", number(Some(attempts(state)))),
             ("due_at", number(due_at)),
             ("due_in", number(due_in)),

@@ -174,7 +174,7 @@ UPDATE {table}
 SET `Retries` = {attempts}, `Reason` = {reason},
     `DueAt` = COALESCE({epoch} + INTERVAL {due_at} MICROSECOND, {now} + INTERVAL {due_in} MICROSECOND),
     `ExpiresAt` = {now} + INTERVAL {expires_in} MICROSECOND,
-    `Owner` = IF({status} = 'Queued', `Owner`, NULL), `Claim` = IF({status} = 'Queued', `Claim`, NULL),
+    `Owner` = IF({is_held}, `Owner`, NULL), `Claim` = IF({is_held}, `Claim`, NULL),
     `StatusName` = {status}
 WHERE `Id` IN ({ids}) AND `Claim` = {token} AND `StatusName` = 'Queued'";
 
@@ -209,7 +209,6 @@ SELECT `Id` FROM {table} FORCE INDEX ({owner_index})
 WHERE `Owner` IN ({owners}) AND `StatusName` = 'Queued'
 ORDER BY `Id`";
 
-/// What a handler of a dead node still has locked is left for the next takeover.
 const LOCK_HELD_BY_DEAD: &str = "
 SELECT `Id` FROM {table}
 WHERE `Id` IN ({ids}) AND `Owner` IN ({owners}) AND `StatusName` = 'Queued'
@@ -506,7 +505,7 @@ mod tests {
     use super::*;
 
     /// Values that a script fills in.
-    const VALUES: [&str; 24] = [
+    const VALUES: [&str; 25] = [
         "{attempts}",
         "{after}",
         "{chore}",

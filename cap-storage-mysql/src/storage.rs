@@ -21,6 +21,10 @@ use crate::script::{Script, bytes, list, number, text};
 use crate::session::{self, Pools, Via, Work};
 use crate::sql::{LIST, Sql, Statement, TableSql};
 
+/// How long to wait before each look at what a dead node holds.
+const LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(4), Duration::from_millis(20)];
+
 /// A storage in a MySQL or MariaDB database. A handle: cheap to clone, and any number of handles on one database, in this
 /// process or in others, work together.
 ///
@@ -354,12 +358,32 @@ async fn take_from_dead(connection: &mut MySqlConnection, sql: &TableSql) -> Fal
     let held = Script::default().then(&sql.held_by_dead, &[("owners", &owners)]).run(connection).await?;
     let mut taken = 0;
     for ids in record::ids(&held)?.chunks(LIST) {
-        let ids = record::addresses(ids);
-        let script = Script::default().then(&sql.lock_held_by_dead, &[("owners", &owners), ("ids", &ids)]);
-        let ids = record::ids(&script.run(connection).await?)?;
-        if !ids.is_empty() {
-            let script = Script::default().then(&sql.take_over, &[("ids", &record::addresses(&ids))]);
+        taken += take(connection, sql, &owners, ids.to_vec()).await?;
+    }
+    Ok(taken)
+}
+
+/// Takes these records, but for what stays locked. A claim that passes by locks a record for a moment, and a handler for as
+/// long as it works: what it has is left for the next takeover, so that nobody waits for it here.
+async fn take(
+    connection: &mut MySqlConnection,
+    sql: &TableSql,
+    owners: &str,
+    mut records: Vec<RecordId>,
+) -> Fallible<u64> {
+    let mut taken = 0;
+    for pause in LOOKS {
+        tokio::time::sleep(pause).await;
+        let ids = record::addresses(&records);
+        let script = Script::default().then(&sql.lock_held_by_dead, &[("owners", owners), ("ids", &ids)]);
+        let locked = record::ids(&script.run(connection).await?)?;
+        if !locked.is_empty() {
+            let script = Script::default().then(&sql.take_over, &[("ids", &record::addresses(&locked))]);
             taken += script.run(connection).await?.iter().map(|answer| answer.affected).sum::<u64>();
+        }
+        records.retain(|record| !locked.contains(record));
+        if records.is_empty() {
+            break;
         }
     }
     Ok(taken)

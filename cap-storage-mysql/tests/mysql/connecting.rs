@@ -34,7 +34,7 @@ async fn why_there_is_no_connection_is_told_without_the_password() {
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.to_string().contains("not there, or the user has no right"), "{error}");
     assert!(error.to_string().contains("no_such_database"), "{error}");
-    let error = refused(&server().database("no_such_database").to_url_lossy().to_string()).await;
+    let error = refused(server().database("no_such_database").to_url_lossy().as_ref()).await;
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.to_string().contains("database is not there"), "{error}");
 

@@ -39,7 +39,7 @@ async fn publish(database: Arc<Database>, storage: MySqlStorage, number: usize) 
             0 => vec![message(&id), message(&format!("{id} b")), message(&id)],
             _ => vec![message(&id)],
         };
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             let inserted = storage.insert(Table::Outbox, records, None).await.unwrap();
             assert!(matches!(inserted[0], Inserted::Stored(_)));
             continue;

@@ -58,6 +58,7 @@ enum Command {
 enum Storage {
     Sqlite,
     Memory,
+    Mysql,
     Postgres,
 }
 
@@ -89,12 +90,14 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Fallible<bool> {
     use broker::{MemoryBroker, RabbitMqBroker};
-    use database::{Memory, Postgres, Sqlite};
+    use database::{Memory, MySql, Postgres, Sqlite};
     match (arguments.storage, arguments.transport) {
         (Storage::Sqlite, Transport::Memory) => on::<Sqlite, MemoryBroker>(arguments).await,
         (Storage::Sqlite, Transport::Rabbitmq) => on::<Sqlite, RabbitMqBroker>(arguments).await,
         (Storage::Memory, Transport::Memory) => on::<Memory, MemoryBroker>(arguments).await,
         (Storage::Memory, Transport::Rabbitmq) => on::<Memory, RabbitMqBroker>(arguments).await,
+        (Storage::Mysql, Transport::Memory) => on::<MySql, MemoryBroker>(arguments).await,
+        (Storage::Mysql, Transport::Rabbitmq) => on::<MySql, RabbitMqBroker>(arguments).await,
         (Storage::Postgres, Transport::Memory) => on::<Postgres, MemoryBroker>(arguments).await,
         (Storage::Postgres, Transport::Rabbitmq) => on::<Postgres, RabbitMqBroker>(arguments).await,
     }

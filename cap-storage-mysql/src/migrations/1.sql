@@ -158,12 +158,16 @@ WHERE `MessageId` IS NULL;
 -- separate rows there: the first gets the message's id.
 UPDATE {received} AS entry
 JOIN (
-    SELECT `Id`, message, ROW_NUMBER() OVER (PARTITION BY message, `Group` ORDER BY `Added`, `Id`) AS number
+    SELECT `Id`, message,
+           ROW_NUMBER() OVER (PARTITION BY CAST(message AS BINARY), `Group` ORDER BY `Added`, `Id`) AS number
     FROM (
-        SELECT `Id`, `Added`, `Group`, CAST(CASE
-            WHEN JSON_VALID(`Content`) = 1 AND JSON_TYPE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"')) = 'STRING'
-            THEN JSON_UNQUOTE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"'))
-        END AS BINARY) AS message
+        SELECT `Id`, `Added`, `Group`, CASE
+            WHEN JSON_VALID(`Content`) = 1
+            THEN CASE
+                WHEN JSON_TYPE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"')) = 'STRING'
+                THEN JSON_UNQUOTE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"'))
+            END
+        END AS message
         FROM {received}
     ) AS headers
     WHERE LENGTH(message) BETWEEN 1 AND 128 AND message NOT REGEXP '[[:cntrl:]]'

@@ -64,6 +64,9 @@ impl Drop for Server {
     }
 }
 
+/// How long something may take on a busy machine, so that the server is ended when it never happens.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 /// How far the two loops have come.
 #[derive(Default)]
 struct Progress {
@@ -74,20 +77,26 @@ struct Progress {
 }
 
 impl Progress {
-    /// Waits until both loops have worked again, and until something failed if that is to be expected.
+    /// Waits until both loops have worked again.
     async fn goes_on(&self) {
-        let before = (self.stored.load(Ordering::SeqCst), self.settled.load(Ordering::SeqCst));
-        while self.stored.load(Ordering::SeqCst) < before.0 + 20 || self.settled.load(Ordering::SeqCst) < before.1 + 20
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let count = || (self.stored.load(Ordering::SeqCst), self.settled.load(Ordering::SeqCst));
+        let before = count();
+        self.is(|| count().0 >= before.0 + 20 && count().1 >= before.1 + 20).await;
     }
 
+    /// Waits until something has failed twice.
     async fn fails(&self) {
         let before = self.failed.load(Ordering::SeqCst);
-        while self.failed.load(Ordering::SeqCst) < before + 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.is(|| self.failed.load(Ordering::SeqCst) >= before + 2).await;
+    }
+
+    async fn is(&self, there: impl Fn() -> bool) {
+        let waiting = async {
+            while !there() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("the loops do not come as far as they should");
     }
 
     fn note<T>(&self, outcome: cap_core::Result<T>) -> Option<T> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cap_core::storage::{Enlist, Inserted, Lane, Lease, Settled, Storage, Table, TransactAsync};
+use cap_core::storage::{Claim, Enlist, Inserted, Lane, Lease, Settled, Storage, Table, TransactAsync};
 use cap_core::{ErrorKind, Status};
 use cap_storage_mysql::MySqlStorage;
 use cap_storage_mysql::sqlx::{self, Connection, MySqlConnection, MySqlPool};
@@ -289,6 +289,37 @@ async fn a_takeover_waits_for_a_claim_under_way_and_takes_it_too() {
     somebody_waits(&database).await;
     run(&mut claim, "COMMIT").await;
     assert_eq!(takeover.await.unwrap().unwrap().inbox, 1);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_claim_waits_for_a_takeover_under_way_and_is_refused() {
+    let database = Database::create().await;
+    let storage = prepared(&database).await;
+    let dying = node(&storage).await;
+    storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
+    for inserts in [false, true] {
+        storage.join(dying, LEASE).await.unwrap();
+        let mut takeover = database.connection().await;
+        run(&mut takeover, format!("BEGIN; DELETE FROM `cap.nodes` WHERE Node = x'{}'", dying.0.simple())).await;
+        let mut claim = tokio::spawn({
+            let storage = storage.clone();
+            async move {
+                if inserts {
+                    let records = vec![crate::delivery("b")];
+                    return storage.insert(Table::Inbox, records, Some(Claim::by(dying))).await.map(|_| ());
+                }
+                storage.claim(request(dying, Lane::Outbox, 10)).await.map(|_| ())
+            }
+        });
+        tokio::select! {
+            () = somebody_waits(&database) => {}
+            answer = &mut claim => panic!("it did not wait: {answer:?}"),
+        }
+        run(&mut takeover, "COMMIT").await;
+        assert_eq!(claim.await.unwrap().unwrap_err().kind(), ErrorKind::LeaseLost);
+    }
+    assert!(ids(&storage, Table::Inbox).await.is_empty());
     database.drop().await;
 }
 

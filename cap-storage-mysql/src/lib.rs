@@ -54,6 +54,8 @@
 mod config;
 mod enlist;
 mod error;
+#[cfg(test)]
+mod plans;
 mod record;
 mod schema;
 mod script;

@@ -480,34 +480,38 @@ pub(crate) async fn requeue(
     records: &[RecordId],
     state: &State,
 ) -> Fallible<u64> {
-    change(connection, statement, records, &Literals::of(state).with(&[])).await
-}
-
-/// Deletes records; answers how many.
-pub(crate) async fn delete(
-    connection: &mut MySqlConnection,
-    statement: &Statement,
-    records: &[RecordId],
-) -> Fallible<u64> {
-    change(connection, statement, records, &[]).await
-}
-
-/// Runs a statement for some records after the other, in one transaction; answers how many it found.
-async fn change(
-    connection: &mut MySqlConnection,
-    statement: &Statement,
-    records: &[RecordId],
-    values: &[(&str, &str)],
-) -> Fallible<u64> {
     if records.is_empty() {
         return Ok(0);
     }
+    let literals = Literals::of(state);
     let mut script = Script::begin();
     for ids in ordered(records.iter().copied()).chunks(LIST) {
-        script = script.then(statement, &[values, &[("ids", addresses(ids).as_str())]].concat());
+        script = script.then(statement, &literals.with(&[("ids", &addresses(ids))]));
     }
-    let answers = script.commit().run(connection).await?;
-    Ok(answers.iter().map(|answer| answer.affected).sum())
+    Ok(affected(&script.commit().run(connection).await?))
+}
+
+/// Deletes records, in the transaction that `script` begins; answers how many.
+pub(crate) async fn delete(
+    connection: &mut MySqlConnection,
+    mut script: Script,
+    statement: &Statement,
+    records: Vec<RecordId>,
+) -> Fallible<u64> {
+    let mut deleted = 0;
+    for (place, id) in ordered(records.into_iter()).into_iter().enumerate() {
+        if place > 0 && place.is_multiple_of(LIST) {
+            deleted += affected(&std::mem::take(&mut script).run(connection).await?);
+        }
+        script = script.then(statement, &[("id", &id.to_string())]);
+    }
+    deleted += affected(&script.commit().run(connection).await?);
+    Ok(deleted)
+}
+
+/// How many rows were found by all statements together.
+pub(crate) fn affected(answers: &[Answer]) -> u64 {
+    answers.iter().map(|answer| answer.affected).sum()
 }
 
 /// In the order in which rows are locked, each once.

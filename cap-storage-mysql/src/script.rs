@@ -78,6 +78,11 @@ impl Script {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
     /// Runs it to its end; an answer for each statement.
     pub(crate) async fn run(self, connection: &mut MySqlConnection) -> Fallible<Vec<Answer>> {
         let mut results = sqlx::raw_sql(AssertSqlSafe(self.0)).fetch_many::<_, MySql>(connection);

@@ -295,7 +295,7 @@ impl Storage for MySqlStorage {
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
         let context = (&self.0.sql.table(table).delete, records);
         Box::pin(self.work(Attempt::on("delete records from", table), context, |connection, (statement, records)| {
-            Box::pin(record::delete(connection, statement, records))
+            Box::pin(record::delete(connection, Script::begin(), statement, records.clone()))
         }))
     }
 }
@@ -311,8 +311,7 @@ async fn release(connection: &mut MySqlConnection, sql: &Sql, table: Table, clai
     for ids in held.chunks(LIST) {
         script = script.then(&table.give_back, &[("node", &node), ("ids", &record::addresses(ids))]);
     }
-    let answers = script.commit().run(connection).await?;
-    Ok(answers.iter().map(|answer| answer.affected).sum())
+    Ok(record::affected(&script.commit().run(connection).await?))
 }
 
 async fn heartbeat(connection: &mut MySqlConnection, sql: &Sql, node: NodeId, lease: Duration) -> Fallible<Lease> {
@@ -379,7 +378,7 @@ async fn take(
         let locked = record::ids(&script.run(connection).await?)?;
         if !locked.is_empty() {
             let script = Script::default().then(&sql.take_over, &[("ids", &record::addresses(&locked))]);
-            taken += script.run(connection).await?.iter().map(|answer| answer.affected).sum::<u64>();
+            taken += record::affected(&script.run(connection).await?);
         }
         records.retain(|record| !locked.contains(record));
         if records.is_empty() {
@@ -425,12 +424,7 @@ async fn take_chore(
 
 async fn collect(connection: &mut MySqlConnection, sql: &TableSql, limit: usize) -> Fallible<u64> {
     let expired = Script::begin().then(&sql.expired, &[("limit", &record::limit(limit))]).run(connection).await?;
-    let mut script = Script::default();
-    for ids in record::ids(&expired)?.chunks(LIST) {
-        script = script.then(&sql.collect, &[("ids", &record::addresses(ids))]);
-    }
-    let answers = script.commit().run(connection).await?;
-    Ok(answers.iter().map(|answer| answer.affected).sum())
+    record::delete(connection, Script::default(), &sql.collect, record::ids(&expired)?).await
 }
 
 async fn counts(connection: &mut MySqlConnection, statement: &Statement, version: &Version) -> Fallible<Counts> {

@@ -163,31 +163,3 @@ async fn the_printed_schema_may_be_applied_twice_and_over_tables_in_use() {
     assert_eq!(crate::listed(&storage, Table::Outbox).await, before);
     database.drop().await;
 }
-
-#[tokio::test]
-async fn what_runs_often_follows_its_index_in_order() {
-    let database = Database::create().await;
-    let storage = database.storage();
-    storage.prepare().await.unwrap();
-    let mut connection = database.connection().await;
-    let due = [
-        ("published", "`Version` = 'v1' AND `DueAt` <= UTC_TIMESTAMP(6) ORDER BY `DueAt`, `Id`", "due"),
-        (
-            "received",
-            "`Version` = 'v1' AND `Group` = 'g' AND `DueAt` <= UTC_TIMESTAMP(6) ORDER BY `DueAt`, `Id`",
-            "due",
-        ),
-        ("published", "`ExpiresAt` <= UTC_TIMESTAMP(6) ORDER BY `ExpiresAt`", "expired"),
-    ];
-    for (table, condition, index) in due {
-        let explain = format!(
-            "EXPLAIN SELECT * FROM `cap.{table}` FORCE INDEX (`{table}_{index}`) WHERE {condition} LIMIT 5 FOR UPDATE"
-        );
-        let plan = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
-        assert_eq!(plan.len(), 1);
-        let extra: String = plan[0].get("Extra");
-        assert!(!extra.contains("filesort") && !extra.contains("temporary"), "{table}: {extra}");
-        assert_eq!(plan[0].get::<String, _>("key"), format!("{table}_{index}"));
-    }
-    database.drop().await;
-}

@@ -61,6 +61,7 @@ enum Command {
 enum Storage {
     Sqlite,
     Memory,
+    Mysql,
     Postgres,
 }
 
@@ -92,18 +93,20 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Fallible<bool> {
-    use broker::{KafkaBroker, MemoryBroker, RabbitMqBroker};
-    use database::{Memory, Postgres, Sqlite};
-    match (arguments.storage, arguments.transport) {
-        (Storage::Sqlite, Transport::Memory) => on::<Sqlite, MemoryBroker>(arguments).await,
-        (Storage::Sqlite, Transport::Rabbitmq) => on::<Sqlite, RabbitMqBroker>(arguments).await,
-        (Storage::Sqlite, Transport::Kafka) => on::<Sqlite, KafkaBroker>(arguments).await,
-        (Storage::Memory, Transport::Memory) => on::<Memory, MemoryBroker>(arguments).await,
-        (Storage::Memory, Transport::Rabbitmq) => on::<Memory, RabbitMqBroker>(arguments).await,
-        (Storage::Memory, Transport::Kafka) => on::<Memory, KafkaBroker>(arguments).await,
-        (Storage::Postgres, Transport::Memory) => on::<Postgres, MemoryBroker>(arguments).await,
-        (Storage::Postgres, Transport::Rabbitmq) => on::<Postgres, RabbitMqBroker>(arguments).await,
-        (Storage::Postgres, Transport::Kafka) => on::<Postgres, KafkaBroker>(arguments).await,
+    match arguments.storage {
+        Storage::Memory => with::<database::Memory>(arguments).await,
+        Storage::Mysql => with::<database::MySql>(arguments).await,
+        Storage::Postgres => with::<database::Postgres>(arguments).await,
+        Storage::Sqlite => with::<database::Sqlite>(arguments).await,
+    }
+}
+
+/// Runs on one storage.
+async fn with<D: Database>(arguments: Arguments) -> Fallible<bool> {
+    match arguments.transport {
+        Transport::Kafka => on::<D, broker::KafkaBroker>(arguments).await,
+        Transport::Memory => on::<D, broker::MemoryBroker>(arguments).await,
+        Transport::Rabbitmq => on::<D, broker::RabbitMqBroker>(arguments).await,
     }
 }
 

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `sqlite` (default) | [`sqlite::SqliteStorage`] |
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
+//! | `mysql` | `mysql::MySqlStorage`, also for MariaDB |
 //! | `postgres` | `postgres::PostgresStorage` |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` |
 //! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue |
@@ -79,6 +80,12 @@ pub mod sqlite {
 pub mod memory {
     pub use cap_storage_memory::*;
     pub use cap_transport_memory::*;
+}
+
+/// MySQL or MariaDB as storage.
+#[cfg(feature = "mysql")]
+pub mod mysql {
+    pub use cap_storage_mysql::*;
 }
 
 /// PostgreSQL as storage.

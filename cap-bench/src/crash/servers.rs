@@ -23,6 +23,8 @@ impl Servers {
     pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
         let script = PathBuf::from(std::env::var_os(SCRIPT)?);
         let known = [
+            ("mariadb", storage == "mysql"),
+            ("mongo", storage == "mongo"),
             ("postgres", storage == "postgres"),
             ("rabbitmq", transport == "rabbitmq"),
             ("kafka", transport == "kafka"),

@@ -25,7 +25,7 @@ fn server() -> Fallible<String> {
 }
 
 /// The same server, another database.
-fn with_database(url: &str, name: &str) -> Fallible<String> {
+pub(crate) fn with_database(url: &str, name: &str) -> Fallible<String> {
     let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
     let (authority, old) = rest.split_once('/').unwrap_or((rest, ""));
     let parameters = old.split_once('?').map_or(String::new(), |(_, parameters)| format!("?{parameters}"));

@@ -1,0 +1,146 @@
+//! MySQL or MariaDB: a database of its own for each round, on the server that `CAP_TEST_MYSQL_URL` names.
+
+use cap_core::storage::Storage as _;
+use cap_core::{Cap, Context, Json, Publish, Subscribe, Tx};
+use cap_storage_mysql::MySqlStorage;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, MySqlConnection, Row as _};
+
+use crate::backend::{Business, Client, Database, End, Fallible, unique};
+use crate::crash::recorder::Recorder;
+use crate::crash::roles::mishap;
+use crate::database::postgres::with_database;
+use crate::database::{BUSINESS, NOTE, now_micros};
+use crate::twin::mysql::MySqlHand;
+
+/// Names the server; its user must be allowed to create databases.
+pub(crate) const URL: &str = "CAP_TEST_MYSQL_URL";
+
+/// One database.
+#[derive(Clone)]
+pub(crate) struct MySql {
+    url: String,
+}
+
+fn server() -> Fallible<String> {
+    std::env::var(URL).map_err(|_| format!("{URL} is not set: eval \"$(scripts/backends env)\"").into())
+}
+
+pub(crate) async fn open(url: &str) -> Fallible<MySqlConnection> {
+    let options: sqlx::mysql::MySqlConnectOptions = url.parse()?;
+    Ok(options.disable_statement_logging().connect().await?)
+}
+
+impl MySql {
+    fn name(&self) -> &str {
+        let path = self.url.rsplit_once('/').map_or("", |(_, path)| path);
+        path.split('?').next().unwrap_or_default()
+    }
+}
+
+impl Database for MySql {
+    type Storage = MySqlStorage;
+    type Client = MySqlClient;
+    type Hand = MySqlHand;
+
+    async fn fresh() -> Fallible<Self> {
+        let name = format!("cap_bench_{}", unique());
+        let mut server_connection = open(&server()?).await?;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut server_connection).await?;
+        let database = Self { url: with_database(&server()?, &name)? };
+        let mut connection = open(&database.url).await?;
+        for table in BUSINESS {
+            sqlx::query(table).execute(&mut connection).await?;
+        }
+        database.storage().await?.prepare().await?;
+        Ok(database)
+    }
+
+    fn at(place: &str) -> Fallible<Self> {
+        Ok(Self { url: place.to_owned() })
+    }
+
+    fn place(&self) -> Option<String> {
+        Some(self.url.clone())
+    }
+
+    async fn storage(&self) -> Fallible<MySqlStorage> {
+        Ok(MySqlStorage::connect(&self.url).await?)
+    }
+
+    async fn client(&self) -> Fallible<MySqlClient> {
+        Ok(MySqlClient(open(&self.url).await?))
+    }
+
+    async fn hand(&self) -> Fallible<MySqlHand> {
+        Ok(MySqlHand(open(&self.url).await?))
+    }
+
+    async fn another(&self, _: &MySqlHand) -> Fallible<MySqlHand> {
+        self.hand().await
+    }
+
+    fn billing(&self, _: &MySqlStorage, topic: &str, recorder: Recorder) -> Subscribe {
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<MySqlStorage>| {
+            let recorder = recorder.clone();
+            async move {
+                recorder.handled("billing", number, context.attempt())?;
+                sqlx::query("INSERT INTO invoices (number, made_at) VALUES (?, ?)")
+                    .bind(number)
+                    .bind(now_micros())
+                    .execute(&mut **tx)
+                    .await?;
+                mishap()
+            }
+        })
+    }
+
+    async fn business(&self) -> Fallible<Business> {
+        let mut connection = open(&self.url).await?;
+        let mut tx = connection.begin().await?;
+        // At the level that is the server's default, both see the same moment.
+        let orders = sqlx::query("SELECT number FROM orders").fetch_all(&mut *tx).await?;
+        let invoices = sqlx::query("SELECT number, made_at FROM invoices").fetch_all(&mut *tx).await?;
+        Ok(Business {
+            orders: orders.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
+            invoices: invoices.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Fallible<_>>()?,
+        })
+    }
+
+    async fn transactions(&self) -> Fallible<Option<u64>> {
+        let mut connection = open(&server()?).await?;
+        // They are the whole server's, which is nobody else's while this runs.
+        let counted = sqlx::raw_sql("SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_commit', 'Com_rollback')");
+        let mut transactions = 0;
+        for row in counted.fetch_all(&mut connection).await? {
+            transactions += row.try_get::<String, _>(1)?.parse::<u64>()?;
+        }
+        Ok(Some(transactions))
+    }
+
+    async fn discard(self) -> Fallible {
+        let mut connection = open(&server()?).await?;
+        let drop = format!("DROP DATABASE IF EXISTS {}", self.name());
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await?;
+        Ok(())
+    }
+}
+
+/// An application's connection.
+pub(crate) struct MySqlClient(MySqlConnection);
+
+impl Client<MySqlStorage> for MySqlClient {
+    async fn place(&mut self, cap: &Cap<MySqlStorage>, number: i64, message: Publish, end: End) -> Fallible {
+        let mut tx = self.0.begin().await?;
+        sqlx::query("INSERT INTO orders (number, note) VALUES (?, ?)")
+            .bind(number)
+            .bind(NOTE)
+            .execute(&mut *tx)
+            .await?;
+        cap.publish_many_in(&mut tx, [message]).await?;
+        match end {
+            End::Commit => tx.commit().await?,
+            End::RollBack => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}

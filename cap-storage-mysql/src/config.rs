@@ -1,0 +1,253 @@
+//! Options: where the database is and how it is used.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use cap_core::{Error, Result};
+use serde::Deserialize;
+use sqlx::ConnectOptions;
+use sqlx::mysql::MySqlConnectOptions;
+
+/// The longest prefix, in characters: the name of a table has 64 at most, and ours end with `.published`.
+const MAX_PREFIX: usize = 54;
+
+/// The longest time limit.
+const MAX_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How a [`MySqlStorage`](crate::MySqlStorage) uses its database. Also read from a config file, with durations
+/// written as `5s`. Its debug output does not show the URL, which may hold a password.
+///
+/// ```
+/// use std::time::Duration;
+/// use cap_storage_mysql::MySqlOptions;
+///
+/// let options = MySqlOptions::new("mysql://orders:secret@db.example.com/orders")
+///     .prefix("bus")
+///     .pool_size(20)
+///     .connect_timeout(Duration::from_secs(3));
+/// assert!(!format!("{options:?}").contains("secret"));
+/// ```
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MySqlOptions {
+    pub(crate) url: String,
+    pub(crate) prefix: String,
+    pub(crate) migrate: bool,
+    #[serde(with = "humantime_serde")]
+    pub(crate) connect_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(crate) statement_timeout: Duration,
+    pub(crate) pool_size: u32,
+}
+
+impl Default for MySqlOptions {
+    /// No URL, for use with a pool that is there already.
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            prefix: "cap".to_owned(),
+            migrate: true,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+            pool_size: 10,
+        }
+    }
+}
+
+impl MySqlOptions {
+    /// The defaults for the database at `url`: `mysql://user:password@host:3306/database`, with the driver's parameters
+    /// (`?ssl-mode=VERIFY_IDENTITY&ssl-ca=/etc/ca.pem`).
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), ..Self::default() }
+    }
+
+    /// What the table names begin with; `cap` by default, for `` `cap.published` ``, `` `cap.received` ``,
+    /// `` `cap.nodes` ``, `` `cap.chores` `` and `` `cap.schema` `` in the database of the URL: each is one name with a dot
+    /// in it. Engines with different prefixes share nothing but the database; let them differ in more than upper and
+    /// lower case.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Whether [`prepare`](cap_core::Storage::prepare) creates and upgrades the tables; `true` by default. With `false`
+    /// it only checks them, and somebody runs what [`print_schema`](Self::print_schema) answers beforehand.
+    #[must_use]
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// How long to wait for a connection, a new one or a free one of the pool, before the answer is `Unavailable`;
+    /// 10 s by default, at most a day. A pool of yours keeps its own limit.
+    #[must_use]
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// How long one call may take before it is given up and answered with `Unavailable`; 30 s by default, at most a
+    /// day. It does not count for migrations, and not for what a handler does in its own transaction.
+    #[must_use]
+    pub fn statement_timeout(mut self, statement_timeout: Duration) -> Self {
+        self.statement_timeout = statement_timeout;
+        self
+    }
+
+    /// The greatest number of connections of the storage's own pool; 10 by default. Every transactional handler at
+    /// work needs one. Up to two more are used beside the pool, for leases, so that a busy pool never costs a node its
+    /// life.
+    #[must_use]
+    pub fn pool_size(mut self, pool_size: u32) -> Self {
+        self.pool_size = pool_size;
+        self
+    }
+
+    /// The SQL that makes the tables from nothing, or from those of .NET CAP, for those who apply it themselves (with the
+    /// `mysql` or `mariadb` client, for instance) and set [`migrate`](Self::migrate) to `false`. Tables of an older version
+    /// need what comes after it: each begins with a comment, `-- Version 2`.
+    ///
+    /// # Errors
+    /// `Invalid` when the prefix cannot be part of a table's name.
+    pub fn print_schema(&self) -> Result<String> {
+        check_prefix(&self.prefix)?;
+        Ok(crate::schema::print(&self.prefix))
+    }
+
+    /// What the driver connects with.
+    pub(crate) fn connect_options(&self) -> Result<MySqlConnectOptions> {
+        // The URL itself is left out: it may hold a password.
+        let refuse = |reason: String| Err(Error::invalid("the mysql URL", reason));
+        if self.url.is_empty() {
+            return refuse("it is empty; write mysql://user:password@host:3306/database".into());
+        }
+        if !["mysql://", "mariadb://"].iter().any(|scheme| self.url.starts_with(scheme)) {
+            return refuse("it does not begin with mysql:// or mariadb://".into());
+        }
+        match MySqlConnectOptions::from_str(&self.url) {
+            Ok(options) if options.get_database().is_none() => {
+                refuse("it names no database; write mysql://user:password@host:3306/database".into())
+            }
+            Ok(options) => Ok(options.disable_statement_logging()),
+            Err(sqlx::Error::Configuration(error)) => refuse(error.to_string()),
+            Err(error) => refuse(error.to_string()),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_prefix(&self.prefix)?;
+        for (name, limit) in [("connect", self.connect_timeout), ("statement", self.statement_timeout)] {
+            if limit > MAX_LIMIT {
+                return Err(Error::invalid(format!("{name} timeout {limit:?}"), "it is longer than a day"));
+            }
+            if limit < Duration::from_millis(1) {
+                return Err(Error::invalid(format!("{name} timeout {limit:?}"), "it is shorter than a millisecond"));
+            }
+        }
+        if self.pool_size == 0 {
+            return Err(Error::invalid("pool size 0", "the pool would have no connection"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for MySqlOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MySqlOptions")
+            .field("prefix", &self.prefix)
+            .field("migrate", &self.migrate)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("statement_timeout", &self.statement_timeout)
+            .field("pool_size", &self.pool_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Prefixes that pass are quoted in every statement, as part of a name, and in the migrations as text.
+fn check_prefix(prefix: &str) -> Result<()> {
+    let refuse = |reason: String| Err(Error::invalid(format!("mysql prefix {prefix:.80?}"), reason));
+    if prefix.is_empty() {
+        return refuse("it is empty: the tables would be named after nothing".into());
+    }
+    let length = prefix.chars().count();
+    if length > MAX_PREFIX {
+        return refuse(format!("it has {length} characters, the limit is {MAX_PREFIX}"));
+    }
+    let is_bad = |c: &char| c.is_control() || u32::from(*c) > 0xFFFF || "\"'`\\{}".contains(*c);
+    if let Some(bad) = prefix.chars().find(is_bad) {
+        return refuse(format!("it holds {bad:?}, which has no place in the name of a table"));
+    }
+    if prefix.trim() != prefix {
+        return refuse("it begins or ends with white space".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use cap_core::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn options_come_from_a_config_file_with_durations_for_people() {
+        let read = |text| serde_json::from_str::<MySqlOptions>(text);
+        assert_eq!(read(r#"{"url":"mysql://db/o"}"#).unwrap(), MySqlOptions::new("mysql://db/o"));
+        let all = r#"{"url":"mysql://db/o","prefix":"bus","migrate":false,"connect_timeout":"250ms",
+                      "statement_timeout":"1m","pool_size":3}"#;
+        let expected = MySqlOptions::new("mysql://db/o")
+            .prefix("bus")
+            .migrate(false)
+            .connect_timeout(Duration::from_millis(250))
+            .statement_timeout(Duration::from_secs(60))
+            .pool_size(3);
+        assert_eq!(read(all).unwrap(), expected);
+        assert!(read(r#"{"url":"mysql://db/o","prefx":"bus"}"#).is_err(), "a misspelt option was accepted");
+    }
+
+    #[test]
+    fn a_wrong_url_is_refused_without_being_shown() {
+        for (url, reason) in [
+            ("", "empty"),
+            ("postgres://u:hunter2@db/o", "mysql://"),
+            ("db:3306", "mysql://"),
+            ("mysql://u:hunter2@db:port/o", "port"),
+            ("mysql://u:hunter2@db", "names no database"),
+            ("mysql://u:hunter2@db/", "names no database"),
+            ("mysql://u:hunter2@db/o?ssl-mode=never", "never"),
+        ] {
+            let error = MySqlOptions::new(url).connect_options().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{url:?}");
+            assert!(error.to_string().contains(reason), "{error}");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+        MySqlOptions::new("mariadb://u:p@db/o").connect_options().unwrap();
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_refused() {
+        for bad in [
+            MySqlOptions::default().pool_size(0),
+            MySqlOptions::default().connect_timeout(Duration::MAX),
+            MySqlOptions::default().statement_timeout(Duration::ZERO),
+        ] {
+            assert_eq!(bad.check().unwrap_err().kind(), ErrorKind::Invalid, "{bad:?}");
+        }
+        MySqlOptions::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_prefix_that_cannot_be_part_of_a_table_name_is_refused() {
+        let long = "ü".repeat(55);
+        for bad in ["", "a\"b", "a'b", "a`b", "a\nb", "a\0", " a", "a ", "{now}", "a\\", "🦀", &long] {
+            let error = MySqlOptions::default().prefix(bad).check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{bad:?}");
+            assert!(error.to_string().contains("prefix"), "{error}");
+        }
+        for good in ["cap", "My Bus", "bestellung-ä", "x; DROP TABLE y; --", "a.b", "?", &long[2..]] {
+            MySqlOptions::default().prefix(good).check().unwrap();
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What the errors of MySQL and MariaDB mean to the caller.
+
+use std::io;
+
+use cap_core::storage::Table;
+use cap_core::{Error, ErrorKind};
+use sqlx::mysql::MySqlDatabaseError;
+
+/// What was tried, kept cheap: it becomes text only when it fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// A verb with its preposition: `claim from`.
+    pub(crate) operation: &'static str,
+    /// The table it was done to, if it was one.
+    pub(crate) table: Option<Table>,
+}
+
+impl Attempt {
+    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
+        Self { operation, table: Some(table) }
+    }
+
+    pub(crate) const fn on_database(operation: &'static str) -> Self {
+        Self { operation, table: None }
+    }
+
+    /// The subject of its errors: `the outbox of mysql db.example.com:3306/orders`.
+    pub(crate) fn subject(self, place: &str) -> String {
+        match self.table {
+            Some(table) => format!("the {table} of {place}"),
+            None => place.to_owned(),
+        }
+    }
+
+    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
+        Error::new(kind, self.operation, self.subject(place), reason)
+    }
+
+    pub(crate) fn failed_with(self, place: &str, error: sqlx::Error) -> Error {
+        let kind = kind_of(&error);
+        let reason = match advice(&error) {
+            Some(advice) => format!("{}: {advice}", text_of(&error)),
+            None => text_of(&error),
+        };
+        self.failed(kind, place, reason).because(error)
+    }
+}
+
+/// Why an operation failed, before it is known where it ran.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The driver's own error.
+    Sqlx(sqlx::Error),
+    /// What kind of failure it is, and why, in our words.
+    Said(ErrorKind, String),
+}
+
+impl Fault {
+    pub(crate) fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
+        Self::Said(kind, reason.into())
+    }
+
+    pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
+        match self {
+            Self::Sqlx(error) => attempt.failed_with(place, error),
+            Self::Said(kind, reason) => attempt.failed(kind, place, reason),
+        }
+    }
+
+    /// The server's number for it, if the server itself refused.
+    pub(crate) fn number(&self) -> Option<u16> {
+        match self {
+            Self::Sqlx(error) => number(error),
+            Self::Said(..) => None,
+        }
+    }
+
+    /// Whether the connection is gone, or of no more use.
+    pub(crate) fn is_lost_connection(&self) -> bool {
+        matches!(self, Self::Sqlx(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)))
+            || self.number().is_some_and(|number| SHUTDOWN.contains(&number))
+    }
+
+    /// Whether the database took it back, or would not begin it, for the sake of another transaction: doing it again is
+    /// right.
+    pub(crate) fn is_victim(&self) -> bool {
+        self.number().is_some_and(|number| VICTIM.contains(&number))
+    }
+
+    /// Whether a record of this message is there already.
+    pub(crate) fn is_duplicate_message(&self) -> bool {
+        let Self::Sqlx(error) = self else { return false };
+        // MySQL names the table before the key. The value that comes before both is anybody's.
+        self.number() == Some(DUPLICATE) && text_of(error).ends_with("published_message'")
+    }
+
+    /// Whether a savepoint was not there: nothing was open that could have one, or its transaction has ended.
+    pub(crate) fn is_outside_of_transaction(&self) -> bool {
+        self.number() == Some(NO_SAVEPOINT)
+    }
+
+    /// Whether the tables, or a column or index of theirs, are not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.number().is_some_and(|number| MISSING.contains(&number))
+    }
+}
+
+impl From<sqlx::Error> for Fault {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sqlx(error)
+    }
+}
+
+/// The outcome of an operation.
+pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+const DUPLICATE: u16 = 1062;
+const DEADLOCK: u16 = 1213;
+const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// MariaDB, where `innodb_snapshot_isolation` is on.
+const CHANGED_SINCE_READ: u16 = 1020;
+/// A session left a transaction open when it came back to the pool: it is rolled back, and all is well.
+const STILL_IN_TRANSACTION: u16 = 1568;
+const NO_SAVEPOINT: u16 = 1305;
+const VICTIM: [u16; 4] = [DEADLOCK, LOCK_WAIT_TIMEOUT, CHANGED_SINCE_READ, STILL_IN_TRANSACTION];
+/// The server ends the session: it stops, was told to kill it, or has waited too long for it.
+const SHUTDOWN: [u16; 4] = [1053, 1152, 1927, 4031];
+/// A table, a column, or an index that a statement wants to be used.
+const MISSING: [u16; 3] = [1146, 1054, 1176];
+/// No connection or no memory is left, the disk or the table is full, the server or its cluster takes no writes now,
+/// the network failed, or a statement was interrupted or took too long.
+const BUSY: [u16; 22] = [
+    1021, 1037, 1038, 1040, 1041, 1047, 1114, 1135, 1158, 1159, 1160, 1161, 1180, 1203, 1226, 1290, 1317, 1836, 1969,
+    3024, 3100, 3101,
+];
+/// A broken table or index.
+const BROKEN: [u16; 4] = [1034, 1194, 1195, 1712];
+/// The host may not connect, no database was named, the packet is too large, or the binary log is of statements.
+const REFUSED: [u16; 5] = [1046, 1129, 1130, 1153, 1665];
+
+/// The number of the error, if the server itself refused.
+pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
+    let error = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
+    Some(error.number())
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?.code()
+}
+
+/// The server's message without the driver's preamble.
+fn text_of(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn kind_of(error: &sqlx::Error) -> ErrorKind {
+    use sqlx::Error;
+    match error {
+        Error::Database(_) => number(error)
+            .map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default())),
+        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => ErrorKind::Unavailable,
+        // The connection is out of step; another one will do.
+        Error::Protocol(_) => ErrorKind::Unavailable,
+        Error::PoolClosed => ErrorKind::Stopped,
+        Error::Configuration(_) | Error::InvalidArgument(_) => ErrorKind::Invalid,
+        Error::Tls(_) | Error::Encode(_) => ErrorKind::Rejected,
+        Error::Decode(_) | Error::ColumnDecode { .. } => ErrorKind::Corrupt,
+        _ => ErrorKind::Internal,
+    }
+}
+
+/// MySQL has few SQLSTATEs, so most is told by the number.
+fn kind_of_number(number: u16, sqlstate: &str) -> ErrorKind {
+    match number {
+        number if MISSING.contains(&number) => ErrorKind::Schema,
+        number if [&VICTIM[..], &SHUTDOWN, &BUSY].iter().any(|known| known.contains(&number)) => ErrorKind::Unavailable,
+        number if BROKEN.contains(&number) => ErrorKind::Corrupt,
+        number if REFUSED.contains(&number) => ErrorKind::Rejected,
+        _ => match sqlstate.get(..2).unwrap_or_default() {
+            // Connection, victim of a conflict.
+            "08" | "40" => ErrorKind::Unavailable,
+            // Data, constraint, transaction state, authorization, catalog, access rule, not supported.
+            "21" | "22" | "23" | "25" | "28" | "3D" | "42" | "0A" => ErrorKind::Rejected,
+            _ => ErrorKind::Internal,
+        },
+    }
+}
+
+fn advice(error: &sqlx::Error) -> Option<&'static str> {
+    let advice = match error {
+        sqlx::Error::Io(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => "nothing listens there: is the server up, are host and port right?",
+            io::ErrorKind::NotFound => "there is no such host or socket: is the host right?",
+            _ if error.to_string().contains("lookup address") => "the host's name is unknown: is it spelt right?",
+            _ => "the connection was lost or could not be made",
+        },
+        sqlx::Error::Tls(_) => "is TLS set up on the server? See `ssl-mode` and `ssl-ca` of the URL",
+        sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => {
+            "this account's password goes over TLS only: remove `ssl-mode=disabled` from the URL, or set TLS up on the \
+             server"
+        }
+        sqlx::Error::PoolTimedOut => "all connections stayed busy, or none could be opened",
+        _ => return number(error).and_then(advice_on_number),
+    };
+    Some(advice)
+}
+
+fn advice_on_number(number: u16) -> Option<&'static str> {
+    let advice = match number {
+        1045 => "the user or the password is wrong, or the user may not connect from here",
+        1130 | 1129 => "the server does not let this host in",
+        1049 => "the database is not there: create it, or name another",
+        1044 => {
+            "the database is not there, or the user has no right to it: is its name right? See the README on rights"
+        }
+        1046 => "name a database in the URL",
+        1142 | 1143 | 1227 | 1370 => "the user lacks the right: have it granted, see the README on rights",
+        1040 | 1203 | 1226 => "too many connections: make the pools smaller or the server's `max_connections` greater",
+        1021 | 1114 => "make room on the server's disk; until then nothing can be stored",
+        1290 | 1836 => "the server takes no writes: is it a replica?",
+        1153 => "the message is larger than the server takes: make its `max_allowed_packet` greater",
+        1665 => "set the server's `binlog_format` to ROW or MIXED",
+        DEADLOCK | CHANGED_SINCE_READ => {
+            "the server has rolled the whole transaction back for the sake of another one: begin it again"
+        }
+        LOCK_WAIT_TIMEOUT => {
+            "another transaction keeps a lock for too long; what the statement did is taken back, and the transaction \
+             is still open, unless the server runs with `innodb_rollback_on_timeout`: roll it back and begin it again"
+        }
+        number if MISSING.contains(&number) => {
+            "the tables are missing or of another schema: call `prepare`, or apply the printed schema"
+        }
+        _ => return None,
+    };
+    Some(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_the_server_says_what_the_caller_can_do() {
+        for (numbers, kind) in [
+            (
+                &[(1213, "40001"), (1205, "HY000"), (1040, "08004"), (1053, "08S01"), (1290, "HY000")][..],
+                ErrorKind::Unavailable,
+            ),
+            (
+                &[(1045, "28000"), (1049, "42000"), (1044, "42000"), (1062, "23000"), (1406, "22001")],
+                ErrorKind::Rejected,
+            ),
+            (&[(1142, "42000"), (1153, "08S01"), (1665, "HY000"), (1130, "HY000")], ErrorKind::Rejected),
+            (&[(1146, "42S02"), (1054, "42S22"), (1176, "42000")], ErrorKind::Schema),
+            (&[(1712, "HY000")], ErrorKind::Corrupt),
+            (&[(1105, "HY000"), (0, ""), (65535, "?")], ErrorKind::Internal),
+        ] {
+            for (number, sqlstate) in numbers {
+                assert_eq!(kind_of_number(*number, sqlstate), kind, "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_may_work_later_and_a_closed_pool_may_not() {
+        let reset = sqlx::Error::Io(io::Error::from(io::ErrorKind::ConnectionReset));
+        let error = Attempt::on("claim from", Table::Outbox).failed_with("mysql db:3306/shop", reset);
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().starts_with("cannot claim from the outbox of mysql db:3306/shop: "), "{error}");
+        assert_eq!(kind_of(&sqlx::Error::PoolClosed), ErrorKind::Stopped);
+        assert_eq!(kind_of(&sqlx::Error::PoolTimedOut), ErrorKind::Unavailable);
+    }
+}

@@ -1,0 +1,107 @@
+//! A database of its own for each test, on the server that `CAP_TEST_MYSQL_URL` names.
+
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use cap_storage_mysql::sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use cap_storage_mysql::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, MySqlConnection, MySqlPool};
+use cap_storage_mysql::{MySqlOptions, MySqlStorage};
+
+/// The URL of the server, for a user who may create databases and users.
+///
+/// # Panics
+/// When there is none: these tests are never skipped.
+pub(crate) fn server_url() -> String {
+    std::env::var("CAP_TEST_MYSQL_URL").unwrap_or_else(|_| {
+        panic!(
+            "CAP_TEST_MYSQL_URL is not set. Start a server and set it: \
+             `scripts/backends up mariadb`, then `eval \"$(scripts/backends env)\"`. \
+             Or set it to a server of yours, for a user who may create databases and users: \
+             mysql://user:password@localhost:3306/mysql"
+        )
+    })
+}
+
+pub(crate) fn server() -> MySqlConnectOptions {
+    MySqlConnectOptions::from_str(&server_url()).unwrap().disable_statement_logging()
+}
+
+/// Runs SQL of a test's own.
+pub(crate) async fn run(connection: &mut MySqlConnection, sql: impl Into<String>) {
+    let sql = sql.into();
+    sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+        .execute(connection)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+pub(crate) async fn on_server(sql: String) {
+    let mut connection = MySqlConnection::connect_with(&server())
+        .await
+        .unwrap_or_else(|error| panic!("the server of CAP_TEST_MYSQL_URL cannot be reached ({error}): is it up?"));
+    run(&mut connection, sql).await;
+    connection.close().await.unwrap();
+}
+
+/// The password of the user who owns a test's database. It must show nowhere.
+pub(crate) const PASSWORD: &str = "swordfish-and-mustard";
+
+/// An empty database, and a user of the same name who owns it.
+pub(crate) struct Database {
+    pub(crate) name: String,
+}
+
+impl Database {
+    pub(crate) async fn create() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // MySQL's users have names of at most 32 characters.
+        let name = format!("cap_{}_{started}_{number}", std::process::id());
+        on_server(format!(
+            "CREATE USER {name} IDENTIFIED BY '{PASSWORD}'; CREATE DATABASE {name}; GRANT ALL ON {name}.* TO {name}"
+        ))
+        .await;
+        Self { name }
+    }
+
+    /// How its owner connects to it.
+    pub(crate) fn options(&self) -> MySqlConnectOptions {
+        server().database(&self.name).username(&self.name).password(PASSWORD)
+    }
+
+    /// The URL with which its owner connects to it.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
+    pub(crate) fn url(&self) -> String {
+        let server = server();
+        format!("mysql://{}:{PASSWORD}@{}:{}/{}", self.name, server.get_host(), server.get_port(), self.name)
+    }
+
+    /// A handle with a small pool of its own.
+    pub(crate) fn storage(&self) -> MySqlStorage {
+        self.storage_with(MySqlOptions::default())
+    }
+
+    pub(crate) fn storage_with(&self, options: MySqlOptions) -> MySqlStorage {
+        MySqlStorage::with_pool(self.pool(2), options).unwrap()
+    }
+
+    pub(crate) fn pool(&self, size: u32) -> MySqlPool {
+        MySqlPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(Duration::from_secs(30))
+            .test_before_acquire(false)
+            .connect_lazy_with(self.options())
+    }
+
+    /// A connection of the user's own.
+    pub(crate) async fn connection(&self) -> MySqlConnection {
+        MySqlConnection::connect_with(&self.options()).await.unwrap()
+    }
+
+    /// Removes it, whoever still uses it.
+    pub(crate) async fn drop(&self) {
+        on_server(format!("DROP DATABASE IF EXISTS {0}; DROP USER IF EXISTS {0}", self.name)).await;
+    }
+}

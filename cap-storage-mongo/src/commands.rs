@@ -4,8 +4,8 @@
 //! while it is `Queued`; `ExpiresAt` is there exactly when it is terminal. Content is written by an insert alone.
 //!
 //! Four habits, each for a reason:
-//! - What runs often names its index (`hint`), or is an equality on the first fields of one: no plan depends on
-//!   statistics or on what was cached.
+//! - What runs often is an equality on the first fields of an index and a range of the next, sorted as the index is: no
+//!   other plan comes near, whatever the server has cached.
 //! - Partial indexes have a `$gt` as their filter, and queries that should use them repeat it: so the server need not
 //!   prove anything to know that the index is complete for them.
 //! - Times are computed by the server: by `$$NOW` where an update is a pipeline, and from a `$$NOW` that was read in the
@@ -145,7 +145,14 @@ impl Upsert {
     }
 }
 
-/// What of a lane waits; in the order of the index [`DUE`].
+/// What of a lane is due `now`; in the index [`DUE`], in its order.
+pub(crate) fn due(version: &Version, lane: &Lane, now: DateTime) -> (Table, Document) {
+    let mut filter = waiting(version, lane);
+    filter.insert("DueAt", doc! { "$gt": EARLY, "$lte": now });
+    (lane.table(), filter)
+}
+
+/// What of a lane waits, be it due or not; in the index [`DUE`], in its order.
 pub(crate) fn waiting(version: &Version, lane: &Lane) -> Document {
     let mut filter = doc! { "Version": version.as_str() };
     if let Lane::Inbox(group) = lane {
@@ -370,7 +377,9 @@ pub(crate) fn begin_lease(lease: i64) -> Vec<Document> {
 
 /// Renews a lease that has not run out; afterwards it has exactly if `LeaseUntil` is not after `Seen`.
 pub(crate) fn renew_lease(lease: i64) -> Vec<Document> {
-    let renewed = doc! { "$cond": [{ "$gt": ["$LeaseUntil", "$$NOW"] }, { "$add": ["$$NOW", lease] }, "$LeaseUntil"] };
+    // As numbers, since SecantusDB compares `$$NOW` with a stored date wrongly.
+    let is_live = doc! { "$gt": [{ "$toLong": "$LeaseUntil" }, { "$toLong": "$$NOW" }] };
+    let renewed = doc! { "$cond": [is_live, { "$add": ["$$NOW", lease] }, "$LeaseUntil"] };
     vec![doc! { "$set": { "LeaseUntil": renewed, "Seen": "$$NOW" } }]
 }
 

@@ -176,14 +176,14 @@ pub(crate) async fn insert(
             other => break other?,
         }
     };
-    if let Some(claim) = claim {
-        if let Err(fault) = confirm(db, table, claim).await {
-            let reason = "the node's lease ended while they were stored: they are there, and due for others";
-            return Err(match fault {
-                Fault::Said(ErrorKind::LeaseLost, _) => Fault::said(ErrorKind::Unavailable, reason),
-                other => other,
-            });
-        }
+    if let Some(claim) = claim
+        && let Err(fault) = confirm(db, table, claim).await
+    {
+        let reason = "the node's lease ended while they were stored: they are there, and due for others";
+        return Err(match fault {
+            Fault::Said(ErrorKind::LeaseLost, _) => Fault::said(ErrorKind::Unavailable, reason),
+            other => other,
+        });
     }
     Ok(answers)
 }
@@ -266,54 +266,61 @@ pub(crate) async fn claim(db: &Db, request: &ClaimRequest) -> Fallible<Claimed> 
     let (owner, token) = (binary(claim.node.0), binary(claim.token.0));
     let mut order: HashMap<i64, usize> = HashMap::new();
     let mut taken = 0;
-    let mut next_due = None;
-    let mut round = 0;
-    while taken < *most {
-        let waiting = waiting(db, version, lane, (most - taken).saturating_add(1)).await?;
-        let due: Vec<i64> =
-            waiting.iter().take(most - taken).take_while(|(_, due)| *due <= now).map(|(id, _)| *id).collect();
-        next_due = waiting.get(due.len()).map(|(_, due)| until(*due, now));
-        if due.is_empty() {
-            break;
-        }
+    for _ in 0..ROUNDS {
+        let due = due(db, commands::due(version, lane, now), most - taken).await?;
         for id in &due {
             let place = order.len();
             order.entry(*id).or_insert(place);
         }
         let won = db.update(db.names.of(table), commands::claim(&due, now, &owner, &token)).await?;
         taken += usize::try_from(won).unwrap_or(due.len());
-        round += 1;
+        // If others took some of them, what they left comes next.
         if won == due.len() as u64 {
             break;
         }
-        // Others took some of them: what they left comes next.
-        next_due = Some(Duration::ZERO);
-        if round == ROUNDS {
-            break;
+    }
+    let confirmed = confirm(db, table, *claim);
+    let next_due = next_due(db, version, lane, now);
+    // None of them is dropped under way.
+    let (records, confirmed, next_due) = match (order.is_empty(), taken < *most) {
+        (true, true) => (Ok(Vec::new()), Ok(()), next_due.await),
+        (true, false) => return Ok(Claimed::default()),
+        (false, true) => tokio::join!(won(db, table, &owner, &token), confirmed, next_due),
+        (false, false) => {
+            let (records, confirmed) = tokio::join!(won(db, table, &owner, &token), confirmed);
+            (records, confirmed, Ok(None))
         }
-    }
-    if order.is_empty() {
-        return Ok(Claimed { records: Vec::new(), next_due });
-    }
-    let mut records = read_all(all(db.table(table).find(commands::held(&owner, &token)).await?).await?);
-    confirm(db, table, *claim).await?;
+    };
+    confirmed?;
+    let mut records = records?;
     records.sort_unstable_by_key(|record| order.get(&record.id.0).copied());
-    let next_due = next_due.filter(|_| records.len() < *most);
-    Ok(Claimed { records, next_due })
+    Ok(Claimed { records, next_due: next_due? })
 }
 
-/// What of a lane waits, the earliest first: address and due time.
-async fn waiting(db: &Db, version: &Version, lane: &Lane, most: usize) -> Fallible<Vec<(i64, DateTime)>> {
+/// The addresses of those that are due, the earliest first.
+async fn due(db: &Db, (table, filter): (Table, Document), most: usize) -> Fallible<Vec<i64>> {
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    let records = db.table(table);
+    let find = records.find(filter).sort(commands::earliest_first()).projection(doc! { "DueAt": 1 }).limit(limit(most));
+    let found = all(find.await?).await?;
+    Ok(found.iter().filter_map(|found| found.get("_id").and_then(whole)).collect())
+}
+
+/// In how long the next of a lane is due that waits now.
+async fn next_due(db: &Db, version: &Version, lane: &Lane, now: DateTime) -> Fallible<Option<Duration>> {
     let records = db.table(lane.table());
     let find = records
-        .find(commands::waiting(version, lane))
-        .hint(Hint::Name(commands::DUE.to_owned()))
+        .find_one(commands::waiting(version, lane))
         .sort(commands::earliest_first())
-        .projection(doc! { "DueAt": 1 })
-        .limit(limit(most));
-    let found = all(find.await?).await?;
-    let read = |found: &Document| Some((found.get("_id").and_then(whole)?, *found.get_datetime("DueAt").ok()?));
-    Ok(found.iter().filter_map(read).collect())
+        .projection(doc! { "DueAt": 1 });
+    Ok(find.await?.and_then(|found| Some(until(*found.get_datetime("DueAt").ok()?, now))))
+}
+
+/// What a claim has won.
+async fn won(db: &Db, table: Table, owner: &Bson, token: &Bson) -> Fallible<Vec<Record>> {
+    Ok(read_all(all(db.table(table).find(commands::held(owner, token)).await?).await?))
 }
 
 /// How long it is until then; zero when it has passed.
@@ -524,7 +531,6 @@ pub(crate) async fn collect(db: &Db, table: Table, most: usize) -> Fallible<u64>
     let records = db.table(table);
     let find = records
         .find(commands::expired(now))
-        .hint(Hint::Name(commands::EXPIRED.to_owned()))
         .sort(doc! { "ExpiresAt": 1 })
         .projection(doc! { "_id": 1 })
         .limit(limit(most));

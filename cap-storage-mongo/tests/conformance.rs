@@ -25,10 +25,12 @@ struct MongoFixture {
     /// Where handlers work.
     handlers: MongoStorage,
     unusable: MongoStorage,
+    reads_in_order: bool,
 }
 
 impl MongoFixture {
     async fn new() -> Self {
+        Database::drop_old().await;
         let database = Database::create().await;
         // The business data lives in the same database.
         database.run(doc! { "create": "effects" }).await;
@@ -37,6 +39,12 @@ impl MongoFixture {
         Self {
             handlers: database.storage().await,
             unusable: MongoStorage::connect_lazy(nowhere).await.unwrap(),
+            // The name of SecantusDB's replica set.
+            reads_in_order: !database
+                .run(doc! { "hello": 1 })
+                .await
+                .get_str("setName")
+                .is_ok_and(|set| set == "secantus"),
             database,
         }
     }
@@ -122,6 +130,10 @@ impl StorageFixture for MongoFixture {
         })
     }
 
+    fn reads_in_order(&self) -> bool {
+        self.reads_in_order
+    }
+
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
             let unknown = doc! { "_id": "version 77", "Version": 77_i64 };
@@ -140,7 +152,8 @@ impl StorageFixture for MongoFixture {
 
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            self.database.drop().await;
+            // A check may have let a client die in a transaction.
+            self.database.abandon().await;
             Ok(())
         })
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod fencing;
 mod net_cap;
 mod running;
 mod schema;

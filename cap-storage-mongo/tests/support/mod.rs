@@ -7,6 +7,7 @@ use cap_storage_mongo::mongodb::bson::{Document, doc};
 use cap_storage_mongo::mongodb::options::{ClientOptions, Credential};
 use cap_storage_mongo::mongodb::{Client, Collection};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
+use tokio::sync::OnceCell;
 
 /// The URL of the server, for a user that may create databases and users.
 ///
@@ -42,6 +43,10 @@ pub(crate) struct Database {
     pub(crate) name: String,
     admin: Client,
 }
+
+/// A database is not dropped before it is so old, in microseconds, where a transaction of it may be open still.
+#[allow(dead_code, reason = "each test crate uses some of it")]
+const GROWN_OLD: u128 = 300_000_000;
 
 impl Database {
     pub(crate) async fn create() -> Self {
@@ -99,10 +104,35 @@ impl Database {
         done.unwrap_or_else(|error| panic!("{shown}: {error}"))
     }
 
-    /// Removes it, whoever still uses it.
+    /// Removes it. No transaction may be open.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn drop(&self) {
         let database = self.admin.database(&self.name);
         database.run_command(doc! { "dropUser": &self.name }).await.unwrap();
         database.drop().await.unwrap();
+    }
+
+    /// Locks its owner out, and leaves it to [`Database::drop_old`]. To drop a database waits for its transactions; the
+    /// server ends those of a dead client only after a minute, and SecantusDB serves nobody else meanwhile.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
+    pub(crate) async fn abandon(&self) {
+        self.admin.database(&self.name).run_command(doc! { "dropUser": &self.name }).await.unwrap();
+    }
+
+    /// Drops what earlier runs have abandoned.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
+    pub(crate) async fn drop_old() {
+        static SWEPT: OnceCell<()> = OnceCell::const_new();
+        let sweep = || async {
+            let admin = admin().await;
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
+            for name in admin.list_database_names().await.unwrap() {
+                let begun = name.strip_prefix("cap_test_").and_then(|rest| rest.split('_').nth(1)?.parse().ok());
+                if begun.is_some_and(|begun: u128| begun + GROWN_OLD < now) {
+                    admin.database(&name).drop().await.unwrap();
+                }
+            }
+        };
+        SWEPT.get_or_init(sweep).await;
     }
 }

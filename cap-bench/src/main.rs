@@ -59,6 +59,7 @@ enum Storage {
     Sqlite,
     Memory,
     Postgres,
+    Mongo,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -89,7 +90,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Fallible<bool> {
     use broker::{MemoryBroker, RabbitMqBroker};
-    use database::{Memory, Postgres, Sqlite};
+    use database::{Memory, Mongo, Postgres, Sqlite};
     match (arguments.storage, arguments.transport) {
         (Storage::Sqlite, Transport::Memory) => on::<Sqlite, MemoryBroker>(arguments).await,
         (Storage::Sqlite, Transport::Rabbitmq) => on::<Sqlite, RabbitMqBroker>(arguments).await,
@@ -97,6 +98,8 @@ async fn run(arguments: Arguments) -> Fallible<bool> {
         (Storage::Memory, Transport::Rabbitmq) => on::<Memory, RabbitMqBroker>(arguments).await,
         (Storage::Postgres, Transport::Memory) => on::<Postgres, MemoryBroker>(arguments).await,
         (Storage::Postgres, Transport::Rabbitmq) => on::<Postgres, RabbitMqBroker>(arguments).await,
+        (Storage::Mongo, Transport::Memory) => on::<Mongo, MemoryBroker>(arguments).await,
+        (Storage::Mongo, Transport::Rabbitmq) => on::<Mongo, RabbitMqBroker>(arguments).await,
     }
 }
 

@@ -12,6 +12,8 @@
 //! | `sqlite` (default) | [`sqlite::SqliteStorage`] |
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
 //! | `postgres` | `postgres::PostgresStorage` |
+//! | `mongo` | `mongo::MongoStorage` |
+//! | `mongo-srv` | URLs of the form `mongodb+srv://…` for it |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` |
 //! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue |
 //! | `full` | all of them |
@@ -84,6 +86,12 @@ pub mod memory {
 #[cfg(feature = "postgres")]
 pub mod postgres {
     pub use cap_storage_postgres::*;
+}
+
+/// MongoDB as storage.
+#[cfg(feature = "mongo")]
+pub mod mongo {
+    pub use cap_storage_mongo::*;
 }
 
 /// RabbitMQ as transport.

@@ -22,7 +22,8 @@ impl Servers {
     /// `None` if there is no script, or none of the servers is a process of its own.
     pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
         let script = PathBuf::from(std::env::var_os(SCRIPT)?);
-        let known = [("postgres", storage == "postgres"), ("rabbitmq", transport == "rabbitmq")];
+        let known =
+            [("postgres", storage == "postgres"), ("mongo", storage == "mongo"), ("rabbitmq", transport == "rabbitmq")];
         let names: Vec<_> = known.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect();
         (!names.is_empty()).then_some(Self { script, names })
     }

@@ -1,10 +1,12 @@
 //! Databases, by name.
 
 pub(crate) mod memory;
+pub(crate) mod mongo;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
 pub(crate) use memory::Memory;
+pub(crate) use mongo::Mongo;
 pub(crate) use postgres::Postgres;
 pub(crate) use sqlite::Sqlite;
 

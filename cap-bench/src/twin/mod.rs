@@ -7,6 +7,7 @@
 pub(crate) mod consume;
 pub(crate) mod latency;
 pub(crate) mod memory;
+pub(crate) mod mongo;
 pub(crate) mod postgres;
 pub(crate) mod publish;
 pub(crate) mod rabbitmq;

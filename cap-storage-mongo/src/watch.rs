@@ -25,8 +25,8 @@ const WATCH: Attempt = Attempt::on_database("watch for commits in");
 /// still has a connection.
 const HELD_BACK: Duration = Duration::from_millis(1_000);
 
-/// Wake-ups that wait to be passed on: one for each table says it all.
-const WAITING: usize = 2;
+/// What the stream told: a table in which something is due, if any, and where the stream was then.
+type Told = (Option<Table>, Option<ResumeToken>);
 
 /// Where the stream of changes was last seen.
 #[derive(Default)]
@@ -44,40 +44,49 @@ impl Position {
 
 /// Runs until the stream is lost. Any trouble ends it: core begins again.
 pub(crate) async fn watch(storage: MongoStorage, wake: Wake) -> Result<()> {
-    let (sender, mut events) = mpsc::channel(WAITING);
+    let (sender, mut told) = mpsc::channel::<Told>(1);
     // A future of the driver must not be dropped under way, and this one may be: the stream has a task of its own, which
     // ends when nobody listens any more.
     let task = tokio::spawn({
         let storage = storage.clone();
         async move { follow(&storage, &sender).await }
     });
-    while let Some(table) = events.recv().await {
-        wake.wake(table);
+    while let Some((table, position)) = told.recv().await {
+        if let Some(table) = table {
+            wake.wake(table);
+        }
+        // Only now: what nobody was woken for is told again.
+        storage.position().set(position);
     }
     let ended = task.await.unwrap_or_else(|panic| Err(Fault::said(ErrorKind::Internal, panic.to_string())));
     ended.map_err(|fault| storage.clients().explain(fault, WATCH))
 }
 
-async fn follow(storage: &MongoStorage, events: &mpsc::Sender<Table>) -> Fallible<()> {
+async fn follow(storage: &MongoStorage, told: &mpsc::Sender<Told>) -> Fallible<()> {
     let db = storage.clients().db(Via::Work);
     let mut stream = open(&db, storage).await?;
     // What was committed before we listened.
     for table in [Table::Outbox, Table::Inbox] {
-        let _ = events.send(table).await;
+        let _ = told.send((Some(table), stream.resume_token())).await;
     }
-    while stream.is_alive() && !events.is_closed() {
-        let event = stream.next_if_any().await?;
-        storage.position().set(stream.resume_token());
-        let Some(event) = event else { continue };
-        let collection = event.get_document("ns").and_then(|name| name.get_str("coll")).unwrap_or_default();
-        let table = if collection == db.names.published { Table::Outbox } else { Table::Inbox };
-        // A full channel holds a wake-up for this table, or is about to be read: then the other's must wait for room.
-        if events.send(table).await.is_err() {
+    while stream.is_alive() {
+        let event = match stream.next_if_any().await.map_err(Fault::from) {
+            Ok(event) => event,
+            Err(fault) => {
+                // Whatever is wrong with the position is wrong with it for ever.
+                if !fault.is_lost_connection() {
+                    storage.position().set(None);
+                }
+                return Err(fault);
+            }
+        };
+        let table = event.map(|event| {
+            let collection = event.get_document("ns").and_then(|name| name.get_str("coll")).unwrap_or_default();
+            if collection == db.names.published { Table::Outbox } else { Table::Inbox }
+        });
+        if told.send((table, stream.resume_token())).await.is_err() {
             return Ok(());
         }
-    }
-    if events.is_closed() {
-        return Ok(());
     }
     Err(Fault::said(ErrorKind::Unavailable, "the change stream ended"))
 }

@@ -1,4 +1,5 @@
 //! A database of its own for each test, on the server that `CAP_TEST_MONGO_URL` names.
+#![allow(dead_code, reason = "each test crate uses some of it")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -45,7 +46,6 @@ pub(crate) struct Database {
 }
 
 /// A database is not dropped before it is so old, in microseconds, where a transaction of it may be open still.
-#[allow(dead_code, reason = "each test crate uses some of it")]
 const GROWN_OLD: u128 = 300_000_000;
 
 impl Database {
@@ -71,7 +71,6 @@ impl Database {
     }
 
     /// The URL with which its owner connects to it.
-    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn url(&self) -> String {
         let host = &server().await.hosts[0];
         format!("mongodb://{}:{PASSWORD}@{host}/?authSource={}", self.name, self.name)
@@ -97,7 +96,6 @@ impl Database {
     }
 
     /// Runs a command of a test's own, with all rights.
-    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn run(&self, command: Document) -> Document {
         let shown = command.clone();
         let done = self.admin.database(&self.name).run_command(command).await;
@@ -105,7 +103,6 @@ impl Database {
     }
 
     /// Removes it. No transaction may be open.
-    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn drop(&self) {
         let database = self.admin.database(&self.name);
         database.run_command(doc! { "dropUser": &self.name }).await.unwrap();
@@ -114,13 +111,11 @@ impl Database {
 
     /// Locks its owner out, and leaves it to [`Database::drop_old`]. To drop a database waits for its transactions; the
     /// server ends those of a dead client only after a minute, and SecantusDB serves nobody else meanwhile.
-    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn abandon(&self) {
         self.admin.database(&self.name).run_command(doc! { "dropUser": &self.name }).await.unwrap();
     }
 
     /// Drops what earlier runs have abandoned.
-    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn drop_old() {
         static SWEPT: OnceCell<()> = OnceCell::const_new();
         let sweep = || async {

@@ -63,6 +63,7 @@ enum Storage {
     Memory,
     Mysql,
     Postgres,
+    Mongo,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -95,6 +96,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Fallible<bool> {
     match arguments.storage {
         Storage::Memory => with::<database::Memory>(arguments).await,
+        Storage::Mongo => with::<database::Mongo>(arguments).await,
         Storage::Mysql => with::<database::MySql>(arguments).await,
         Storage::Postgres => with::<database::Postgres>(arguments).await,
         Storage::Sqlite => with::<database::Sqlite>(arguments).await,

@@ -13,6 +13,8 @@
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] |
 //! | `mysql` | `mysql::MySqlStorage`, also for MariaDB |
 //! | `postgres` | `postgres::PostgresStorage` |
+//! | `mongo` | `mongo::MongoStorage` |
+//! | `mongo-srv` | URLs of the form `mongodb+srv://…` for it |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` |
 //! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue |
 //! | `kafka` | `kafka::Kafka` |
@@ -92,6 +94,12 @@ pub mod mysql {
 #[cfg(feature = "postgres")]
 pub mod postgres {
     pub use cap_storage_postgres::*;
+}
+
+/// MongoDB as storage.
+#[cfg(feature = "mongo")]
+pub mod mongo {
+    pub use cap_storage_mongo::*;
 }
 
 /// RabbitMQ as transport.

@@ -1,6 +1,5 @@
 //! `docs/backends.md` is what the backends declare. With `CAP_UPDATE_DOCS=1` it is written anew.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use cap::storage::{Storage, StorageCapabilities};
@@ -18,15 +17,12 @@ all of them guarantee is in the numbered promises of [`Storage`](../cap-core/src
 type Column = (&'static str, Vec<String>);
 
 fn table(rows: &[&str], columns: &[Column]) -> String {
-    let mut text = String::from("| |");
-    columns.iter().for_each(|(name, _)| drop(write!(text, " {name} |")));
-    text.push_str("\n|---|");
-    columns.iter().for_each(|_| text.push_str("---|"));
+    let line = |first: &str, cells: Vec<&str>| format!("| {first} | {} |\n", cells.join(" | "));
+    let mut text = line("", columns.iter().map(|(name, _)| *name).collect());
+    text.push_str(&line("---", vec!["---"; columns.len()]));
     for (place, row) in rows.iter().enumerate() {
-        let _ = write!(text, "\n| {row} |");
-        columns.iter().for_each(|(_, answers)| drop(write!(text, " {} |", answers[place])));
+        text.push_str(&line(row, columns.iter().map(|(_, answers)| &*answers[place]).collect()));
     }
-    text.push('\n');
     text
 }
 
@@ -87,7 +83,7 @@ fn transport(name: &'static str, transport: &impl Transport) -> Column {
 
 /// Handles that have not connected: what they declare does not depend on the server.
 async fn document() -> cap::Result<String> {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
     let rabbit_url = "amqp://127.0.0.1";
     let management = cap::rabbitmq::RabbitMqOptions::new(rabbit_url).management_url("http://127.0.0.1:15672");
     let postgres = cap::postgres::PostgresOptions::new("postgres://127.0.0.1/cap");
@@ -95,7 +91,7 @@ async fn document() -> cap::Result<String> {
     let mongo = cap::mongo::MongoOptions::new("mongodb://127.0.0.1/cap");
     let storages = [
         storage("memory", &cap::memory::MemoryStorage::new()),
-        storage("SQLite", &cap::sqlite::SqliteStorage::open(file.path())?),
+        storage("SQLite", &cap::sqlite::SqliteStorage::open(folder.path().join("cap.db"))?),
         storage("PostgreSQL", &cap::postgres::PostgresStorage::connect_lazy(postgres)?),
         storage("MySQL, MariaDB", &cap::mysql::MySqlStorage::connect_lazy(mysql)?),
         storage("MongoDB", &cap::mongo::MongoStorage::connect_lazy(mongo).await?),

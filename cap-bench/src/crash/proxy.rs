@@ -80,6 +80,7 @@ pub(crate) fn rewritten(url: &str, address: SocketAddr) -> Option<(String, Strin
     let target = match (target.contains(':'), scheme) {
         (true, _) => target.to_owned(),
         (false, "amqp") => format!("{target}:5672"),
+        (false, "mongodb") => format!("{target}:27017"),
         (false, _) => format!("{target}:5432"),
     };
     Some((target, format!("{scheme}://{credentials}{address}{path}")))

@@ -1,11 +1,13 @@
 //! Databases, by name.
 
 pub(crate) mod memory;
+pub(crate) mod mongo;
 pub(crate) mod mysql;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 
 pub(crate) use memory::Memory;
+pub(crate) use mongo::Mongo;
 pub(crate) use mysql::MySql;
 pub(crate) use postgres::Postgres;
 pub(crate) use sqlite::Sqlite;

@@ -8,6 +8,7 @@ pub(crate) mod consume;
 pub(crate) mod kafka;
 pub(crate) mod latency;
 pub(crate) mod memory;
+pub(crate) mod mongo;
 pub(crate) mod mysql;
 pub(crate) mod postgres;
 pub(crate) mod publish;

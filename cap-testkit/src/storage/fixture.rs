@@ -48,6 +48,13 @@ pub trait StorageFixture: Send + Sync + 'static {
         false
     }
 
+    /// Whether the server under test answers a query that an index sorts and a limit ends without reading all that
+    /// matches. `false` only for a stand-in of the real server: what cannot hold on it is then not checked, and the report
+    /// says so.
+    fn reads_in_order(&self) -> bool {
+        true
+    }
+
     /// Marks the tables as those of a schema version that the storage cannot know (capability `persistent`).
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Err(unsupported("change the schema version")) })
@@ -155,6 +162,8 @@ pub struct StorageAbilities {
     pub unusable: bool,
     /// Whether the fixture connects with a [secret](StorageFixture::secret).
     pub secret: bool,
+    /// Whether its server [reads in order](StorageFixture::reads_in_order).
+    pub reads_in_order: bool,
 }
 
 impl Fixture for dyn StorageFixture {
@@ -165,6 +174,7 @@ impl Fixture for dyn StorageFixture {
             capabilities: self.capabilities(),
             unusable: self.unusable().is_some(),
             secret: self.secret().is_some(),
+            reads_in_order: self.reads_in_order(),
         }
     }
 

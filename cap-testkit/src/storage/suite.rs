@@ -94,6 +94,7 @@ mod needs {
         can.capabilities.transactional_handlers && has_small_limit(can)
     });
     capability!(UNUSABLE, "unusable", |can| can.unusable);
+    capability!(READS_IN_ORDER, "reads_in_order", |can| can.reads_in_order);
 
     /// A content of more than 32 MiB would test the machine instead.
     fn has_small_limit(can: &StorageAbilities) -> bool {

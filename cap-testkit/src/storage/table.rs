@@ -238,7 +238,7 @@ macro_rules! for_each_storage_check {
                 faults: [ClaimWaitsForTransactions]
             }
             "S-047" claim::a_claim_does_not_pay_for_finished_and_delayed_records {
-                promises: ["claim/7"],
+                promises: ["claim/7"], needs: READS_IN_ORDER,
                 catches: "a scan of the table: a history that makes the present slow",
                 faults: [ClaimScans]
             }

@@ -1,0 +1,363 @@
+//! What MongoDB's errors mean to the caller.
+
+use std::error::Error as _;
+
+use cap_core::storage::Table;
+use cap_core::{Error, ErrorKind};
+use mongodb::bson::Document;
+use mongodb::error::{
+    ErrorKind as DriverKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
+};
+
+/// What was tried, kept cheap: it becomes text only when it fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// A verb with its preposition: `claim from`.
+    pub(crate) operation: &'static str,
+    /// The table it was done to, if it was one.
+    pub(crate) table: Option<Table>,
+}
+
+impl Attempt {
+    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
+        Self { operation, table: Some(table) }
+    }
+
+    pub(crate) const fn on_database(operation: &'static str) -> Self {
+        Self { operation, table: None }
+    }
+
+    /// The subject of its errors: `the outbox of mongodb db.example.com:27017/cap`.
+    pub(crate) fn subject(self, place: &str) -> String {
+        match self.table {
+            Some(table) => format!("the {table} of {place}"),
+            None => place.to_owned(),
+        }
+    }
+
+    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
+        Error::new(kind, self.operation, self.subject(place), reason)
+    }
+
+    pub(crate) fn failed_with(self, place: &str, error: mongodb::error::Error) -> Error {
+        let kind = kind_of(&error);
+        let reason = match advice(&error) {
+            Some(advice) => format!("{}: {advice}", text_of(&error)),
+            None => text_of(&error),
+        };
+        self.failed(kind, place, reason).because(error)
+    }
+}
+
+/// Why an operation failed, before it is known where it ran.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The driver's own error.
+    Mongo(mongodb::error::Error),
+    /// What kind of failure it is, and why, in our words.
+    Said(ErrorKind, String),
+    /// Another process has a record of an address that was to be inserted.
+    AddressTaken,
+    /// Another transaction was quicker, and the server has taken this one back.
+    Conflict,
+}
+
+impl Fault {
+    pub(crate) fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
+        Self::Said(kind, reason.into())
+    }
+
+    pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
+        match self {
+            Self::Mongo(error) => attempt.failed_with(place, error),
+            Self::Said(kind, reason) => attempt.failed(kind, place, reason),
+            Self::AddressTaken => {
+                let reason = "another process made the same address: the transaction is over and can be done again";
+                attempt.failed(ErrorKind::Unavailable, place, reason)
+            }
+            Self::Conflict => {
+                let reason = "another transaction was quicker: this one is over and can be done again";
+                attempt.failed(ErrorKind::Unavailable, place, reason)
+            }
+        }
+    }
+
+    /// Whether the server took the whole transaction back, mostly for the sake of another one: doing it again is right.
+    pub(crate) fn is_victim(&self) -> bool {
+        match self {
+            Self::Mongo(error) => error.contains_label(TRANSIENT_TRANSACTION_ERROR) && !is_network(error),
+            Self::Conflict => true,
+            Self::Said(..) | Self::AddressTaken => false,
+        }
+    }
+
+    /// Whether the connection was lost: another one may do.
+    pub(crate) fn is_lost_connection(&self) -> bool {
+        matches!(self, Self::Mongo(error) if matches!(*error.kind, DriverKind::Io(_) | DriverKind::ConnectionPoolCleared { .. }))
+    }
+
+    /// Whether it is unknown if a commit took place: committing again is right.
+    pub(crate) fn is_unknown_commit(&self) -> bool {
+        matches!(self, Self::Mongo(error) if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT))
+    }
+
+    pub(crate) fn is_duplicate_key(&self) -> bool {
+        matches!(self, Self::Mongo(error) if code(error) == Some(DUPLICATE_KEY))
+    }
+}
+
+impl From<mongodb::error::Error> for Fault {
+    fn from(error: mongodb::error::Error) -> Self {
+        Self::Mongo(error)
+    }
+}
+
+/// The outcome of an operation.
+pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+/// The driver's own error in one of a [`MongoStorage`](crate::MongoStorage), if it came from there: with its labels, for
+/// those who do their transactions again as MongoDB recommends.
+///
+/// ```
+/// use cap_storage_mongo::driver_error;
+/// use cap_storage_mongo::mongodb::error::TRANSIENT_TRANSACTION_ERROR;
+///
+/// fn is_worth_another_try(error: &cap_core::Error) -> bool {
+///     driver_error(error).is_some_and(|error| error.contains_label(TRANSIENT_TRANSACTION_ERROR))
+/// }
+/// # let error = cap_core::Error::invalid("a", "b");
+/// # assert!(!is_worth_another_try(&error));
+/// ```
+pub fn driver_error(error: &Error) -> Option<&mongodb::error::Error> {
+    error.source()?.downcast_ref()
+}
+
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
+const WRITE_CONFLICT: i32 = 112;
+const NO_SUCH_TRANSACTION: i32 = 251;
+const NO_RIGHTS: i32 = 13;
+const WRONG_CREDENTIALS: i32 = 18;
+/// Not primary, shutting down, recovering, stepping down, no primary, network, time limits, locks, snapshots.
+const LATER: [i32; 25] = [
+    6,
+    7,
+    24,
+    46,
+    50,
+    64,
+    89,
+    91,
+    WRITE_CONFLICT,
+    133,
+    134,
+    189,
+    202,
+    225,
+    244,
+    246,
+    NO_SUCH_TRANSACTION,
+    262,
+    290,
+    9001,
+    10107,
+    11600,
+    11602,
+    13435,
+    13436,
+];
+/// No such namespace or index, or another index of the same name.
+const MISSING: [i32; 5] = [26, 27, 85, 86, 291];
+
+/// The server's number of the error, if the server itself refused.
+pub(crate) fn code(error: &mongodb::error::Error) -> Option<i32> {
+    match &*error.kind {
+        DriverKind::Command(error) => Some(error.code),
+        DriverKind::Write(WriteFailure::WriteError(error)) => Some(error.code),
+        DriverKind::Write(WriteFailure::WriteConcernError(error)) => Some(error.code),
+        _ => None,
+    }
+}
+
+/// What the errors of single statements in the answer to a command mean: the driver leaves that to us.
+pub(crate) fn check_reply(reply: &Document) -> Fallible<()> {
+    if let Ok(errors) = reply.get_array("writeErrors")
+        && let Some(error) = errors.first().and_then(|error| error.as_document())
+    {
+        let code = error.get_i32("code").unwrap_or_default();
+        return Err(match code {
+            DUPLICATE_KEY if is_about_address(error) => Fault::AddressTaken,
+            DUPLICATE_KEY | WRITE_CONFLICT => Fault::Conflict,
+            code => Fault::said(kind_of_code(code), error.get_str("errmsg").unwrap_or("it says no reason")),
+        });
+    }
+    if let Ok(error) = reply.get_document("writeConcernError") {
+        let text = error.get_str("errmsg").unwrap_or("it says no reason");
+        return Err(Fault::said(ErrorKind::Unavailable, format!("a majority did not confirm it: {text}")));
+    }
+    Ok(())
+}
+
+/// Whether it is the index of `_id` in which a key was there already.
+fn is_about_address(error: &Document) -> bool {
+    match error.get_document("keyPattern") {
+        Ok(pattern) => pattern.contains_key("_id"),
+        Err(_) => error.get_str("errmsg").is_ok_and(|text| text.contains("index: _id_")),
+    }
+}
+
+/// The same for the error of the driver's own commands.
+pub(crate) fn is_address_taken(error: &mongodb::error::Error) -> bool {
+    code(error) == Some(DUPLICATE_KEY) && text_of(error).contains("index: _id_")
+}
+
+fn is_network(error: &mongodb::error::Error) -> bool {
+    matches!(
+        *error.kind,
+        DriverKind::Io(_) | DriverKind::ServerSelection { .. } | DriverKind::ConnectionPoolCleared { .. }
+    )
+}
+
+/// The server's message without the driver's preamble.
+pub(crate) fn text_of(error: &mongodb::error::Error) -> String {
+    match &*error.kind {
+        DriverKind::Command(error) => error.message.clone(),
+        DriverKind::Write(WriteFailure::WriteError(error)) => error.message.clone(),
+        DriverKind::Write(WriteFailure::WriteConcernError(error)) => {
+            format!("a majority did not confirm it: {}", error.message)
+        }
+        DriverKind::Io(error) => error.to_string(),
+        DriverKind::InvalidArgument { message, .. } => message.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn kind_of(error: &mongodb::error::Error) -> ErrorKind {
+    match &*error.kind {
+        DriverKind::Command(_) | DriverKind::Write(WriteFailure::WriteError(_)) => {
+            code(error).map_or(ErrorKind::Internal, kind_of_code)
+        }
+        DriverKind::Write(_)
+        | DriverKind::Io(_)
+        | DriverKind::ServerSelection { .. }
+        | DriverKind::ConnectionPoolCleared { .. }
+        | DriverKind::DnsResolve { .. } => ErrorKind::Unavailable,
+        DriverKind::InvalidArgument { .. } | DriverKind::Transaction { .. } => ErrorKind::Invalid,
+        DriverKind::Authentication { .. }
+        | DriverKind::InvalidTlsConfig { .. }
+        | DriverKind::IncompatibleServer { .. }
+        | DriverKind::SessionsNotSupported => ErrorKind::Rejected,
+        DriverKind::BsonDeserialization(_) | DriverKind::InvalidResponse { .. } => ErrorKind::Corrupt,
+        DriverKind::BsonSerialization(_) => ErrorKind::Rejected,
+        DriverKind::Shutdown => ErrorKind::Stopped,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn kind_of_code(code: i32) -> ErrorKind {
+    match code {
+        code if LATER.contains(&code) => ErrorKind::Unavailable,
+        code if MISSING.contains(&code) => ErrorKind::Schema,
+        // Out of disk space: until someone acts.
+        14031 => ErrorKind::Rejected,
+        1 | 8 => ErrorKind::Internal,
+        _ => ErrorKind::Rejected,
+    }
+}
+
+fn advice(error: &mongodb::error::Error) -> Option<&'static str> {
+    if let DriverKind::ServerSelection { message, .. } = &*error.kind {
+        return Some(advice_on_selection(message));
+    }
+    let advice = match &*error.kind {
+        DriverKind::Authentication { .. } => "user or password are wrong, or `authSource` names another database",
+        DriverKind::InvalidTlsConfig { .. } => "see `tls` and `tlsCAFile` of the URL",
+        DriverKind::Io(_) | DriverKind::ConnectionPoolCleared { .. } => "the connection was lost or could not be made",
+        _ => return code(error).and_then(advice_on_code),
+    };
+    Some(advice)
+}
+
+/// The driver tells what it knows of each server.
+fn advice_on_selection(message: &str) -> &'static str {
+    if message.contains("refused") {
+        "nothing listens there: is the server up, are host and port right?"
+    } else if message.contains("lookup address") {
+        "the host's name is unknown: is it spelt right?"
+    } else if message.contains("Authentication") || message.contains("authentication") {
+        "user or password are wrong, or `authSource` names another database"
+    } else if message.contains("ertificate") || message.contains("TLS") {
+        "is TLS set up as the server wants it? See `tls` and `tlsCAFile` of the URL"
+    } else if message.contains("SetName") || message.contains("RsGhost") {
+        "the replica set has another name than `replicaSet` of the URL, or is not initiated"
+    } else if message.contains("ReplicaSetNoPrimary") {
+        "the replica set has no primary now"
+    } else {
+        "is the host right, does a firewall swallow the packets, is there a primary?"
+    }
+}
+
+fn advice_on_code(code: i32) -> Option<&'static str> {
+    let advice = match code {
+        WRONG_CREDENTIALS => "user or password are wrong, or `authSource` names another database",
+        NO_RIGHTS => "the user lacks the right: have it granted, see the README on roles",
+        NO_SUCH_TRANSACTION => {
+            "a statement in it failed, or it took longer than the server's `transactionLifetimeLimitSeconds`"
+        }
+        20 => "transactions need a replica set, and this server runs alone: start it with --replSet",
+        50 => "it took longer than the statement timeout",
+        14031 => "make room on the server's disk; until then nothing can be stored",
+        code if MISSING.contains(&code) => {
+            "the collections are missing or of another schema: call `prepare`, or apply the printed schema"
+        }
+        _ => return None,
+    };
+    Some(advice)
+}
+
+/// The DNS records of a `mongodb+srv` URL could not be had, or say what cannot be.
+pub(crate) fn no_hosts(error: mongodb::error::Error) -> Error {
+    let kind = kind_of(&error);
+    Error::new(kind, "find the hosts of", "the mongodb URL", text_of(&error)).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::doc;
+
+    use super::*;
+
+    #[test]
+    fn each_class_of_codes_says_what_the_caller_can_do() {
+        for (codes, kind) in [
+            (&[112, 251, 91, 10107, 13435, 50, 64][..], ErrorKind::Unavailable),
+            (&[13, 18, 20, 11000, 14031, 10334, 9], ErrorKind::Rejected),
+            (&[26, 27, 85, 86], ErrorKind::Schema),
+            (&[1, 8], ErrorKind::Internal),
+        ] {
+            for code in codes {
+                assert_eq!(kind_of_code(*code), kind, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_may_work_later_and_says_where() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = Attempt::on("claim from", Table::Outbox).failed_with("mongodb db:27017/cap", reset.into());
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().starts_with("cannot claim from the outbox of mongodb db:27017/cap: "), "{error}");
+        assert!(driver_error(&error).is_some());
+    }
+
+    #[test]
+    fn the_errors_of_statements_are_not_overlooked() {
+        let duplicate = |pattern: Document| doc! { "writeErrors": [{ "code": 11000, "keyPattern": pattern }] };
+        assert!(matches!(check_reply(&duplicate(doc! { "_id": 1 })), Err(Fault::AddressTaken)));
+        assert!(matches!(check_reply(&duplicate(doc! { "MessageId": 1 })), Err(Fault::Conflict)));
+        let refused = doc! { "writeErrors": [{ "code": 10334, "errmsg": "too large" }] };
+        assert!(matches!(check_reply(&refused), Err(Fault::Said(ErrorKind::Rejected, text)) if text == "too large"));
+        let unconfirmed = doc! { "writeConcernError": { "code": 64, "errmsg": "waiting" } };
+        assert!(matches!(check_reply(&unconfirmed), Err(Fault::Said(ErrorKind::Unavailable, _))));
+        assert!(check_reply(&doc! { "n": 1 }).is_ok());
+    }
+}

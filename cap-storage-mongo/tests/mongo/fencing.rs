@@ -11,19 +11,24 @@ use cap_storage_mongo::mongodb::bson::doc;
 use cap_storage_mongo::mongodb::event::EventHandler;
 use cap_storage_mongo::mongodb::event::command::CommandEvent;
 use cap_storage_mongo::{MongoOptions, MongoStorage};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::support::{Database, admin};
 use crate::{LEASE, delivery, listed, message, node, request};
+
+/// The server has one fail point of this kind: who sets it again changes it for all.
+static FAIL_POINT: Mutex<()> = Mutex::const_new(());
 
 /// A storage whose next command of a kind is held back by the server for a while, and a signal that it was sent.
 struct Held {
     storage: MongoStorage,
     sent: Arc<Notify>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Held {
     async fn new(database: &Database, command: &'static str) -> Self {
+        let alone = FAIL_POINT.lock().await;
         let sent = Arc::new(Notify::new());
         let tell = Arc::clone(&sent);
         let mut options = database.options().await;
@@ -38,7 +43,7 @@ impl Held {
         let data = doc! { "failCommands": [command], "blockConnection": true, "blockTimeMS": 1_000, "appName": &database.name };
         let hold = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
         admin().await.database("admin").run_command(hold).await.expect("the server takes no test commands");
-        Self { storage, sent }
+        Self { storage, sent, _alone: alone }
     }
 }
 
@@ -56,7 +61,7 @@ async fn a_claim_that_is_written_after_its_node_was_forgotten_is_given_back() {
     storage.prepare().await.unwrap();
     storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
     let dying = node(&storage).await;
-    let Held { storage: slow, sent } = Held::new(&database, "update").await;
+    let Held { storage: slow, sent, _alone } = Held::new(&database, "update").await;
     let claim = tokio::spawn(async move { slow.claim(request(dying, Lane::Outbox, 10)).await });
     sent.notified().await;
     assert_eq!(take_over(&database, &storage).await, [dying]);
@@ -75,7 +80,7 @@ async fn a_delivery_that_is_stored_after_its_node_was_forgotten_is_due_for_other
     let storage = database.storage().await;
     storage.prepare().await.unwrap();
     let dying = node(&storage).await;
-    let Held { storage: slow, sent } = Held::new(&database, "commitTransaction").await;
+    let Held { storage: slow, sent, _alone } = Held::new(&database, "commitTransaction").await;
     let records = vec![delivery("a"), delivery("b")];
     let insert = tokio::spawn(async move { slow.insert(Table::Inbox, records, Some(Claim::by(dying))).await });
     sent.notified().await;
@@ -97,7 +102,7 @@ async fn a_chore_that_is_taken_after_its_node_was_forgotten_is_free() {
     let storage = database.storage().await;
     storage.prepare().await.unwrap();
     let dying = node(&storage).await;
-    let Held { storage: slow, sent } = Held::new(&database, "update").await;
+    let Held { storage: slow, sent, _alone } = Held::new(&database, "update").await;
     let take = tokio::spawn(async move { slow.take_chore(Chore::Collect, dying, LEASE).await });
     sent.notified().await;
     assert_eq!(take_over(&database, &storage).await, [dying]);
@@ -109,6 +114,7 @@ async fn a_chore_that_is_taken_after_its_node_was_forgotten_is_free() {
 
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_asked_for_again() {
+    let _alone = FAIL_POINT.lock().await;
     let database = Database::create().await;
     let storage = database.storage().await;
     storage.prepare().await.unwrap();

@@ -180,13 +180,14 @@ pub(super) async fn a_backlog_is_kept_or_refused_as_declared(fixture: &dyn Trans
     let mut consumer = scene.consumer(&transport, "billing", &topic).await?;
     let witness = message(&topic);
     let witnessed = scene.send(&transport, std::slice::from_ref(&witness)).await?;
-    scene.confirmed(witnessed).await?;
     if fixture.capabilities().keeps_backlog {
         ensure!(outcomes.iter().all(Result::is_ok), "a message for a group that is away was refused: {outcomes:?}");
         let received = scene.take(&mut *consumer, sent.len() + 1).await?;
-        return ensure_each_once("the group, when it came back,", &received, sent.iter().chain([&witness]));
+        ensure_each_once("the group, when it came back,", &received, sent.iter().chain([&witness]))?;
+        return scene.confirmed(witnessed).await;
     }
     let before = scene.until(&mut *consumer, &witness).await?;
+    scene.confirmed(witnessed).await?;
     ensure_eq!(before.len(), 0, "messages kept for a group that was away");
     for outcome in outcomes {
         ensure_refused("a message for a group that is away", outcome, ErrorKind::Unavailable)?;

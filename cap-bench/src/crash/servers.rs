@@ -19,9 +19,8 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// `None` if there is no script, or none of the servers is a process of its own.
-    pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
-        let script = PathBuf::from(std::env::var_os(SCRIPT)?);
+    /// The servers that this storage and this transport have, by their names in the script.
+    pub(crate) fn names(storage: &str, transport: &str) -> Vec<&'static str> {
         let known = [
             ("mariadb", storage == "mysql"),
             ("mongo", storage == "mongo"),
@@ -29,7 +28,13 @@ impl Servers {
             ("rabbitmq", transport == "rabbitmq"),
             ("kafka", transport == "kafka"),
         ];
-        let names: Vec<_> = known.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect();
+        known.into_iter().filter(|(_, used)| *used).map(|(name, _)| name).collect()
+    }
+
+    /// `None` if there is no script, or none of the servers is a process of its own.
+    pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
+        let script = PathBuf::from(std::env::var_os(SCRIPT)?);
+        let names = Self::names(storage, transport);
         (!names.is_empty()).then_some(Self { script, names })
     }
 

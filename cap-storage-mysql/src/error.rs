@@ -87,11 +87,21 @@ impl Fault {
         self.number().is_some_and(|number| VICTIM.contains(&number))
     }
 
+    /// Whether another transaction has locked what a statement would not wait for.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.number().is_some_and(|number| [LOCK_WAIT_TIMEOUT, LOCK_NOWAIT].contains(&number))
+    }
+
     /// Whether a record of this message is there already.
     pub(crate) fn is_duplicate_message(&self) -> bool {
         let Self::Sqlx(error) = self else { return false };
         // MySQL names the table before the key. The value that comes before both is anybody's.
-        self.number() == Some(DUPLICATE) && text_of(error).ends_with("published_message'")
+        self.number() == Some(DUPLICATE) && text_of(error).ends_with("_message'")
+    }
+
+    /// Whether what had to have a value would have had none.
+    pub(crate) fn is_without_value(&self) -> bool {
+        self.number() == Some(NULL)
     }
 
     /// Whether a savepoint was not there: nothing was open that could have one, or its transaction has ended.
@@ -115,8 +125,12 @@ impl From<sqlx::Error> for Fault {
 pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
 
 const DUPLICATE: u16 = 1062;
+const NULL: u16 = 1048;
 const DEADLOCK: u16 = 1213;
+/// Also what MariaDB answers to `NOWAIT`.
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// What MySQL answers to `NOWAIT`.
+const LOCK_NOWAIT: u16 = 3572;
 /// MariaDB, where `innodb_snapshot_isolation` is on.
 const CHANGED_SINCE_READ: u16 = 1020;
 /// A session left a transaction open when it came back to the pool: it is rolled back, and all is well.

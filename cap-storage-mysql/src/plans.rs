@@ -57,15 +57,17 @@ async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
         ("message_ids", "x'6d31',x'6d32',x'6d33'"),
         ("after", "0"),
         ("status", "NULL"),
+        ("first", "1"),
+        ("last", "9"),
         ("topic", "NULL"),
         ("group_asked", "NULL"),
         ("message_id", "x'6d31'"),
         ("attempts", "1"),
         ("reason", "NULL"),
-        ("due_at", "NULL"),
-        ("due_in", "0"),
-        ("expires_in", "NULL"),
-        ("is_held", "0"),
+        ("due", "UTC_TIMESTAMP(6)"),
+        ("expires", "NULL"),
+        ("owner", "NULL"),
+        ("claim", "NULL"),
     ];
     for size in ["a few rows", "many rows"] {
         match size {
@@ -75,9 +77,10 @@ async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
         run(&mut connection, format!("ANALYZE TABLE `{prefix}.published`, `{prefix}.received`")).await;
         for (name, table) in [("published", &sql.published), ("received", &sql.received)] {
             let of = |index: &str| format!("{name}_{index}");
-            let statements: [(&Statement, String); 16] = [
+            let statements: [(&Statement, String); 18] = [
                 (&table.due, of("due")),
                 (&table.expired, of("expired")),
+                (&table.all_stored, "PRIMARY".into()),
                 (&table.stored, of("message")),
                 (&table.find, of("message")),
                 (&table.held_by_node, of("owner")),
@@ -86,6 +89,7 @@ async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
                 (&table.hold, "PRIMARY".into()),
                 (&table.held, "PRIMARY".into()),
                 (&table.lock_held, "PRIMARY".into()),
+                (&table.lock_held_at_once, "PRIMARY".into()),
                 (&table.settle, "PRIMARY".into()),
                 (&table.give_back, "PRIMARY".into()),
                 (&table.lock_held_by_dead, "PRIMARY".into()),

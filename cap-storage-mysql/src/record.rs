@@ -15,8 +15,8 @@ use sqlx::{MySql, MySqlConnection, Row};
 use uuid::Uuid;
 
 use crate::error::{Fallible, Fault};
-use crate::script::{Answer, Script, bytes, list as listed, number, text};
-use crate::sql::{self, LIST, MOST_ROWS, Sql, Statement, TableSql};
+use crate::script::{Answer, Script, bytes, list as listed, null, number, text};
+use crate::sql::{self, Form, LIST, MOST_ROWS, Sql, Statement, TableSql};
 
 /// Times in more than this many microseconds (some 5000 years) are cut to it, so that sums with the clock stay within
 /// what `DATETIME` holds: the years 1000 to 9999.
@@ -59,20 +59,23 @@ impl Times {
     }
 }
 
-/// What of a state a statement writes, as literals: those of the holes in `settle` and `requeue`.
-struct Literals([(&'static str, String); 7]);
+/// What of a state a statement writes, as expressions: those of the holes in `settle` and `requeue`.
+struct Expressions([(&'static str, String); 7]);
 
-impl Literals {
+impl Expressions {
     fn of(state: &State) -> Self {
         let Times { due_at, due_in, expires_in } = Times::of(state);
+        let due = due_at.map(sql::at).or(due_in.map(sql::from_now));
+        let is_held = state.status() == Status::Queued;
+        let kept = |column: &str| if is_held { column.to_owned() } else { null() };
         Self([
             ("status", text(Some(state.status().as_str()))),
-            ("is_held", number(Some(i64::from(state.status() == Status::Queued)))),
             ("attempts", number(Some(attempts(state)))),
-            ("due_at", number(due_at)),
-            ("due_in", number(due_in)),
-            ("expires_in", number(expires_in)),
+            ("due", due.unwrap_or_else(null)),
+            ("expires", expires_in.map_or_else(null, sql::from_now)),
             ("reason", text(state.reason())),
+            ("owner", kept("`Owner`")),
+            ("claim", kept("`Claim`")),
         ])
     }
 
@@ -134,18 +137,27 @@ pub(crate) async fn insert(
     if records.is_empty() && claim.is_none() {
         return Ok(Vec::new());
     }
-    let begin = match claim {
-        None => Script::begin(),
-        Some(Claim { node, .. }) => Script::begin().then(&sql.lock_lease, &[("node", &literal(node))]),
+    let batch = Batch::new(table, records, claim, packet);
+    let table = sql.table(table);
+    let Some(Claim { node, .. }) = claim else {
+        Script::begin().run(connection).await?;
+        return batch.store(connection, table, sql::COMMIT).await;
     };
-    let begun = begin.run(connection).await?;
-    if let Some(Claim { node, .. }) = claim
-        && begun.last().is_none_or(|lease| lease.rows.is_empty())
+    if let [record] = records
+        && batch.form() == Form::InFlight
+        && record.content.len() <= MOST_LITERAL
     {
+        return batch.store_held(connection, &table.insert_held, record, node).await;
+    }
+    let begun = Script::begin().then(&sql.lock_lease, &[("node", &literal(node))]).run(connection).await?;
+    if begun.last().is_none_or(|lease| lease.rows.is_empty()) {
         return Err(lease_lost(node));
     }
-    Batch::new(table, records, claim, packet).store(connection, sql.table(table), sql::COMMIT).await
+    batch.store(connection, table, sql::COMMIT).await
 }
+
+/// The longest content that becomes a literal, in bytes.
+const MOST_LITERAL: usize = 64 << 10;
 
 /// Inserts records of the outbox that were checked, over the caller's connection. On an error nothing of them is left;
 /// the caller's transaction is as it was before, unless the server has rolled it back itself.
@@ -189,10 +201,44 @@ impl<'r> Batch<'r> {
         insert: &Statement,
         record: &'r NewRecord,
     ) -> Fallible<Vec<Inserted>> {
-        let inserted = self.bind(insert.query(), record).execute(connection).await.map_err(Fault::from);
+        let inserted = self.bind(insert.query(), record, Form::Any).execute(connection).await.map_err(Fault::from);
         match inserted {
             Ok(done) => Ok(vec![Inserted::Stored(RecordId(i64::try_from(done.last_insert_id()).unwrap_or(i64::MAX)))]),
             Err(fault) if fault.is_duplicate_message() => Ok(vec![Inserted::Duplicate]),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// A record that is in flight, in one round trip. On an error its transaction is left open.
+    async fn store_held(
+        &self,
+        connection: &mut MySqlConnection,
+        insert: &Statement,
+        record: &NewRecord,
+        node: NodeId,
+    ) -> Fallible<Vec<Inserted>> {
+        let NewRecord { message_id, version, topic, group, content, state } = record;
+        let group = group.as_ref().map_or_else(|| number(None), |group| bytes(group.as_str().as_bytes()));
+        let values = [
+            ("version", &*bytes(version.as_str().as_bytes())),
+            ("topic", &bytes(topic.as_str().as_bytes())),
+            ("lane", &group),
+            ("content", &bytes(content.as_bytes())),
+            ("attempts", &number(Some(attempts(state)))),
+            ("message_id", &bytes(message_id.as_str().as_bytes())),
+            ("node", &literal(node)),
+            ("token", &bytes(self.token.0.as_bytes())),
+        ];
+        match Script::begin().then(insert, &values).commit().run(connection).await {
+            Ok(answers) => {
+                let id = answers.iter().map(|answer| answer.inserted).max().unwrap_or_default();
+                Ok(vec![Inserted::Stored(RecordId(i64::try_from(id).unwrap_or(i64::MAX)))])
+            }
+            Err(fault) if fault.is_duplicate_message() => {
+                Script::default().plain(sql::ROLLBACK).run(connection).await?;
+                Ok(vec![Inserted::Duplicate])
+            }
+            Err(fault) if fault.is_without_value() => Err(lease_lost(node)),
             Err(fault) => Err(fault),
         }
     }
@@ -216,22 +262,62 @@ impl<'r> Batch<'r> {
     }
 
     async fn store(&self, connection: &mut MySqlConnection, sql: &TableSql, end: &str) -> Fallible<Vec<Inserted>> {
+        let form = self.form();
+        let mut first = 0;
         let mut rest = self.records;
         while !rest.is_empty() {
-            let (insert, number) = self.insert_of(sql, rest)?;
+            let (insert, number) = self.insert_of(sql, form, rest)?;
             let (these, others) = rest.split_at(number);
-            let query = these.iter().fold(insert.query(), |query, record| self.bind(query, record));
-            query.execute(&mut *connection).await?;
+            let query = these.iter().fold(insert.query(), |query, record| self.bind(query, record, form));
+            let inserted = query.execute(&mut *connection).await?;
+            if rest.len() == self.records.len() {
+                first = i64::try_from(inserted.last_insert_id()).unwrap_or(i64::MAX);
+            }
             rest = others;
         }
+        let stored = match self.all_stored(connection, sql, first).await? {
+            Some(all) => all,
+            None if self.records.is_empty() => Vec::new(),
+            None => self.stored(connection, sql).await?,
+        };
+        Script::default().plain(end).run(connection).await?;
+        Ok(stored)
+    }
 
+    /// Mostly nothing was there already: then as many rows as there are records have this batch's token, and their
+    /// addresses ascend as the records do. `first` is the first of them.
+    async fn all_stored(
+        &self,
+        connection: &mut MySqlConnection,
+        sql: &TableSql,
+        first: i64,
+    ) -> Fallible<Option<Vec<Inserted>>> {
+        /// How far apart two addresses of a batch may be: servers in a cluster count in steps, and others insert
+        /// meanwhile. What is farther off is found by its message id.
+        const STEP: i64 = 8;
+        if first == 0 {
+            return Ok(None);
+        }
+        let number = i64::try_from(self.records.len()).unwrap_or(i64::MAX);
+        let last = first.saturating_add(number.saturating_mul(STEP));
+        let values = [
+            ("first", &*first.to_string()),
+            ("last", &last.to_string()),
+            ("token", &bytes(self.token.0.as_bytes())),
+            ("limit", &number.to_string()),
+        ];
+        let found = ids(&Script::default().then(&sql.all_stored, &values).run(connection).await?)?;
+        Ok((found.len() == self.records.len()).then(|| found.into_iter().map(Inserted::Stored).collect()))
+    }
+
+    async fn stored(&self, connection: &mut MySqlConnection, sql: &TableSql) -> Fallible<Vec<Inserted>> {
         let token = bytes(self.token.0.as_bytes());
         let mut script = Script::default();
         for records in self.records.chunks(LIST) {
             let ids = listed(records.iter().map(|record| bytes(record.message_id.as_str().as_bytes())));
             script = script.then(&sql.stored, &[("message_ids", &ids), ("token", &token)]);
         }
-        let found = script.plain(end).run(connection).await?;
+        let found = script.run(connection).await?;
         let mut stored = HashMap::with_capacity(self.records.len());
         for row in found.iter().flat_map(|answer| &answer.rows) {
             stored.insert((octets(row, 1)?.unwrap_or_default(), octets(row, 2)?), RecordId(integer(row, 0)?));
@@ -246,14 +332,23 @@ impl<'r> Batch<'r> {
         Ok(answers)
     }
 
+    fn form(&self) -> Form {
+        let is_in_flight = |record: &NewRecord| {
+            let state = &record.state;
+            let is_plain = state.due().is_none() && state.expires().is_none() && state.reason().is_none();
+            state.status() == Status::Queued && is_plain
+        };
+        if self.owner.is_some() && self.records.iter().all(is_in_flight) { Form::InFlight } else { Form::Any }
+    }
+
     /// The greatest power of two of the records that there is a statement for, and that the server takes at once.
-    fn insert_of<'s>(&self, sql: &'s TableSql, records: &[NewRecord]) -> Fallible<(&'s Statement, usize)> {
+    fn insert_of<'s>(&self, sql: &'s TableSql, form: Form, records: &[NewRecord]) -> Fallible<(&'s Statement, usize)> {
         let mut power = records.len().min(MOST_ROWS).ilog2();
         let size = |power: u32| records[..1 << power].iter().map(|record| record.content.len() as u64).sum::<u64>();
         while power > 0 && size(power) > self.packet.most_content() {
             power -= 1;
         }
-        let Some(insert) = sql.insert_or_nothing(power) else {
+        let Some(insert) = sql.insert_or_nothing(form, power) else {
             return Err(Fault::said(ErrorKind::Internal, format!("there is no statement for {} rows", 1 << power)));
         };
         Ok((insert, 1 << power))
@@ -264,9 +359,9 @@ impl<'r> Batch<'r> {
         &self,
         query: Query<'q, MySql, MySqlArguments>,
         record: &'q NewRecord,
+        form: Form,
     ) -> Query<'q, MySql, MySqlArguments> {
         let NewRecord { message_id, version, topic, group, content, state } = record;
-        let Times { due_at, due_in, expires_in } = Times::of(state);
         let is_held = state.status() == Status::Queued;
         let owner = self.owner.filter(|_| is_held).map(|node| node.0.into_bytes().to_vec());
         let query = query.bind(version.as_str().as_bytes()).bind(topic.as_str().as_bytes());
@@ -274,17 +369,15 @@ impl<'r> Batch<'r> {
             Table::Outbox => query,
             Table::Inbox => query.bind(group.as_ref().map(|group| group.as_str().as_bytes())),
         };
-        query
-            .bind(content.as_bytes())
-            .bind(attempts(state))
-            .bind(expires_in)
-            .bind(state.status().as_str().as_bytes())
-            .bind(message_id.as_str().as_bytes())
-            .bind(due_at)
-            .bind(due_in)
-            .bind(owner)
-            .bind(self.token.0.into_bytes().to_vec())
-            .bind(state.reason().map(str::as_bytes))
+        let query = query.bind(content.as_bytes()).bind(attempts(state));
+        let message_id = message_id.as_str().as_bytes();
+        let token = self.token.0.into_bytes().to_vec();
+        if form == Form::InFlight {
+            return query.bind(message_id).bind(owner).bind(token);
+        }
+        let Times { due_at, due_in, expires_in } = Times::of(state);
+        let query = query.bind(expires_in).bind(state.status().as_str().as_bytes()).bind(message_id);
+        query.bind(due_at).bind(due_in).bind(owner).bind(token).bind(state.reason().map(str::as_bytes))
     }
 }
 
@@ -371,8 +464,7 @@ pub(crate) enum Within {
     Handler,
 }
 
-/// Writes outcomes in two round trips: a look at what is held, and one statement for each outcome that some have in
-/// common.
+/// Writes outcomes, with one statement for each that some have in common.
 pub(crate) async fn settle(
     connection: &mut MySqlConnection,
     sql: &TableSql,
@@ -382,15 +474,55 @@ pub(crate) async fn settle(
     if settlements.is_empty() {
         return Ok(Vec::new());
     }
-    let (begin, end) = match within {
-        Within::Own => (sql::BEGIN, sql::COMMIT),
-        Within::Handler => ("", sql::MARK_HANDLER),
-    };
     // Of several for one claim the first is written and the others come too late.
     let mut places = HashMap::with_capacity(settlements.len());
     for (place, settlement) in settlements.iter().enumerate() {
         places.entry((settlement.record, settlement.token)).or_insert(place);
     }
+    let written = match within {
+        Within::Own => settle_at_once(connection, sql, settlements, &places).await?,
+        Within::Handler => settle_held(connection, sql, settlements, &places, "", sql::MARK_HANDLER).await?,
+    };
+    let mut answers = vec![Settled::Lost; settlements.len()];
+    for holder in &written {
+        if let Some(place) = places.get(holder) {
+            answers[*place] = Settled::Written;
+        }
+    }
+    Ok(answers)
+}
+
+/// Who holds what: a record and the token that it was claimed with.
+type Holder = (RecordId, ClaimToken);
+
+/// In one round trip: mostly all are still held, and what is held nobody else locks.
+async fn settle_at_once(
+    connection: &mut MySqlConnection,
+    sql: &TableSql,
+    settlements: &[Settlement],
+    places: &HashMap<Holder, usize>,
+) -> Fallible<HashSet<Holder>> {
+    let mut all: Vec<usize> = places.values().copied().collect();
+    all.sort_unstable();
+    let script = write(Script::begin(), sql, &sql.lock_held_at_once, settlements, &all);
+    match script.commit().run(connection).await {
+        Err(fault) if fault.is_locked() => {
+            Script::default().plain(sql::ROLLBACK).run(connection).await?;
+            settle_held(connection, sql, settlements, places, sql::BEGIN, sql::COMMIT).await
+        }
+        answers => holders(&answers?),
+    }
+}
+
+/// In two round trips: a look at what is held, and the outcomes of that.
+async fn settle_held(
+    connection: &mut MySqlConnection,
+    sql: &TableSql,
+    settlements: &[Settlement],
+    places: &HashMap<Holder, usize>,
+    begin: &str,
+    end: &str,
+) -> Fallible<HashSet<Holder>> {
     let mut script = Script::default().plain(begin);
     for ids in ordered(settlements.iter().map(|settlement| settlement.record)).chunks(LIST) {
         script = script.then(&sql.held, &[("ids", &addresses(ids))]);
@@ -398,25 +530,22 @@ pub(crate) async fn settle(
     let held = holders(&script.run(connection).await?)?;
     let mut ours: Vec<usize> = held.iter().filter_map(|holder| places.get(holder).copied()).collect();
     ours.sort_unstable();
+    holders(&write(Script::default(), sql, &sql.lock_held, settlements, &ours).plain(end).run(connection).await?)
+}
 
-    let mut script = Script::default();
-    for ids in ordered(ours.iter().map(|place| settlements[*place].record)).chunks(LIST) {
-        script = script.then(&sql.lock_held, &[("ids", &addresses(ids))]);
+/// Locks the records of the settlements at these places, and writes what becomes of those that are still held.
+fn write(mut script: Script, sql: &TableSql, lock: &Statement, settlements: &[Settlement], places: &[usize]) -> Script {
+    let chosen = || places.iter().map(|place| &settlements[*place]);
+    for ids in ordered(chosen().map(|settlement| settlement.record)).chunks(LIST) {
+        script = script.then(lock, &[("ids", &addresses(ids))]);
     }
-    for outcome in Outcome::of(ours.iter().map(|place| &settlements[*place])) {
-        let (literals, token) = (Literals::of(outcome.state), bytes(outcome.token.0.as_bytes()));
+    for outcome in Outcome::of(chosen()) {
+        let (state, token) = (Expressions::of(outcome.state), bytes(outcome.token.0.as_bytes()));
         for ids in outcome.records.chunks(LIST) {
-            script = script.then(&sql.settle, &literals.with(&[("ids", &addresses(ids)), ("token", &token)]));
+            script = script.then(&sql.settle, &state.with(&[("ids", &addresses(ids)), ("token", &token)]));
         }
     }
-    let locked = holders(&script.plain(end).run(connection).await?)?;
-    let mut answers = vec![Settled::Lost; settlements.len()];
-    for holder in &locked {
-        if let Some(place) = places.get(holder) {
-            answers[*place] = Settled::Written;
-        }
-    }
-    Ok(answers)
+    script
 }
 
 /// What some settlements have in common.
@@ -445,7 +574,7 @@ impl<'s> Outcome<'s> {
 }
 
 /// Which records are held under which tokens, from the answers to `held`.
-fn holders(answers: &[Answer]) -> Fallible<HashSet<(RecordId, ClaimToken)>> {
+fn holders(answers: &[Answer]) -> Fallible<HashSet<Holder>> {
     let mut holders = HashSet::new();
     for row in answers.iter().flat_map(|answer| &answer.rows) {
         if let Some(token) = uuid(row, 1)? {
@@ -483,10 +612,10 @@ pub(crate) async fn requeue(
     if records.is_empty() {
         return Ok(0);
     }
-    let literals = Literals::of(state);
+    let expressions = Expressions::of(state);
     let mut script = Script::begin();
     for ids in ordered(records.iter().copied()).chunks(LIST) {
-        script = script.then(statement, &literals.with(&[("ids", &addresses(ids))]));
+        script = script.then(statement, &expressions.with(&[("ids", &addresses(ids))]));
     }
     Ok(affected(&script.commit().run(connection).await?))
 }

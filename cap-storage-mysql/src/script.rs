@@ -21,6 +21,8 @@ pub(crate) struct Answer {
     pub(crate) rows: Vec<MySqlRow>,
     /// How many rows it found to change, be it that the change made no difference: the driver asks for this count.
     pub(crate) affected: u64,
+    /// The address of the first row that it inserted; 0 if it inserted none.
+    pub(crate) inserted: u64,
 }
 
 impl Script {
@@ -91,7 +93,8 @@ impl Script {
             match result? {
                 Either::Right(row) => rows.push(row),
                 Either::Left(done) => {
-                    answers.push(Answer { rows: std::mem::take(&mut rows), affected: done.rows_affected() });
+                    let (affected, inserted) = (done.rows_affected(), done.last_insert_id());
+                    answers.push(Answer { rows: std::mem::take(&mut rows), affected, inserted });
                 }
             }
         }
@@ -124,7 +127,7 @@ pub(crate) fn list(literals: impl Iterator<Item = String>) -> String {
     literals.collect::<Vec<_>>().join(",")
 }
 
-fn null() -> String {
+pub(crate) fn null() -> String {
     "NULL".to_owned()
 }
 

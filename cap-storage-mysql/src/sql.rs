@@ -8,7 +8,7 @@
 //! Habits, each for a reason:
 //! - A call is one or two scripts: several statements in one round trip, from `BEGIN` to `COMMIT`. Values in them are
 //!   numbers and hexadecimal literals, which no sql_mode and no charset of a session reads in another way. What may be
-//!   large or private, as contents are, is a parameter of a prepared statement.
+//!   large or many, as contents are, is a parameter of a prepared statement.
 //! - Each transaction says that it is `READ COMMITTED`: under `REPEATABLE READ` a claim would lock the gaps that others
 //!   insert into. The session stays as it is.
 //! - Rows are locked in the order node, index of the lane (skipping what is locked), primary key. Whoever waits holds
@@ -30,6 +30,16 @@ const NOW: &str = "UTC_TIMESTAMP(6)";
 
 /// Where [`Timestamp`](cap_core::Timestamp) counts from.
 const EPOCH: &str = "TIMESTAMP'1970-01-01 00:00:00.000000'";
+
+/// So many microseconds after 1970.
+pub(crate) fn at(micros: i64) -> String {
+    format!("{EPOCH} + INTERVAL {micros} MICROSECOND")
+}
+
+/// So many microseconds from now.
+pub(crate) fn from_now(micros: i64) -> String {
+    format!("{NOW} + INTERVAL {micros} MICROSECOND")
+}
 
 /// The schema, one script for each version, from 1.
 pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
@@ -115,7 +125,7 @@ const RECORD: &str = "
        TIMESTAMPDIFF(MICROSECOND, {epoch}, `DueAt`), TIMESTAMPDIFF(MICROSECOND, {epoch}, `ExpiresAt`), `Owner`,
        CAST(`Reason` AS BINARY)";
 
-/// The rows follow, as many as [`ROW`] as there are records.
+/// The rows follow, one [`ROW`] for each record.
 const INSERT: &str = "
 INSERT INTO {table} (`Version`, `Name`, {group_column}`Content`, `Retries`, `Added`, `ExpiresAt`, `StatusName`,
                      `MessageId`, `DueAt`, `Owner`, `Claim`, `Reason`)
@@ -125,9 +135,29 @@ const ROW: &str = "
 (?, ?, {group_given}?, ?, {now}, {now} + INTERVAL ? MICROSECOND, ?,
  ?, COALESCE({epoch} + INTERVAL ? MICROSECOND, {now} + INTERVAL ? MICROSECOND), ?, ?, ?)";
 
+/// A row of a record that is in flight from the beginning, as deliveries are: of these there are many.
+const ROW_IN_FLIGHT: &str = "
+(?, ?, {group_given}?, ?, {now}, NULL, 'Queued', ?, NULL, ?, ?, NULL)";
+
+/// One row that is in flight, and an error if the node has no live lease: then there is no time that it could be added.
+const INSERT_HELD: &str = "
+INSERT INTO {table} (`Version`, `Name`, {group_column}`Content`, `Retries`, `Added`, `StatusName`, `MessageId`, `Owner`,
+                     `Claim`)
+VALUES ({version}, {topic}, {group_literal}{content}, {attempts},
+        (SELECT {now} FROM {nodes} WHERE `Node` = {node} AND `LeaseUntil` > {now} LOCK IN SHARE MODE),
+        'Queued', {message_id}, {node}, {token})";
+
 /// Nothing is written over a row that is there already. `INSERT IGNORE` would do the same, and hide every other error.
 const OR_NOTHING: &str = "
 ON DUPLICATE KEY UPDATE `Id` = `Id`";
+
+/// Whether a whole batch was stored: then all its rows are between two addresses, in their order.
+const ALL_STORED: &str = "
+SELECT `Id`
+FROM {table} FORCE INDEX (PRIMARY)
+WHERE `Id` BETWEEN {first} AND {last} AND `Claim` = {token}
+ORDER BY `Id`
+LIMIT {limit}";
 
 /// Which of a batch were stored: those that have its token.
 const STORED: &str = "
@@ -167,16 +197,19 @@ const HELD: &str =
     "SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued'";
 
 /// The same once they are locked.
-const LOCK_HELD: &str = "SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE";
+const LOCK_HELD: &str = "
+SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE";
+
+/// The same, and an error if another has locked one of them.
+const LOCK_HELD_AT_ONCE: &str = "
+SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY)
+WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE NOWAIT";
 
 /// One for each outcome that some have in common.
 const SETTLE: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
-SET `Retries` = {attempts}, `Reason` = {reason},
-    `DueAt` = COALESCE({epoch} + INTERVAL {due_at} MICROSECOND, {now} + INTERVAL {due_in} MICROSECOND),
-    `ExpiresAt` = {now} + INTERVAL {expires_in} MICROSECOND,
-    `Owner` = IF({is_held}, `Owner`, NULL), `Claim` = IF({is_held}, `Claim`, NULL),
-    `StatusName` = {status}
+SET `Retries` = {attempts}, `Reason` = {reason}, `DueAt` = {due}, `ExpiresAt` = {expires}, `Owner` = {owner},
+    `Claim` = {claim}, `StatusName` = {status}
 WHERE `Id` IN ({ids}) AND `Claim` = {token} AND `StatusName` = 'Queued'";
 
 /// Waits for claims of this node that are under way: what they take is seen afterwards.
@@ -257,10 +290,7 @@ LIMIT {limit}";
 
 const REQUEUE: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
-SET `Retries` = {attempts}, `Reason` = {reason},
-    `DueAt` = COALESCE({epoch} + INTERVAL {due_at} MICROSECOND, {now} + INTERVAL {due_in} MICROSECOND),
-    `ExpiresAt` = {now} + INTERVAL {expires_in} MICROSECOND,
-    `StatusName` = {status}
+SET `Retries` = {attempts}, `Reason` = {reason}, `DueAt` = {due}, `ExpiresAt` = {expires}, `StatusName` = {status}
 WHERE `Id` IN ({ids}) AND `Owner` IS NULL
   AND (`StatusName` = 'Succeeded' OR (`StatusName` = 'Failed' AND `DueAt` IS NULL))";
 
@@ -387,14 +417,19 @@ pub(crate) struct TableSql {
     pub(crate) columns_there: Statement,
     /// A single row, for which a duplicate is an error.
     pub(crate) insert: Statement,
+    pub(crate) insert_held: Statement,
     /// Of 1, 2, 4 and so on rows.
     inserts: Vec<Statement>,
+    /// The same for records in flight.
+    inserts_in_flight: Vec<Statement>,
+    pub(crate) all_stored: Statement,
     pub(crate) stored: Statement,
     pub(crate) due: Statement,
     pub(crate) hold: Statement,
     pub(crate) next: Statement,
     pub(crate) held: Statement,
     pub(crate) lock_held: Statement,
+    pub(crate) lock_held_at_once: Statement,
     pub(crate) settle: Statement,
     pub(crate) held_under_token: Statement,
     pub(crate) held_by_node: Statement,
@@ -448,9 +483,9 @@ impl Sql {
 impl TableSql {
     fn new(names: &Names, table: Table) -> Self {
         // What only the inbox has: the column as it is read and compared, where it is written, and the lane's condition.
-        let [group, group_column, group_given, in_lane] = match table {
-            Table::Outbox => ["NULL", "", "", "TRUE"],
-            Table::Inbox => ["CAST(`Group` AS BINARY)", "`Group`, ", "?, ", "`Group` = {lane}"],
+        let [group, group_column, group_given, group_literal, in_lane] = match table {
+            Table::Outbox => ["NULL", "", "", "", "TRUE"],
+            Table::Inbox => ["CAST(`Group` AS BINARY)", "`Group`, ", "?, ", "{lane}, ", "`Group` = {lane}"],
         };
         let fill = |template: &str| {
             let index = |of: &str| format!("`{}_{of}`", table.as_str());
@@ -460,6 +495,7 @@ impl TableSql {
                 .replace("{group}", group)
                 .replace("{group_column}", group_column)
                 .replace("{group_given}", group_given)
+                .replace("{group_literal}", group_literal)
                 .replace("{in_lane}", in_lane)
                 .replace("{message_index}", &index("message"))
                 .replace("{due_index}", &index("due"))
@@ -467,18 +503,25 @@ impl TableSql {
                 .replace("{expired_index}", &index("expired"));
             names.fill(&template)
         };
-        let rows = |number: usize| [INSERT, &vec![ROW; number].join(",")].concat();
-        let sizes = (0..=MOST_ROWS.ilog2()).map(|power| 1 << power);
+        let rows = |row: &str, number: usize| [INSERT, &vec![row; number].join(",")].concat();
+        let inserts = |row: &str| {
+            let sizes = (0..=MOST_ROWS.ilog2()).map(|power| 1 << power);
+            sizes.map(|size| fill(&[&rows(row, size), OR_NOTHING].concat())).collect()
+        };
         Self {
             columns_there: fill(COLUMNS_THERE),
-            insert: fill(&rows(1)),
-            inserts: sizes.map(|size| fill(&[&rows(size), OR_NOTHING].concat())).collect(),
+            insert: fill(&rows(ROW, 1)),
+            insert_held: fill(INSERT_HELD),
+            inserts: inserts(ROW),
+            inserts_in_flight: inserts(ROW_IN_FLIGHT),
+            all_stored: fill(ALL_STORED),
             stored: fill(STORED),
             due: fill(DUE),
             hold: fill(HOLD),
             next: fill(NEXT_IN_LANE),
             held: fill(HELD),
             lock_held: fill(LOCK_HELD),
+            lock_held_at_once: fill(LOCK_HELD_AT_ONCE),
             settle: fill(SETTLE),
             held_under_token: fill(HELD_UNDER_TOKEN),
             held_by_node: fill(HELD_BY_NODE),
@@ -498,9 +541,21 @@ impl TableSql {
     }
 
     /// That inserts `2^power` rows and leaves those out that are there already.
-    pub(crate) fn insert_or_nothing(&self, power: u32) -> Option<&Statement> {
-        self.inserts.get(power as usize)
+    pub(crate) fn insert_or_nothing(&self, form: Form, power: u32) -> Option<&Statement> {
+        let inserts = match form {
+            Form::Any => &self.inserts,
+            Form::InFlight => &self.inserts_in_flight,
+        };
+        inserts.get(power as usize)
     }
+}
+
+/// What is known of the rows of an insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Any,
+    /// Each is in flight: it has an owner, and neither times nor a reason.
+    InFlight,
 }
 
 #[cfg(test)]
@@ -512,14 +567,17 @@ mod tests {
         "{attempts}",
         "{after}",
         "{chore}",
-        "{due_at}",
-        "{due_in}",
-        "{expires_in}",
+        "{content}",
+        "{claim}",
+        "{due}",
+        "{expires}",
+        "{first}",
         "{group_asked}",
         "{id}",
         "{ids}",
-        "{is_held}",
+        "{owner}",
         "{lane}",
+        "{last}",
         "{lease}",
         "{limit}",
         "{message_id}",
@@ -563,8 +621,9 @@ mod tests {
     #[test]
     fn there_is_an_insert_for_each_power_of_two() {
         let sql = Sql::new("cap");
-        let rows =
-            |power| sql.published.insert_or_nothing(power).map(|insert| insert.text().matches("COALESCE").count());
+        let rows = |power| {
+            sql.published.insert_or_nothing(Form::Any, power).map(|insert| insert.text().matches("COALESCE").count())
+        };
         assert_eq!((rows(0), rows(3), rows(8), rows(9)), (Some(1), Some(8), Some(MOST_ROWS), None));
     }
 }

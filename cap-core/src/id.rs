@@ -52,6 +52,12 @@ impl MessageId {
         Self(hex(&digest.as_bytes()[..12]).into())
     }
 
+    /// An id that the storage gives back; `row-` and the record's address if somebody wrote a record without a usable
+    /// one.
+    pub fn from_stored(id: Option<&str>, record: RecordId) -> Self {
+        id.and_then(|id| Self::try_from(id).ok()).unwrap_or_else(|| Self(format!("row-{record}").into()))
+    }
+
     fn from_parts(seconds_and_counter: u64, process: [u8; 5]) -> Self {
         let clock = seconds_and_counter.to_be_bytes();
         let mut bytes = [0u8; 12];

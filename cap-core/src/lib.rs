@@ -2,8 +2,10 @@
 //! publishing and subscribing. It names no database and no broker.
 //!
 //! Applications use the facade crate `cap`, which re-exports all of this beside the backends that its features pick.
-//! Backends depend on this crate alone: see [`storage`] and [`transport`] for what they must promise.
+//! Backends depend on this crate alone: see [`storage`] and [`transport`] for what they must promise, and [`backend`] for
+//! what they have in common.
 
+pub mod backend;
 pub mod codec;
 pub mod content;
 mod engine;

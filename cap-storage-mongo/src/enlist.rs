@@ -1,10 +1,11 @@
 //! Publishing inside the caller's own transaction.
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use mongodb::ClientSession;
 
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::record;
 use crate::session::{Db, Via, is_in_transaction};
 use crate::storage::MongoStorage;

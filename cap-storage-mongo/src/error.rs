@@ -2,52 +2,12 @@
 
 use std::error::Error as _;
 
-use cap_core::storage::Table;
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind};
 use mongodb::bson::Document;
 use mongodb::error::{
     ErrorKind as DriverKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
 };
-
-/// What was tried, kept cheap: it becomes text only when it fails.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempt {
-    /// A verb with its preposition: `claim from`.
-    pub(crate) operation: &'static str,
-    /// The table it was done to, if it was one.
-    pub(crate) table: Option<Table>,
-}
-
-impl Attempt {
-    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
-        Self { operation, table: Some(table) }
-    }
-
-    pub(crate) const fn on_database(operation: &'static str) -> Self {
-        Self { operation, table: None }
-    }
-
-    /// The subject of its errors: `the outbox of mongodb db.example.com:27017/cap`.
-    pub(crate) fn subject(self, place: &str) -> String {
-        match self.table {
-            Some(table) => format!("the {table} of {place}"),
-            None => place.to_owned(),
-        }
-    }
-
-    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
-        Error::new(kind, self.operation, self.subject(place), reason)
-    }
-
-    pub(crate) fn failed_with(self, place: &str, error: mongodb::error::Error) -> Error {
-        let kind = kind_of(&error);
-        let reason = match advice(&error) {
-            Some(advice) => format!("{}: {advice}", text_of(&error)),
-            None => text_of(&error),
-        };
-        self.failed(kind, place, reason).because(error)
-    }
-}
 
 /// Why an operation failed, before it is known where it ran.
 #[derive(Debug)]
@@ -69,7 +29,7 @@ impl Fault {
 
     pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
         match self {
-            Self::Mongo(error) => attempt.failed_with(place, error),
+            Self::Mongo(error) => failed(attempt, place, error),
             Self::Said(kind, reason) => attempt.failed(kind, place, reason),
             Self::AddressTaken => {
                 let reason = "another process made the same address: the transaction is over and can be done again";
@@ -114,6 +74,16 @@ impl From<mongodb::error::Error> for Fault {
 
 /// The outcome of an operation.
 pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+/// The error of the driver, as the caller sees it.
+pub(crate) fn failed(attempt: Attempt, place: &str, error: mongodb::error::Error) -> Error {
+    let kind = kind_of(&error);
+    let reason = match advice(&error) {
+        Some(advice) => format!("{}: {advice}", text_of(&error)),
+        None => text_of(&error),
+    };
+    attempt.failed(kind, place, reason).because(error)
+}
 
 /// The driver's own error in one of a [`MongoStorage`](crate::MongoStorage), if it came from there: with its labels, for
 /// those who do their transactions again as MongoDB recommends.
@@ -324,6 +294,8 @@ pub(crate) fn no_hosts(error: mongodb::error::Error) -> Error {
 mod tests {
     use mongodb::bson::doc;
 
+    use cap_core::Table;
+
     use super::*;
 
     #[test]
@@ -343,7 +315,7 @@ mod tests {
     #[test]
     fn a_lost_connection_may_work_later_and_says_where() {
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        let error = Attempt::on("claim from", Table::Outbox).failed_with("mongodb db:27017/cap", reset.into());
+        let error = failed(Attempt::on("claim from", Table::Outbox), "mongodb db:27017/cap", reset.into());
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().starts_with("cannot claim from the outbox of mongodb db:27017/cap: "), "{error}");
         assert!(driver_error(&error).is_some());

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::{Alike, Holder, Settlements, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Table,
@@ -99,27 +100,16 @@ impl Times {
     }
 }
 
-/// Refuses what can never work: a record in flight that nobody holds, an inbox record without a group, a content that
-/// fits into no document.
+/// Refuses what can never work, and a content that fits into no document.
 pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Fallible<()> {
-    for NewRecord { message_id, group, state, content, .. } in records {
-        let (kind, reason) = if state.status() == Status::Queued && claim.is_none() {
-            let reason =
-                format!("message {message_id} is to be in flight, and nobody claims it: it would never be due");
-            (ErrorKind::Invalid, reason)
-        } else if table == Table::Inbox && group.is_none() {
-            let reason = format!("message {message_id} has no group, and each inbox record belongs to one");
-            (ErrorKind::Invalid, reason)
-        } else if content.len() > MAX_CONTENT {
-            let length = content.len();
-            let reason = format!("the content of message {message_id} has {length} bytes, the limit is {MAX_CONTENT}");
-            (ErrorKind::Rejected, reason)
-        } else {
-            continue;
-        };
-        return Err(Fault::said(kind, reason));
+    if let Some(NewRecord { message_id, content, .. }) =
+        records.iter().find(|record| record.content.len() > MAX_CONTENT)
+    {
+        let length = content.len();
+        let reason = format!("the content of message {message_id} has {length} bytes, the limit is {MAX_CONTENT}");
+        return Err(Fault::said(ErrorKind::Rejected, reason));
     }
-    Ok(())
+    refuse(table, records, claim).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
 }
 
 /// Records to be inserted at one time, under given addresses.
@@ -347,57 +337,25 @@ pub(crate) async fn waits(db: &Db, version: &Version, lanes: &[Lane]) -> Fallibl
     Ok(answers)
 }
 
-/// Settlements of one outcome under one token.
-struct Kind<'s> {
-    token: ClaimToken,
-    state: &'s State,
-    ids: Vec<i64>,
-}
-
-/// What has one outcome is written by one statement.
-fn kinds<'s>(settlements: impl Iterator<Item = &'s Settlement>) -> Vec<Kind<'s>> {
-    /// How many of the latest kinds are looked through: settlements of one kind mostly follow each other, and a kind
-    /// that is written by two statements does no harm.
-    const RECENT: usize = 8;
-    let mut kinds: Vec<Kind<'s>> = Vec::new();
-    for Settlement { record, token, state } in settlements {
-        let recent = kinds.len().saturating_sub(RECENT);
-        match kinds[recent..].iter_mut().rfind(|kind| kind.token == *token && kind.state == state) {
-            Some(kind) => kind.ids.push(record.0),
-            None => kinds.push(Kind { token: *token, state, ids: vec![record.0] }),
-        }
-    }
-    kinds
-}
-
-fn statements(kinds: &[Kind<'_>]) -> Vec<Document> {
-    kinds.iter().flat_map(|kind| commands::settle(&kind.ids, &binary(kind.token.0), kind.state)).collect()
+fn statements(settlements: &[&Settlement]) -> Vec<Document> {
+    let written = |alike: Alike<'_>| {
+        let ids: Vec<i64> = alike.records.iter().map(|record| record.0).collect();
+        commands::settle(&ids, &binary(alike.token.0), alike.state)
+    };
+    Alike::group(settlements.iter().copied()).into_iter().flat_map(written).collect()
 }
 
 /// Writes outcomes, in one transaction.
 pub(crate) async fn settle(db: &Db, table: Table, settlements: &[Settlement]) -> Fallible<Vec<Settled>> {
-    // Of several for one claim the first is written and the others come too late.
-    let mut places = HashMap::with_capacity(settlements.len());
-    for (place, settlement) in settlements.iter().enumerate() {
-        places.entry((settlement.record, settlement.token)).or_insert(place);
-    }
-    let is_first =
-        |(place, settlement): &(usize, &Settlement)| places.get(&(settlement.record, settlement.token)) == Some(place);
-    let first: Vec<&Settlement> =
-        settlements.iter().enumerate().filter(is_first).map(|(_, settlement)| settlement).collect();
+    let batch = Settlements::new(settlements);
+    let first: Vec<&Settlement> = batch.first().collect();
     let written = match first[..] {
         [] => HashSet::new(),
         [only] if settle_one(db, table, only).await? => HashSet::from([(only.record, only.token)]),
         [_] => HashSet::new(),
-        _ => settle_many(db, table, &first).await?,
+        _ => settle_many(db, table, &batch, &first).await?,
     };
-    let mut answers = vec![Settled::Lost; settlements.len()];
-    for key in written {
-        if let Some(place) = places.get(&key) {
-            answers[*place] = Settled::Written;
-        }
-    }
-    Ok(answers)
+    Ok(batch.answer(written))
 }
 
 /// A single document needs no transaction, and the driver tries again by itself where that is safe.
@@ -408,31 +366,28 @@ async fn settle_one(db: &Db, table: Table, settlement: &Settlement) -> Fallible<
 }
 
 /// Mostly all are still held; only when they are not, it is asked which.
-async fn settle_many(db: &Db, table: Table, settlements: &[&Settlement]) -> Fallible<HashSet<(RecordId, ClaimToken)>> {
-    let all = || settlements.iter().map(|settlement| (settlement.record, settlement.token)).collect();
-    let context = (table, settlements);
-    let are_all_written = db.transact(&context, |db, session, (table, settlements)| {
+async fn settle_many(db: &Db, table: Table, batch: &Settlements<'_>, all: &[&Settlement]) -> Fallible<HashSet<Holder>> {
+    let context = (table, batch, all);
+    let are_all_written = db.transact(&context, |db, session, (table, _, all)| {
         Box::pin(async move {
-            let kinds = kinds(settlements.iter().copied());
-            let reply = db.update_in(session, *table, statements(&kinds)).await?;
-            let is_complete = matched(&reply) == settlements.len() as u64;
+            let reply = db.update_in(session, *table, statements(all)).await?;
+            let is_complete = matched(&reply) == all.len() as u64;
             Ok(if is_complete { End::Commit(true) } else { End::Abort(false) })
         })
     });
     if are_all_written.await? {
-        return Ok(all());
+        return Ok(all.iter().map(|settlement| (settlement.record, settlement.token)).collect());
     }
-    let settle_held = db.transact(&context, |db, session, (table, settlements)| {
+    let settle_held = db.transact(&context, |db, session, (table, batch, all)| {
         Box::pin(async move {
-            let held = held(db, session, *table, settlements).await?;
-            let is_held = |settlement: &&&Settlement| held.contains(&(settlement.record, settlement.token));
-            let kinds = kinds(settlements.iter().filter(is_held).copied());
-            let written: HashSet<_> =
-                kinds.iter().flat_map(|kind| kind.ids.iter().map(|id| (RecordId(*id), kind.token))).collect();
+            let held = held(db, session, *table, all).await?;
+            let ours = batch.of(&held);
+            let written: HashSet<Holder> =
+                ours.iter().map(|settlement| (settlement.record, settlement.token)).collect();
             if written.is_empty() {
                 return Ok(End::Abort(written));
             }
-            let reply = db.update_in(session, *table, statements(&kinds)).await?;
+            let reply = db.update_in(session, *table, statements(&ours)).await?;
             if matched(&reply) != written.len() as u64 {
                 return Err(Fault::Conflict);
             }
@@ -448,7 +403,7 @@ async fn held(
     session: &mut ClientSession,
     table: Table,
     settlements: &[&Settlement],
-) -> Fallible<HashSet<(RecordId, ClaimToken)>> {
+) -> Fallible<HashSet<Holder>> {
     let ids: Vec<i64> = settlements.iter().map(|settlement| settlement.record.0).collect();
     let mut held = HashSet::new();
     for ids in ids.chunks(AT_ONCE) {
@@ -587,7 +542,7 @@ fn read(mut document: Document) -> Option<Record> {
     };
     Some(Record {
         id,
-        message_id: message_id.and_then(|text| MessageId::try_from(text.as_str()).ok()).unwrap_or_else(|| stand_in(id)),
+        message_id: MessageId::from_stored(message_id.as_deref(), id),
         version: Version::from_stored(&version.unwrap_or_default()),
         topic: Topic::from_stored(&topic.unwrap_or_default()),
         group: group.as_deref().map(Group::from_stored),
@@ -600,11 +555,6 @@ fn read(mut document: Document) -> Option<Record> {
         owner: document.get("Owner").and_then(uuid).map(NodeId),
         reason,
     })
-}
-
-/// The id of a document that somebody wrote without a usable one.
-fn stand_in(id: RecordId) -> MessageId {
-    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
 }
 
 /// A whole number, of whichever type it was written.
@@ -662,17 +612,5 @@ mod tests {
         let record = read(doc! { "_id": 7, "Retries": "many", "Content": Bson::Null }).unwrap();
         assert_eq!((record.message_id.as_str(), record.attempts, &*record.content), ("row-7", 0, ""));
         assert!(read(doc! { "_id": "text" }).is_none());
-    }
-
-    #[test]
-    fn settlements_of_one_kind_are_written_together() {
-        let keep = Duration::ZERO;
-        let rules = lifecycle::Rules { retry: cap_core::RetryPolicy::default(), keep_succeeded: keep, keep_dead: keep };
-        let state = |attempts| lifecycle::settle(attempts, lifecycle::Outcome::Succeeded, &rules, 0.0);
-        let token = ClaimToken::generate();
-        let settlement = |id, attempts| Settlement { record: RecordId(id), token, state: state(attempts) };
-        let settlements = [settlement(1, 1), settlement(2, 2), settlement(3, 1)];
-        let kinds: Vec<Vec<i64>> = kinds(settlements.iter()).into_iter().map(|kind| kind.ids).collect();
-        assert_eq!(kinds, [vec![1, 3], vec![2]]);
     }
 }

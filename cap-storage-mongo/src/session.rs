@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::Table;
 use cap_core::{BoxFuture, Error, ErrorKind, NodeId, Result};
 use mongodb::bson::{DateTime, Document, doc};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
-use crate::error::{Attempt, Fallible, Fault, check_reply};
+use crate::error::{Fallible, Fault, check_reply};
 
 /// The first pause before something is done again that the server took back for the sake of another transaction.
 const PAUSE: Duration = Duration::from_millis(2);

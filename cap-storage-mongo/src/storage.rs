@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
@@ -16,7 +17,7 @@ use mongodb::options::ReturnDocument;
 
 use crate::commands::{self, Counted, binary};
 use crate::config::MongoOptions;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::session::{Clients, Db, End, Via, all};
 use crate::watch::{self, Position};
 use crate::{record, schema};

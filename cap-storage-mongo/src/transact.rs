@@ -3,13 +3,14 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use mongodb::ClientSession;
 use mongodb::bson::doc;
 
 use crate::commands::{self, binary};
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::record;
 use crate::session::{Db, Via, is_in_transaction, matched};
 use crate::storage::MongoStorage;

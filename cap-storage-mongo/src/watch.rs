@@ -7,6 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Table, Wake};
 use cap_core::{ErrorKind, Result};
 use mongodb::bson::Document;
@@ -15,7 +16,7 @@ use mongodb::change_stream::event::ResumeToken;
 use tokio::sync::mpsc;
 
 use crate::commands;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::session::{Db, Via};
 use crate::storage::MongoStorage;
 

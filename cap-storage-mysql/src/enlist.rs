@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use sqlx::pool::PoolConnection;
 use sqlx::{MySql, MySqlConnection, Transaction};
 
-use crate::error::{Attempt, Fault};
+use crate::error::Fault;
 use crate::record;
 use crate::sql::Sql;
 use crate::storage::MySqlStorage;

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::{Alike, Holder, Range, Settlements, Times, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
-use cap_core::{ClaimToken, Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use cap_core::{ClaimToken, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use sqlx::mysql::{MySqlArguments, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{MySql, MySqlConnection, Row};
@@ -25,10 +26,8 @@ const FAR: i64 = 157_680_000_000_000_000;
 /// The first and the last moment that are stored, in microseconds since 1970.
 const MOMENTS: (i64, i64) = (-30_610_224_000_000_000, 250_000_000_000_000_000);
 
-/// A duration as SQL counts it.
-pub(crate) fn span(duration: Duration) -> i64 {
-    micros(duration).min(FAR)
-}
+/// What a column of time holds.
+pub(crate) const RANGE: Range = Range { far: FAR, moments: MOMENTS };
 
 /// A limit as SQL counts it.
 pub(crate) fn limit(limit: usize) -> String {
@@ -40,31 +39,12 @@ pub(crate) fn attempts(state: &State) -> i64 {
     i64::from(i32::try_from(state.attempts()).unwrap_or(i32::MAX))
 }
 
-/// The time columns of a state: due at, due in, expires in. SQL adds the clock to the last two.
-pub(crate) struct Times {
-    pub(crate) due_at: Option<i64>,
-    pub(crate) due_in: Option<i64>,
-    pub(crate) expires_in: Option<i64>,
-}
-
-impl Times {
-    pub(crate) fn of(state: &State) -> Self {
-        let (due_at, due_in) = match state.due() {
-            None => (None, None),
-            Some(Due::Now) => (None, Some(0)),
-            Some(Due::In(delay)) => (None, Some(span(delay))),
-            Some(Due::At(moment)) => (Some(moment.as_micros().clamp(MOMENTS.0, MOMENTS.1)), None),
-        };
-        Self { due_at, due_in, expires_in: state.expires().map(span) }
-    }
-}
-
 /// What of a state a statement writes, as expressions: those of the holes in `settle` and `requeue`.
 struct Expressions([(&'static str, String); 7]);
 
 impl Expressions {
     fn of(state: &State) -> Self {
-        let Times { due_at, due_in, expires_in } = Times::of(state);
+        let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
         let due = due_at.map(sql::at).or(due_in.map(sql::from_now));
         let is_held = state.status() == Status::Queued;
         let kept = |column: &str| if is_held { column.to_owned() } else { null() };
@@ -100,29 +80,21 @@ impl Packet {
     }
 }
 
-/// Refuses what can never work: a record in flight that nobody holds, an inbox record without a group, and what the
-/// server would not take, ending the connection. `packet` is none if that is not known.
+/// Refuses what can never work, and what the server would not take, ending the connection. `packet` is none if that is
+/// not known.
 pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>, packet: Option<Packet>) -> Fallible<()> {
     let most = packet.map_or(u64::MAX, Packet::most_content);
-    for NewRecord { message_id, group, state, content, .. } in records {
-        if content.len() as u64 > most {
-            let reason = format!(
-                "the content of message {message_id} has {} bytes, and the server takes {most} at most: make its \
-                 `max_allowed_packet` greater, and restart this service",
-                content.len()
-            );
-            return Err(Fault::said(ErrorKind::Rejected, reason));
-        }
-        let reason = if state.status() == Status::Queued && claim.is_none() {
-            format!("message {message_id} is to be in flight, and nobody claims it: it would never be due")
-        } else if table == Table::Inbox && group.is_none() {
-            format!("message {message_id} has no group, and each inbox record belongs to one")
-        } else {
-            continue;
-        };
-        return Err(Fault::said(ErrorKind::Invalid, reason));
+    if let Some(NewRecord { message_id, content, .. }) =
+        records.iter().find(|record| record.content.len() as u64 > most)
+    {
+        let reason = format!(
+            "the content of message {message_id} has {} bytes, and the server takes {most} at most: make its \
+             `max_allowed_packet` greater, and restart this service",
+            content.len()
+        );
+        return Err(Fault::said(ErrorKind::Rejected, reason));
     }
-    Ok(())
+    refuse(table, records, claim).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
 }
 
 /// Inserts records that were checked, in one transaction.
@@ -375,7 +347,7 @@ impl<'r> Batch<'r> {
         if form == Form::InFlight {
             return query.bind(message_id).bind(owner).bind(token);
         }
-        let Times { due_at, due_in, expires_in } = Times::of(state);
+        let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
         let query = query.bind(expires_in).bind(state.status().as_str().as_bytes()).bind(message_id);
         query.bind(due_at).bind(due_in).bind(owner).bind(token).bind(state.reason().map(str::as_bytes))
     }
@@ -474,41 +446,25 @@ pub(crate) async fn settle(
     if settlements.is_empty() {
         return Ok(Vec::new());
     }
-    // Of several for one claim the first is written and the others come too late.
-    let mut places = HashMap::with_capacity(settlements.len());
-    for (place, settlement) in settlements.iter().enumerate() {
-        places.entry((settlement.record, settlement.token)).or_insert(place);
-    }
+    let batch = Settlements::new(settlements);
     let written = match within {
-        Within::Own => settle_at_once(connection, sql, settlements, &places).await?,
-        Within::Handler => settle_held(connection, sql, settlements, &places, "", sql::MARK_HANDLER).await?,
+        Within::Own => settle_at_once(connection, sql, &batch).await?,
+        Within::Handler => settle_held(connection, sql, &batch, "", sql::MARK_HANDLER).await?,
     };
-    let mut answers = vec![Settled::Lost; settlements.len()];
-    for holder in &written {
-        if let Some(place) = places.get(holder) {
-            answers[*place] = Settled::Written;
-        }
-    }
-    Ok(answers)
+    Ok(batch.answer(written))
 }
-
-/// Who holds what: a record and the token that it was claimed with.
-type Holder = (RecordId, ClaimToken);
 
 /// In one round trip: mostly all are still held, and what is held nobody else locks.
 async fn settle_at_once(
     connection: &mut MySqlConnection,
     sql: &TableSql,
-    settlements: &[Settlement],
-    places: &HashMap<Holder, usize>,
+    batch: &Settlements<'_>,
 ) -> Fallible<HashSet<Holder>> {
-    let mut all: Vec<usize> = places.values().copied().collect();
-    all.sort_unstable();
-    let script = write(Script::begin(), sql, &sql.lock_held_at_once, settlements, &all);
-    match script.commit().run(connection).await {
+    let all: Vec<&Settlement> = batch.first().collect();
+    match write(Script::begin(), sql, &sql.lock_held_at_once, &all).commit().run(connection).await {
         Err(fault) if fault.is_locked() => {
             Script::default().plain(sql::ROLLBACK).run(connection).await?;
-            settle_held(connection, sql, settlements, places, sql::BEGIN, sql::COMMIT).await
+            settle_held(connection, sql, batch, sql::BEGIN, sql::COMMIT).await
         }
         answers => holders(&answers?),
     }
@@ -518,59 +474,31 @@ async fn settle_at_once(
 async fn settle_held(
     connection: &mut MySqlConnection,
     sql: &TableSql,
-    settlements: &[Settlement],
-    places: &HashMap<Holder, usize>,
+    batch: &Settlements<'_>,
     begin: &str,
     end: &str,
 ) -> Fallible<HashSet<Holder>> {
     let mut script = Script::default().plain(begin);
-    for ids in ordered(settlements.iter().map(|settlement| settlement.record)).chunks(LIST) {
+    for ids in ordered(batch.first().map(|settlement| settlement.record)).chunks(LIST) {
         script = script.then(&sql.held, &[("ids", &addresses(ids))]);
     }
     let held = holders(&script.run(connection).await?)?;
-    let mut ours: Vec<usize> = held.iter().filter_map(|holder| places.get(holder).copied()).collect();
-    ours.sort_unstable();
-    holders(&write(Script::default(), sql, &sql.lock_held, settlements, &ours).plain(end).run(connection).await?)
+    let script = write(Script::default(), sql, &sql.lock_held, &batch.of(&held));
+    holders(&script.plain(end).run(connection).await?)
 }
 
-/// Locks the records of the settlements at these places, and writes what becomes of those that are still held.
-fn write(mut script: Script, sql: &TableSql, lock: &Statement, settlements: &[Settlement], places: &[usize]) -> Script {
-    let chosen = || places.iter().map(|place| &settlements[*place]);
-    for ids in ordered(chosen().map(|settlement| settlement.record)).chunks(LIST) {
+/// Locks the records of these settlements, and writes what becomes of those that are still held.
+fn write(mut script: Script, sql: &TableSql, lock: &Statement, settlements: &[&Settlement]) -> Script {
+    for ids in ordered(settlements.iter().map(|settlement| settlement.record)).chunks(LIST) {
         script = script.then(lock, &[("ids", &addresses(ids))]);
     }
-    for outcome in Outcome::of(chosen()) {
-        let (state, token) = (Expressions::of(outcome.state), bytes(outcome.token.0.as_bytes()));
-        for ids in outcome.records.chunks(LIST) {
+    for alike in Alike::group(settlements.iter().copied()) {
+        let (state, token) = (Expressions::of(alike.state), bytes(alike.token.0.as_bytes()));
+        for ids in alike.records.chunks(LIST) {
             script = script.then(&sql.settle, &state.with(&[("ids", &addresses(ids)), ("token", &token)]));
         }
     }
     script
-}
-
-/// What some settlements have in common.
-struct Outcome<'s> {
-    token: ClaimToken,
-    state: &'s State,
-    records: Vec<RecordId>,
-}
-
-impl<'s> Outcome<'s> {
-    /// How many of the latest ones are looked through: equal ones mostly follow each other, and one that is written
-    /// twice does no harm.
-    const RECENT: usize = 8;
-
-    fn of(settlements: impl Iterator<Item = &'s Settlement>) -> Vec<Self> {
-        let mut found: Vec<Self> = Vec::new();
-        for Settlement { record, token, state } in settlements {
-            let recent = found.len().saturating_sub(Self::RECENT);
-            match found[recent..].iter_mut().find(|known| known.token == *token && known.state == state) {
-                Some(known) => known.records.push(*record),
-                None => found.push(Self { token: *token, state, records: vec![*record] }),
-            }
-        }
-        found
-    }
 }
 
 /// Which records are held under which tokens, from the answers to `held`.
@@ -681,7 +609,7 @@ fn read(row: &MySqlRow) -> Fallible<Record> {
     let text = |column: usize| Ok::<_, Fault>(octets(row, column)?.map(String::from_utf8_lossy));
     Ok(Record {
         id,
-        message_id: text(1)?.and_then(|text| MessageId::try_from(&*text).ok()).unwrap_or_else(|| stand_in(id)),
+        message_id: MessageId::from_stored(text(1)?.as_deref(), id),
         version: Version::from_stored(&text(2)?.unwrap_or_default()),
         topic: Topic::from_stored(&text(3)?.unwrap_or_default()),
         group: text(4)?.map(|group| Group::from_stored(&group)),
@@ -694,11 +622,6 @@ fn read(row: &MySqlRow) -> Fallible<Record> {
         owner: uuid(row, 11)?.map(NodeId),
         reason: text(12)?.map(|reason| reason.into_owned()),
     })
-}
-
-/// The id of a row that somebody wrote without a usable one.
-fn stand_in(id: RecordId) -> MessageId {
-    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
 }
 
 pub(crate) fn integer(row: &MySqlRow, column: usize) -> Fallible<i64> {

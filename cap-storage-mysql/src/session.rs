@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cap_core::backend::Attempt;
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, MySql, MySqlConnection, MySqlPool, Transaction};
 
 use crate::config::MySqlOptions;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::{server, sql};
 
 /// How often something is done again that the database took back as the victim of a deadlock.
@@ -173,7 +174,7 @@ impl Pools {
             if !fault.is_victim() || tries == TRIES || begun.elapsed() >= self.statement_timeout {
                 return Err(self.explain(fault, attempt));
             }
-            tracing::debug!(operation = attempt.operation, number = fault.number(), "done again after a conflict");
+            tracing::debug!(operation = attempt.operation(), number = fault.number(), "done again after a conflict");
             tokio::time::sleep(Duration::from_millis(5) * tries).await;
             tries += 1;
         }

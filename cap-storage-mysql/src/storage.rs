@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
@@ -14,7 +15,7 @@ use cap_core::{BoxFuture, NodeId, RecordId, Result, Status, Version};
 use sqlx::{MySqlConnection, MySqlPool};
 
 use crate::config::MySqlOptions;
-use crate::error::{Attempt, Fallible};
+use crate::error::Fallible;
 use crate::record::{self, Packet, Within};
 use crate::schema;
 use crate::script::{Script, bytes, list, number, text};
@@ -229,7 +230,7 @@ impl Storage for MySqlStorage {
         let attempt = Attempt::on_database("register a node in");
         Box::pin(self.keep(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
             Box::pin(async move {
-                let lease = number(Some(record::span(*lease)));
+                let lease = number(Some(record::RANGE.span(*lease)));
                 let values = [("node", &*record::literal(*node)), ("lease", &lease)];
                 Script::begin().then(&sql.join, &values).commit().run(connection).await?;
                 Ok(())
@@ -315,7 +316,7 @@ async fn release(connection: &mut MySqlConnection, sql: &Sql, table: Table, clai
 }
 
 async fn heartbeat(connection: &mut MySqlConnection, sql: &Sql, node: NodeId, lease: Duration) -> Fallible<Lease> {
-    let (node, lease) = (record::literal(node), number(Some(record::span(lease))));
+    let (node, lease) = (record::literal(node), number(Some(record::RANGE.span(lease))));
     let script = Script::begin().then(&sql.heartbeat, &[("node", &node), ("lease", &lease)]);
     let answers = script.then(&sql.next_expiry, &[("node", &node)]).commit().run(connection).await?;
     let [.., renewed, others, _commit] = &answers[..] else { return Err(record::out_of_step()) };
@@ -410,7 +411,7 @@ async fn take_chore(
     term: Duration,
 ) -> Fallible<bool> {
     let owner = record::literal(node);
-    let (chore, term) = (bytes(chore.as_str().as_bytes()), number(Some(record::span(term))));
+    let (chore, term) = (bytes(chore.as_str().as_bytes()), number(Some(record::RANGE.span(term))));
     let lease = Script::begin().then(&sql.lock_lease, &[("node", &owner)]).run(connection).await?;
     if lease.last().is_none_or(|lease| lease.rows.is_empty()) {
         return Err(record::lease_lost(node));

@@ -2,11 +2,12 @@
 
 use std::future::Future;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use sqlx::{MySql, Transaction};
 
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::record::{self, Within};
 use crate::script::Script;
 use crate::session::no_answer;

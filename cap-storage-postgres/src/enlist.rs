@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::error::{Attempt, Fault, is_aborted, is_missing};
+use crate::error::{Fault, is_aborted, is_missing};
 use crate::record;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;

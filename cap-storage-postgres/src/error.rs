@@ -2,49 +2,9 @@
 
 use std::io;
 
-use cap_core::storage::Table;
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind};
 use sqlx::postgres::PgDatabaseError;
-
-/// What was tried, kept cheap: it becomes text only when it fails.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempt {
-    /// A verb with its preposition: `claim from`.
-    pub(crate) operation: &'static str,
-    /// The table it was done to, if it was one.
-    pub(crate) table: Option<Table>,
-}
-
-impl Attempt {
-    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
-        Self { operation, table: Some(table) }
-    }
-
-    pub(crate) const fn on_database(operation: &'static str) -> Self {
-        Self { operation, table: None }
-    }
-
-    /// The subject of its errors: `the outbox of postgres db.example.com:5432/orders`.
-    pub(crate) fn subject(self, place: &str) -> String {
-        match self.table {
-            Some(table) => format!("the {table} of {place}"),
-            None => place.to_owned(),
-        }
-    }
-
-    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
-        Error::new(kind, self.operation, self.subject(place), reason)
-    }
-
-    pub(crate) fn failed_with(self, place: &str, error: sqlx::Error) -> Error {
-        let kind = kind_of(&error);
-        let reason = match advice(&error) {
-            Some(advice) => format!("{}: {advice}", text_of(&error)),
-            None => text_of(&error),
-        };
-        self.failed(kind, place, reason).because(error)
-    }
-}
 
 /// Why an operation failed, before it is known where it ran.
 #[derive(Debug)]
@@ -62,7 +22,7 @@ impl Fault {
 
     pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
         match self {
-            Self::Sqlx(error) => attempt.failed_with(place, error),
+            Self::Sqlx(error) => failed(attempt, place, error),
             Self::Said(kind, reason) => attempt.failed(kind, place, reason),
         }
     }
@@ -87,6 +47,16 @@ impl From<sqlx::Error> for Fault {
 
 /// The outcome of an operation.
 pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+/// The error of the driver, as the caller sees it.
+pub(crate) fn failed(attempt: Attempt, place: &str, error: sqlx::Error) -> Error {
+    let kind = kind_of(&error);
+    let reason = match advice(&error) {
+        Some(advice) => format!("{}: {advice}", text_of(&error)),
+        None => text_of(&error),
+    };
+    attempt.failed(kind, place, reason).because(error)
+}
 
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
@@ -198,6 +168,8 @@ fn advice_on_code(code: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use cap_core::Table;
+
     use super::*;
 
     #[test]
@@ -218,7 +190,7 @@ mod tests {
     #[test]
     fn a_lost_connection_may_work_later_and_a_closed_pool_may_not() {
         let reset = sqlx::Error::Io(io::Error::from(io::ErrorKind::ConnectionReset));
-        let error = Attempt::on("claim from", Table::Outbox).failed_with("postgres db:5432/shop", reset);
+        let error = failed(Attempt::on("claim from", Table::Outbox), "postgres db:5432/shop", reset);
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().starts_with("cannot claim from the outbox of postgres db:5432/shop: "), "{error}");
         assert_eq!(kind_of(&sqlx::Error::PoolClosed), ErrorKind::Stopped);

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::{Range, Settlements, Times, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
-use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -26,10 +27,8 @@ const FAR: i64 = i64::MAX / 4;
 /// From 1970, where [`Timestamp`] counts from, to 2000, where PostgreSQL does, in microseconds.
 const EPOCHS_APART: i64 = 946_684_800_000_000;
 
-/// A duration as SQL counts it.
-pub(crate) fn span(duration: Duration) -> i64 {
-    micros(duration).min(FAR)
-}
+/// What a column of time holds. The earliest that PostgreSQL knows is in 4714 BC.
+pub(crate) const RANGE: Range = Range { far: FAR, moments: (-EPOCHS_APART, FAR) };
 
 /// A limit as SQL counts it.
 pub(crate) fn limit(limit: usize) -> i64 {
@@ -46,39 +45,9 @@ pub(crate) fn reason(state: &State) -> Option<String> {
     state.reason().map(|reason| reason.replace('\0', "\u{FFFD}"))
 }
 
-/// The time columns of a state: due at, due in, expires in. SQL adds the clock to the last two.
-pub(crate) struct Times {
-    pub(crate) due_at: Option<i64>,
-    pub(crate) due_in: Option<i64>,
-    pub(crate) expires_in: Option<i64>,
-}
-
-impl Times {
-    pub(crate) fn of(state: &State) -> Self {
-        let (due_at, due_in) = match state.due() {
-            None => (None, None),
-            Some(Due::Now) => (None, Some(0)),
-            Some(Due::In(delay)) => (None, Some(span(delay))),
-            // The earliest that PostgreSQL knows is in 4714 BC.
-            Some(Due::At(moment)) => (Some(moment.as_micros().clamp(-EPOCHS_APART, FAR)), None),
-        };
-        Self { due_at, due_in, expires_in: state.expires().map(span) }
-    }
-}
-
-/// Refuses what can never work: a record in flight that nobody holds, an inbox record without a group.
+/// Refuses what can never work.
 pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Fallible<()> {
-    for NewRecord { message_id, group, state, .. } in records {
-        let reason = if state.status() == Status::Queued && claim.is_none() {
-            format!("message {message_id} is to be in flight, and nobody claims it: it would never be due")
-        } else if table == Table::Inbox && group.is_none() {
-            format!("message {message_id} has no group, and each inbox record belongs to one")
-        } else {
-            continue;
-        };
-        return Err(Fault::said(ErrorKind::Invalid, reason));
-    }
-    Ok(())
+    refuse(table, records, claim).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
 }
 
 /// What the rows of a batch have in common is sent once, as a kind of row, and each row names its kind.
@@ -189,7 +158,7 @@ fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec
 /// A query over an `insert`, with the columns of the records.
 fn given<'q>(statement: &Statement, records: &'q [NewRecord]) -> Query<'q, Postgres, PgArguments> {
     let kinds = Kinds::of(records.iter().map(|record| (&record.version, &record.group, &record.state)));
-    let times = kinds.column(|(_, _, state)| Times::of(state));
+    let times = kinds.column(|(_, _, state)| Times::of(state, &RANGE));
     statement
         .query()
         .bind(column(records, |record| record.message_id.as_str()))
@@ -216,7 +185,7 @@ pub(crate) async fn publish(
         return insert(connection, sql, Table::Outbox, records, None).await;
     };
     let (0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
-        (state.attempts(), state.expires(), state.reason(), Times::of(state))
+        (state.attempts(), state.expires(), state.reason(), Times::of(state, &RANGE))
     else {
         return insert(connection, sql, Table::Outbox, records, None).await;
     };
@@ -298,7 +267,7 @@ pub(crate) async fn settle(
     if is_repeated || !alike {
         return settle_mixed(connection, &sql.settle, settlements).await;
     }
-    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
     let settled = sql
         .settle_alike
         .query()
@@ -329,16 +298,10 @@ async fn settle_mixed(
     statement: &Statement,
     settlements: &[Settlement],
 ) -> Fallible<Vec<Settled>> {
-    // Of several for one claim the first is written and the others come too late.
-    let mut places = HashMap::with_capacity(settlements.len());
-    let first: Vec<&Settlement> = settlements
-        .iter()
-        .enumerate()
-        .filter(|(place, settlement)| *places.entry((settlement.record, settlement.token)).or_insert(*place) == *place)
-        .map(|(_, settlement)| settlement)
-        .collect();
+    let batch = Settlements::new(settlements);
+    let first: Vec<&Settlement> = batch.first().collect();
     let kinds = Kinds::of(first.iter().map(|settlement| (settlement.token, &settlement.state)));
-    let times = kinds.column(|(_, state)| Times::of(state));
+    let times = kinds.column(|(_, state)| Times::of(state, &RANGE));
     let rows = statement
         .query()
         .bind(column(&first, |settlement| settlement.record.0))
@@ -352,16 +315,14 @@ async fn settle_mixed(
         .bind(kinds.column(|(_, state)| reason(state)))
         .fetch_all(connection)
         .await?;
-    let mut answers = vec![Settled::Lost; settlements.len()];
+    let mut written = Vec::with_capacity(rows.len());
     for row in &rows {
         // Kinds count from 1.
         let kind = usize::try_from(row.try_get::<i32, _>(1)? - 1).unwrap_or(usize::MAX);
         let Some((token, _)) = kinds.kinds.get(kind) else { continue };
-        if let Some(place) = places.get(&(RecordId(row.try_get(0)?), *token)) {
-            answers[*place] = Settled::Written;
-        }
+        written.push((RecordId(row.try_get(0)?), *token));
     }
-    Ok(answers)
+    Ok(batch.answer(written))
 }
 
 /// Reads the rows of a query over a `list` or `find`.
@@ -389,7 +350,7 @@ pub(crate) async fn requeue(
     records: &[RecordId],
     state: &State,
 ) -> Fallible<u64> {
-    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
     let query = statement.query().bind(addresses(records)).bind(state.status().as_str()).bind(attempts(state));
     let query = query.bind(due_at).bind(due_in).bind(expires_in).bind(reason(state));
     Ok(query.execute(connection).await?.rows_affected())
@@ -411,7 +372,7 @@ pub(crate) fn read(row: &PgRow) -> Fallible<Record> {
     let text = |column: usize| row.try_get::<Option<&str>, _>(column);
     Ok(Record {
         id,
-        message_id: text(1)?.and_then(|text| MessageId::try_from(text).ok()).unwrap_or_else(|| stand_in(id)),
+        message_id: MessageId::from_stored(text(1)?, id),
         version: Version::from_stored(text(2)?.unwrap_or_default()),
         topic: Topic::from_stored(text(3)?.unwrap_or_default()),
         group: text(4)?.map(Group::from_stored),
@@ -424,11 +385,6 @@ pub(crate) fn read(row: &PgRow) -> Fallible<Record> {
         owner: node(row, 11)?,
         reason: text(12)?.map(str::to_owned),
     })
-}
-
-/// The id of a row that somebody wrote without a usable one.
-fn stand_in(id: RecordId) -> MessageId {
-    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
 }
 
 /// A UUID as a parameter: the driver's own feature for them would bring `sqlx-sqlite` into the lock file.

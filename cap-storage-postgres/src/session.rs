@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cap_core::backend::Attempt;
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::config::PostgresOptions;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault, failed};
 
 /// How often something is done again that the database took back as the victim of a deadlock.
 const TRIES: u32 = 5;
@@ -99,7 +100,7 @@ pub(crate) async fn try_connect(options: &PgConnectOptions, limit: Duration) -> 
             drop(connection.close().await);
             Ok(())
         }
-        Ok(Err(error)) => Err(attempt.failed_with(&place, error)),
+        Ok(Err(error)) => Err(failed(attempt, &place, error)),
         Err(_) => {
             let reason = format!("no answer within {limit:?}: is the host right, does a firewall swallow the packets?");
             Err(attempt.failed(ErrorKind::Unavailable, &place, reason))

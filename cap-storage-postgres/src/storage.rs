@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
@@ -13,7 +14,7 @@ use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
 use crate::config::PostgresOptions;
-use crate::error::{Attempt, Fallible};
+use crate::error::Fallible;
 use crate::session::{self, Pools, Via, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
@@ -234,7 +235,7 @@ impl Storage for PostgresStorage {
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        let context = (&self.0.sql, record::Id(node.0), record::span(lease));
+        let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
         Box::pin(self.keep(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
             Box::pin(async move {
                 sql.join.query().bind(node).bind(lease).execute(connection).await?;
@@ -244,7 +245,7 @@ impl Storage for PostgresStorage {
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        let context = (&self.0.sql, record::Id(node.0), record::span(lease));
+        let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
         Box::pin(self.keep(
             Attempt::on_database("renew a node's lease in"),
             context,
@@ -373,7 +374,7 @@ async fn take_chore(
     node: NodeId,
     term: Duration,
 ) -> Fallible<bool> {
-    let take = sql.take_chore.query().bind(chore.as_str()).bind(node.to_string()).bind(record::span(term));
+    let take = sql.take_chore.query().bind(chore.as_str()).bind(node.to_string()).bind(record::RANGE.span(term));
     match take.fetch_optional(connection).await? {
         Some(row) => Ok(row.try_get(0)?),
         None => Err(record::lease_lost(node)),

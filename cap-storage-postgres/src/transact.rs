@@ -1,10 +1,11 @@
 //! Handlers inside the transaction that settles their own record.
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
 use sqlx::{Postgres, Row, Transaction};
 
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::session::no_answer;
 use crate::storage::PostgresStorage;
 use crate::{record, sql};

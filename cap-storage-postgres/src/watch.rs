@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Table, Wake};
 use cap_core::{Error, ErrorKind, Result};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -15,7 +16,7 @@ use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use crate::error::Attempt;
+use crate::error::failed;
 use crate::sql;
 use crate::storage::PostgresStorage;
 
@@ -96,7 +97,7 @@ impl Bell {
 /// Runs until the connection is lost. Any trouble ends it: core begins again.
 pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     let notifier = storage.notifier();
-    let failed = |error| WATCH.failed_with(&storage.pools().place, error);
+    let failed = |error| failed(WATCH, &storage.pools().place, error);
     let Some(mut listener) = listen(&notifier.pool, &notifier.channel).await.map_err(failed)? else {
         return without_listening(&storage).await;
     };

@@ -1,10 +1,11 @@
 //! Publishing inside the caller's own transaction.
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{ErrorKind, Result};
 use rusqlite::{Connection, Savepoint, Transaction};
 
-use crate::error::{Attempt, Fallible, Fault, is_missing};
+use crate::error::{Fallible, Fault, is_missing};
 use crate::record;
 use crate::sql::Sql;
 use crate::storage::SqliteStorage;

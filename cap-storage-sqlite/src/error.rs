@@ -1,47 +1,8 @@
 //! What SQLite's errors mean to the caller.
 
-use cap_core::storage::Table;
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind};
 use rusqlite::ErrorCode;
-
-/// What was tried, kept cheap: it becomes text only when it fails.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempt {
-    /// A verb with its preposition: `claim from`.
-    pub(crate) operation: &'static str,
-    /// The table it was done to, if it was one.
-    pub(crate) table: Option<Table>,
-}
-
-impl Attempt {
-    pub(crate) const fn on(operation: &'static str, table: Table) -> Self {
-        Self { operation, table: Some(table) }
-    }
-
-    pub(crate) const fn on_file(operation: &'static str) -> Self {
-        Self { operation, table: None }
-    }
-
-    /// The subject of its errors: `the outbox of sqlite /var/lib/orders.db`.
-    pub(crate) fn subject(self, place: &str) -> String {
-        match self.table {
-            Some(table) => format!("the {table} of {place}"),
-            None => place.to_owned(),
-        }
-    }
-
-    pub(crate) fn failed(self, kind: ErrorKind, place: &str, reason: impl Into<String>) -> Error {
-        Error::new(kind, self.operation, self.subject(place), reason)
-    }
-
-    pub(crate) fn failed_with(self, place: &str, error: rusqlite::Error) -> Error {
-        let kind = kind_of(&error);
-        match advice(&error) {
-            Some(advice) => self.failed(kind, place, format!("{}: {advice}", text_of(&error))),
-            None => Error::with_source(kind, self.operation, self.subject(place), error),
-        }
-    }
-}
 
 /// Why a job failed, before it is known where it ran.
 #[derive(Debug)]
@@ -59,7 +20,7 @@ impl Fault {
 
     pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
         match self {
-            Self::Sqlite(error) => attempt.failed_with(place, error),
+            Self::Sqlite(error) => failed(attempt, place, error),
             Self::Said(kind, reason) => attempt.failed(kind, place, reason),
         }
     }
@@ -73,6 +34,15 @@ impl From<rusqlite::Error> for Fault {
 
 /// The outcome of a job.
 pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
+
+/// The error of the driver, as the caller sees it.
+pub(crate) fn failed(attempt: Attempt, place: &str, error: rusqlite::Error) -> Error {
+    let kind = kind_of(&error);
+    match advice(&error) {
+        Some(advice) => attempt.failed(kind, place, format!("{}: {advice}", text_of(&error))),
+        None => Error::with_source(kind, attempt.operation(), attempt.subject(place), error),
+    }
+}
 
 /// Whether another connection holds a lock that this one needs.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {

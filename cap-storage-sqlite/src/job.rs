@@ -6,11 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::SqliteOptions;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::session::{self, Role, Session};
 use crate::sql::Sql;
 

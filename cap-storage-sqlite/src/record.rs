@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
-use cap_core::lifecycle::{State, Status};
+use cap_core::backend::{Range, Times};
+use cap_core::lifecycle::Status;
 use cap_core::storage::{Inserted, NewRecord, Query, Record, Settlement, Table};
-use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, Statement, ToSql, params};
 use uuid::Uuid;
@@ -16,29 +16,8 @@ use crate::error::{Fallible, Fault};
 /// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay integers.
 const FAR: i64 = i64::MAX / 4;
 
-/// A duration as SQL counts it.
-pub(crate) fn span(duration: Duration) -> i64 {
-    micros(duration).min(FAR)
-}
-
-/// The time columns of a state: due at, due in, expires in. SQL adds the clock to the last two.
-pub(crate) struct Times {
-    pub(crate) due_at: Option<i64>,
-    pub(crate) due_in: Option<i64>,
-    pub(crate) expires_in: Option<i64>,
-}
-
-impl Times {
-    pub(crate) fn of(state: &State) -> Self {
-        let (due_at, due_in) = match state.due() {
-            None => (None, None),
-            Some(Due::Now) => (None, Some(0)),
-            Some(Due::In(delay)) => (None, Some(span(delay))),
-            Some(Due::At(moment)) => (Some(moment.as_micros().clamp(-FAR, FAR)), None),
-        };
-        Self { due_at, due_in, expires_in: state.expires().map(span) }
-    }
-}
+/// What a column of time holds.
+pub(crate) const RANGE: Range = Range { far: FAR, moments: (-FAR, FAR) };
 
 /// Inserts over a prepared `insert` of `table`. `holder` is the text of owner and claim for records in flight.
 pub(crate) fn insert(
@@ -64,7 +43,7 @@ fn insert_one(
         let reason = format!("message {message_id} is to be in flight, and nobody claims it: it would never be due");
         return Err(Fault::said(ErrorKind::Invalid, reason));
     }
-    let times = Times::of(state);
+    let times = Times::of(state, &RANGE);
     let columns: [&dyn ToSql; 12] = [
         &version.as_str(),
         &topic.as_str(),
@@ -101,7 +80,7 @@ pub(crate) fn settle(statement: &mut Statement<'_>, settlement: &Settlement) -> 
     let Settlement { record, token, state } = settlement;
     let mut buffer = Uuid::encode_buffer();
     let token: &str = token.0.hyphenated().encode_lower(&mut buffer);
-    let Times { due_at, due_in, expires_in } = Times::of(state);
+    let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
     let written = statement.execute(params![
         record.0,
         token,
@@ -142,7 +121,7 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
     let message_id = text(row, 1)?;
     Ok(Record {
         id,
-        message_id: MessageId::try_from(&*message_id).unwrap_or_else(|_| stand_in(id)),
+        message_id: MessageId::from_stored(Some(&message_id), id),
         version: Version::from_stored(&text(row, 2)?),
         topic: Topic::from_stored(&text(row, 3)?),
         group: optional_text(row, 4)?.map(|group| Group::from_stored(&group)),
@@ -160,11 +139,6 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
 /// The node that a column names, if it is one.
 pub(crate) fn node(text: &str) -> Option<NodeId> {
     Uuid::parse_str(text).ok().map(NodeId)
-}
-
-/// The id of a row that somebody wrote without a usable one.
-fn stand_in(id: RecordId) -> MessageId {
-    MessageId::try_from(format!("row-{id}").as_str()).unwrap_or_else(|_| MessageId::generate())
 }
 
 fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<Cow<'r, str>> {

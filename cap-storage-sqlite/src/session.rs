@@ -5,11 +5,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags, Statement};
 
 use crate::config::SqliteOptions;
-use crate::error::{Attempt, is_busy};
+use crate::error::{failed, is_busy};
 use crate::sql::{self, Sql};
 
 /// How long a connection waits before it asks again for what SQLite's own busy handler does not wait for.
@@ -31,9 +32,9 @@ pub(crate) fn place(path: &Path) -> String {
 
 /// Opens a connection. Blocks, at most for the busy timeout, while others keep the file to themselves.
 pub(crate) fn open(options: &SqliteOptions, role: Role) -> Result<Connection> {
-    let attempt = Attempt::on_file("open");
+    let attempt = Attempt::on_database("open");
     let place = place(&options.path);
-    let failed = |error| attempt.failed_with(&place, error);
+    let failed = |error| failed(attempt, &place, error);
 
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if role == Role::Writer {
@@ -153,7 +154,7 @@ mod tests {
 
         let read_only = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let error = read_only.execute_batch("INSERT INTO t VALUES (1)").unwrap_err();
-        let error = Attempt::on_file("open").failed_with("here", error);
+        let error = failed(Attempt::on_database("open"), "here", error);
         assert_eq!(error.kind(), ErrorKind::Rejected);
         assert!(error.reason().contains("read-only for this process"), "{error}");
 

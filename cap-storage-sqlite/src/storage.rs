@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::{Attempt, Times};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
@@ -14,7 +15,7 @@ use cap_core::{BoxFuture, ErrorKind, Group, NodeId, RecordId, Result, Version};
 use rusqlite::params;
 
 use crate::config::SqliteOptions;
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::job::{Bench, Queue};
 use crate::session::{self, Role, Session};
 use crate::sql::Sql;
@@ -117,7 +118,7 @@ impl Storage for SqliteStorage {
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         let migrate = self.0.bench.options.migrate;
-        let attempt = Attempt::on_file("prepare the tables of");
+        let attempt = Attempt::on_database("prepare the tables of");
         Box::pin(self.0.writer.run(attempt, move |session| {
             let Session { connection, sql, .. } = *session;
             if migrate { schema::apply(connection, sql) } else { schema::check(connection, sql) }
@@ -180,20 +181,20 @@ impl Storage for SqliteStorage {
     }
 
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
-        let attempt = Attempt::on_file("ask for the next due records of");
+        let attempt = Attempt::on_database("ask for the next due records of");
         Box::pin(self.0.reader.run(attempt, move |session| waits(session, &version, &lanes)))
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.0.writer.run(Attempt::on_file("register a node in"), move |session| {
-            session.statement(&session.sql.join)?.execute(params![node.to_string(), record::span(lease)])?;
+        Box::pin(self.0.writer.run(Attempt::on_database("register a node in"), move |session| {
+            session.statement(&session.sql.join)?.execute(params![node.to_string(), record::RANGE.span(lease)])?;
             Ok(())
         }))
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        Box::pin(self.0.writer.run(Attempt::on_file("renew a node's lease in"), move |session| {
-            let (node, lease) = (node.to_string(), record::span(lease));
+        Box::pin(self.0.writer.run(Attempt::on_database("renew a node's lease in"), move |session| {
+            let (node, lease) = (node.to_string(), record::RANGE.span(lease));
             if session.statement(&session.sql.heartbeat)?.execute(params![node, lease])? == 0 {
                 return Ok(Lease::Lost);
             }
@@ -203,7 +204,7 @@ impl Storage for SqliteStorage {
     }
 
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
-        Box::pin(self.0.writer.run(Attempt::on_file("take over from dead nodes in"), move |session| {
+        Box::pin(self.0.writer.run(Attempt::on_database("take over from dead nodes in"), move |session| {
             let sql = session.sql;
             // First the nodes: those that are left are live, at this one moment, for both tables.
             let expired = session.statement(&sql.forget_expired)?;
@@ -218,7 +219,7 @@ impl Storage for SqliteStorage {
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.0.writer.run(Attempt::on_file("sign a node off in"), move |session| {
+        Box::pin(self.0.writer.run(Attempt::on_database("sign a node off in"), move |session| {
             let node = node.to_string();
             for statement in [&session.sql.forget, &session.sql.published.give_back, &session.sql.received.give_back] {
                 session.statement(statement)?.execute([&node])?;
@@ -229,10 +230,10 @@ impl Storage for SqliteStorage {
     }
 
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
-        Box::pin(self.0.writer.run(Attempt::on_file("take a chore from"), move |session| {
+        Box::pin(self.0.writer.run(Attempt::on_database("take a chore from"), move |session| {
             let node = live(session, node)?;
             let take = session.statement(&session.sql.take_chore)?;
-            Ok(take.execute(params![chore.as_str(), node, record::span(term)])? > 0)
+            Ok(take.execute(params![chore.as_str(), node, record::RANGE.span(term)])? > 0)
         }))
     }
 
@@ -270,7 +271,7 @@ impl Storage for SqliteStorage {
     fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
         Box::pin(self.0.writer.run(Attempt::on("requeue records of", table), move |session| {
             let requeue = session.statement(&session.sql.table(table).requeue)?;
-            let record::Times { due_at, due_in, expires_in } = record::Times::of(&state);
+            let Times { due_at, due_in, expires_in } = Times::of(&state, &record::RANGE);
             let (status, attempts, reason) = (state.status().as_str(), state.attempts(), state.reason());
             let mut changed = 0;
             for id in records {

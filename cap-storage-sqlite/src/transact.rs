@@ -4,11 +4,12 @@ use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Settlement, Table, Transact, Transacted, Work};
 use cap_core::{BoxFuture, ErrorKind, HandlerError, Result};
 use rusqlite::Connection;
 
-use crate::error::{Attempt, Fallible, Fault};
+use crate::error::{Fallible, Fault};
 use crate::job::{self, Done};
 use crate::record;
 use crate::session::Session;

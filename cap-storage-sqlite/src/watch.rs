@@ -4,20 +4,21 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use cap_core::backend::Attempt;
 use cap_core::storage::{Table, Wake};
 use cap_core::{Error, ErrorKind, Result};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use crate::config::SqliteOptions;
-use crate::error::{Attempt, is_busy};
+use crate::error::{failed, is_busy};
 use crate::session::{self, Role};
 
 /// How often the file is looked at. `PRAGMA data_version` reads the log's header in shared memory: a few microseconds,
 /// and no lock that a writer would wait for.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-const WATCH: Attempt = Attempt::on_file("watch for commits in");
+const WATCH: Attempt = Attempt::on_database("watch for commits in");
 
 /// A thread that looks at the file's data version and wakes both tables whenever it changes: the version says that
 /// something was committed, not what. Dropping it ends the thread.
@@ -65,7 +66,7 @@ fn watch(options: &SqliteOptions, wake: &Wake, stopped: &mpsc::Receiver<()>) -> 
             }
             Ok(_) => {}
             Err(error) if is_busy(&error) => {}
-            Err(error) => return Err(WATCH.failed_with(&session::place(&options.path), error)),
+            Err(error) => return Err(failed(WATCH, &session::place(&options.path), error)),
         }
         if stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
             return Ok(());

@@ -9,9 +9,10 @@
 
 use std::collections::VecDeque;
 
+use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind, Result};
 
-use crate::error::{Attempt, is_constraint};
+use crate::error::{failed, is_constraint};
 use crate::job::{BoxedJob, Fate, Verdict};
 use crate::session::Session;
 
@@ -32,7 +33,7 @@ pub(crate) fn run(session: &mut Session<'_>, place: &str, mut batch: VecDeque<Bo
 /// Runs jobs from the front in one transaction, until none is left or one of them has to be its last.
 fn run_batch(session: &mut Session<'_>, place: &str, batch: &mut VecDeque<BoxedJob>) {
     if let Err(error) = begin(session) {
-        let error = Attempt::on_file("begin a transaction in").failed_with(place, error);
+        let error = failed(Attempt::on_database("begin a transaction in"), place, error);
         return batch.drain(..).for_each(|job| job.answer(Fate::Failed(error.clone())));
     }
 
@@ -98,7 +99,7 @@ fn run_in_savepoint(session: &mut Session<'_>, job: &mut BoxedJob) -> Result<End
 
 /// Ends the transaction. Answers the error with which the last job was refused and left out, if it was.
 fn commit(session: &mut Session<'_>, place: &str, end: End) -> Result<Option<Error>> {
-    let failed = |error| Attempt::on_file("commit to").failed_with(place, error);
+    let failed = |error| failed(Attempt::on_database("commit to"), place, error);
     let Err(error) = session.execute(COMMIT) else {
         return Ok(None);
     };
@@ -116,7 +117,7 @@ fn commit(session: &mut Session<'_>, place: &str, end: End) -> Result<Option<Err
 /// `Unavailable`, because of each job either all is stored or nothing, and the same may work later in other company.
 fn lost(place: &str, why: &str) -> Error {
     let reason = format!("the transaction that this work shared with other work is lost: {why}");
-    Attempt::on_file("commit to").failed(ErrorKind::Unavailable, place, reason)
+    Attempt::on_database("commit to").failed(ErrorKind::Unavailable, place, reason)
 }
 
 fn begin(session: &mut Session<'_>) -> rusqlite::Result<()> {
@@ -188,7 +189,7 @@ mod tests {
     where
         F: FnOnce(&mut Session<'_>) -> Fallible<Done<&'static str>> + Send + 'static,
     {
-        let (job, answer) = job(Attempt::on_file("write to"), "here".into(), work);
+        let (job, answer) = job(Attempt::on_database("write to"), "here".into(), work);
         batch.push_back(job);
         answer
     }

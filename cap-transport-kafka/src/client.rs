@@ -1,10 +1,8 @@
-//! What the clients of librdkafka have in common: where their logs and errors go, and how a lost one is replaced.
+//! What the clients of librdkafka have in common: where their logs and errors go.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cap_core::{Error, Result};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -113,56 +111,6 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
-    }
-}
-
-/// Something that may be lost and is then made again, by one caller for all.
-pub(crate) struct Slot<T> {
-    state: tokio::sync::Mutex<State<T>>,
-}
-
-struct State<T> {
-    current: Option<Arc<T>>,
-    failed: Option<(Instant, Error)>,
-}
-
-impl<T> Slot<T> {
-    pub(crate) fn new() -> Self {
-        Self { state: tokio::sync::Mutex::new(State { current: None, failed: None }) }
-    }
-
-    /// What is there, or a new one. Who waited while another's attempt failed gets its error, so that a broker that is
-    /// away costs everyone one time limit and not one each.
-    pub(crate) async fn get(
-        &self,
-        is_alive: impl Fn(&T) -> bool,
-        make: impl Future<Output = Result<T>>,
-    ) -> Result<Arc<T>> {
-        let asked = Instant::now();
-        let mut state = self.state.lock().await;
-        if let Some(current) = state.current.as_ref().filter(|current| is_alive(current)) {
-            return Ok(Arc::clone(current));
-        }
-        if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| *at > asked) {
-            return Err(error.clone());
-        }
-        state.current = None;
-        match make.await {
-            Ok(made) => {
-                let made = Arc::new(made);
-                state.current = Some(Arc::clone(&made));
-                Ok(made)
-            }
-            Err(error) => {
-                state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes out what is there.
-    pub(crate) async fn take(&self) -> Option<Arc<T>> {
-        self.state.lock().await.current.take()
     }
 }
 

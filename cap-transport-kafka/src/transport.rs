@@ -5,11 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::backend::Slot;
 use cap_core::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap_core::{BoxFuture, Error, Result, Topic, Transport};
 use tokio::sync::watch;
 
-use crate::client::Slot;
 use crate::config::KafkaOptions;
 use crate::consumer::KafkaConsumer;
 use crate::error::{stopped, unavailable};

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cap_core::{Error, ErrorKind, Result};
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
@@ -163,78 +163,5 @@ async fn tls_config(settings: &Settings) -> Result<OwnedTLSConfig> {
             let reason = format!("the `ca_file` {shown} cannot be read: {cause}");
             Err(Error::new(ErrorKind::Rejected, "connect to", &settings.place, reason).because(cause))
         }
-    }
-}
-
-/// Something that may be lost and is then made again, by one caller for all.
-pub(crate) struct Slot<T> {
-    state: tokio::sync::Mutex<State<T>>,
-}
-
-struct State<T> {
-    current: Option<Arc<T>>,
-    failed: Option<(Instant, Error)>,
-}
-
-impl<T> Slot<T> {
-    pub(crate) fn new() -> Self {
-        Self { state: tokio::sync::Mutex::new(State { current: None, failed: None }) }
-    }
-
-    /// What is there, or a new one. Who waited while another's attempt failed gets its error, so that a broker that is
-    /// away costs everyone one time limit and not one each.
-    pub(crate) async fn get(
-        &self,
-        is_alive: impl Fn(&T) -> bool,
-        make: impl Future<Output = Result<T>>,
-    ) -> Result<Arc<T>> {
-        let asked = Instant::now();
-        let mut state = self.state.lock().await;
-        if let Some(current) = state.current.as_ref().filter(|current| is_alive(current)) {
-            return Ok(Arc::clone(current));
-        }
-        if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| *at > asked) {
-            return Err(error.clone());
-        }
-        state.current = None;
-        match make.await {
-            Ok(made) => {
-                let made = Arc::new(made);
-                state.current = Some(Arc::clone(&made));
-                Ok(made)
-            }
-            Err(error) => {
-                state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes out what is there.
-    pub(crate) async fn take(&self) -> Option<Arc<T>> {
-        self.state.lock().await.current.take()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn many_callers_share_one_attempt_and_its_failure() {
-        let (slot, attempts) = (Slot::<()>::new(), AtomicU32::new(0));
-        let attempt = || async {
-            tokio::task::yield_now().await;
-            attempts.fetch_add(1, Ordering::Relaxed);
-            Err(unavailable("connect to", "a broker", "away"))
-        };
-        let all = async { tokio::join!(slot.get(|()| true, attempt()), slot.get(|()| true, attempt())) };
-        let (one, other) = all.await;
-        assert!(one.is_err() && other.is_err());
-        assert_eq!(attempts.load(Ordering::Relaxed), 1);
-        assert!(slot.get(|()| true, attempt()).await.is_err());
-        assert_eq!(attempts.load(Ordering::Relaxed), 2, "who asks afterwards tries again");
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cap_core::backend::Slot;
 use cap_core::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, Topic, TopicPattern, Transport};
 use lapin::options::QueueDeclareOptions;
@@ -13,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::RabbitMqOptions;
-use crate::connection::{Link, Slot};
+use crate::connection::Link;
 use crate::consumer::RabbitConsumer;
 use crate::driver::{Alive, Driver};
 use crate::error::{call, reply, stopped, unavailable};

@@ -1,0 +1,18 @@
+//! What no storage may take.
+
+use crate::lifecycle::Status;
+use crate::storage::{Claim, NewRecord, Table};
+
+/// Why these records can never be stored, if so (`insert/7` of [`Storage`](crate::Storage)): one is to be in flight and
+/// nobody claims it, or belongs into the inbox and has no group. The error of it is of kind `Invalid`.
+pub fn refuse(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Option<String> {
+    records.iter().find_map(|NewRecord { message_id, group, state, .. }| {
+        if state.status() == Status::Queued && claim.is_none() {
+            return Some(format!(
+                "message {message_id} is to be in flight, and nobody claims it: it would never be due"
+            ));
+        }
+        let is_homeless = table == Table::Inbox && group.is_none();
+        is_homeless.then(|| format!("message {message_id} has no group, and each inbox record belongs to one"))
+    })
+}

@@ -30,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(6);
 
 /// Before a server is killed. RabbitMQ notes down a new quorum queue's member within a second; killed before (seen on 3.10),
 /// it has a queue without a leader for ever, which nobody can publish to or consume from.
-const CALM: Duration = Duration::from_secs(2);
+pub(crate) const CALM: Duration = Duration::from_secs(2);
 
 /// The order whose message is published under an id that is taken: it must not be handled.
 const SECOND_OF_ONE_ID: i64 = 2001;

@@ -14,6 +14,7 @@ use crate::crash::roles::{Kind, Role};
 use crate::crash::servers::{SCRIPT, Servers};
 use crate::database::now_micros;
 use crate::report;
+use crate::walk::CALM;
 
 /// What a run can be told.
 #[derive(Debug, Clone, Args)]
@@ -55,6 +56,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
     let place = database.place().ok_or("the memory storage dies with its process: there is nothing to check")?;
     let broker_place = broker.place().ok_or("the broker has no place")?;
     broker.declare_groups().await?;
+    tokio::time::sleep(CALM).await;
     let servers = Servers::found(storage, transport);
     if servers.is_none() {
         report::progress(format_args!(

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cap_core::backend::refuse;
 use cap_core::error::{Error, ErrorKind, Result};
 use cap_core::lifecycle::State;
 use cap_core::storage::{
@@ -103,22 +104,14 @@ impl MemoryStorage {
     /// Whether these records may be stored at all.
     pub(crate) fn check(&self, table: Table, records: &[NewRecord], claim: Option<Claim>) -> Result<()> {
         let limit = self.shared.options.max_content.unwrap_or(usize::MAX);
-        for record in records {
-            let refuse = |kind, reason| Err(Self::error(kind, "insert into", reason));
-            let NewRecord { message_id, content, .. } = record;
-            if claim.is_none() && record.state.status() == Status::Queued {
-                let reason = format!("message {message_id} is in flight, but there is no claim to hold it");
-                return refuse(ErrorKind::Invalid, reason);
-            }
-            if table == Table::Inbox && record.group.is_none() {
-                let reason = format!("message {message_id} is for the inbox, but has no group");
-                return refuse(ErrorKind::Invalid, reason);
-            }
-            if content.len() > limit {
-                let length = content.len();
-                let reason = format!("the content of message {message_id} has {length} bytes, the limit is {limit}");
-                return refuse(ErrorKind::Rejected, reason);
-            }
+        if let Some(reason) = refuse(table, records, claim) {
+            return Err(Self::error(ErrorKind::Invalid, "insert into", reason));
+        }
+        if let Some(NewRecord { message_id, content, .. }) = records.iter().find(|record| record.content.len() > limit)
+        {
+            let length = content.len();
+            let reason = format!("the content of message {message_id} has {length} bytes, the limit is {limit}");
+            return Err(Self::error(ErrorKind::Rejected, "insert into", reason));
         }
         Ok(())
     }

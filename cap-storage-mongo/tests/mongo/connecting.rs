@@ -9,8 +9,8 @@ use cap_storage_mongo::{MongoOptions, MongoStorage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::message;
 use crate::support::{Database, PASSWORD, server};
+use cap_testkit::storage::scene::{ids, message};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -157,6 +157,6 @@ async fn a_call_that_waits_too_long_is_given_up() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     }
     session.abort_transaction().await.unwrap();
-    assert!(!crate::ids(&storage, Table::Outbox).await.contains(&"b".to_owned()), "half of a batch is there");
+    assert!(!ids(&storage, Table::Outbox).await.contains(&"b".to_owned()), "half of a batch is there");
     database.drop().await;
 }

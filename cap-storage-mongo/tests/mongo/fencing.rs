@@ -14,7 +14,7 @@ use cap_storage_mongo::{MongoOptions, MongoStorage};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::support::{Database, admin};
-use crate::{LEASE, delivery, listed, message, node, request};
+use cap_testkit::storage::scene::{LEASE, delivery, group, listed, message, node, request};
 
 /// The server has one fail point of this kind: who sets it again changes it for all.
 static FAIL_POINT: Mutex<()> = Mutex::const_new(());
@@ -91,7 +91,7 @@ async fn a_delivery_that_is_stored_after_its_node_was_forgotten_is_due_for_other
         assert_eq!((record.status, record.owner), (Status::Scheduled, None));
     }
     let heir = node(&storage).await;
-    let claimed = storage.claim(request(heir, Lane::Inbox(crate::group()), 10)).await.unwrap();
+    let claimed = storage.claim(request(heir, Lane::Inbox(group()), 10)).await.unwrap();
     assert_eq!(claimed.records.len(), 2);
     database.drop().await;
 }

@@ -9,7 +9,7 @@ use cap_storage_mongo::mongodb::IndexModel;
 use cap_storage_mongo::mongodb::bson::{Bson, DateTime, Document, doc};
 
 use crate::support::Database;
-use crate::{group, listed, node, request, succeeded, waiting};
+use cap_testkit::storage::scene::{group, listed, node, request, succeeded, waiting};
 
 fn at(time: &str) -> Bson {
     DateTime::parse_rfc3339_str(time).unwrap().into()

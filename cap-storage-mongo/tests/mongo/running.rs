@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::Database;
-use crate::{listed, message, node, request, waiting};
+use cap_testkit::storage::scene::{listed, message, node, request, waiting};
 
 fn watching(storage: &MongoStorage) -> (mpsc::UnboundedReceiver<Table>, JoinHandle<cap_core::Result<()>>) {
     let (sender, woken) = mpsc::unbounded_channel();

@@ -8,7 +8,7 @@ use cap_storage_mongo::mongodb::bson::{Bson, DateTime, Document, doc};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 
 use crate::support::Database;
-use crate::{LEASE, ids, message, node, request, succeeded};
+use cap_testkit::storage::scene::{LEASE, ids, message, node, request, succeeded};
 
 /// Publishes, claims and settles a message.
 async fn works(storage: &MongoStorage, id: &str) {

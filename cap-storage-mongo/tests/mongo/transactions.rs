@@ -8,7 +8,7 @@ use cap_storage_mongo::mongodb::{Collection, options::IndexOptions};
 use cap_storage_mongo::{MongoStorage, driver_error, mongodb};
 
 use crate::support::Database;
-use crate::{LEASE, ids, in_flight, inbox_status, message, node, request};
+use cap_testkit::storage::scene::{LEASE, ids, in_flight, inbox_status, message, node, request};
 
 async fn prepared(database: &Database) -> MongoStorage {
     let storage = database.storage().await;

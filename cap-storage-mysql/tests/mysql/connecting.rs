@@ -9,7 +9,7 @@ use cap_storage_mysql::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, M
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 
 use crate::support::{Database, PASSWORD, run, server};
-use crate::{LEASE, message, node, request};
+use cap_testkit::storage::scene::{LEASE, ids, message, node, request};
 
 async fn refused(url: &str) -> Error {
     let options = MySqlOptions::new(url).connect_timeout(Duration::from_secs(5));
@@ -159,7 +159,7 @@ async fn a_call_that_waits_too_long_is_given_up_and_leaves_nothing_behind() {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().contains("Lock wait timeout"), "{error}");
         run(&mut other, "ROLLBACK; UNLOCK TABLES").await;
-        assert!(crate::ids(&storage, Table::Outbox).await.is_empty());
+        assert!(ids(&storage, Table::Outbox).await.is_empty());
     }
     database.drop().await;
 }

@@ -13,7 +13,7 @@ use cap_storage_mysql::sqlx;
 use tokio::task::JoinSet;
 
 use crate::support::{Database, run};
-use crate::{LEASE, listed, message, node, request};
+use cap_testkit::storage::scene::{LEASE, listed, message, node, request};
 
 const PUBLISHERS: usize = 16;
 const CLAIMERS: usize = 4;

@@ -8,7 +8,7 @@ use cap_core::{Status, Timestamp, content};
 use cap_storage_mysql::MySqlOptions;
 
 use crate::support::{Database, run};
-use crate::{group, listed, message, node, request, succeeded, waiting};
+use cap_testkit::storage::scene::{group, listed, message, node, request, succeeded, waiting};
 
 /// What .NET CAP 8 leaves behind, as its documents and its tables tell: its ids, its indexes, its contents.
 const DUMP: &str = include_str!("net_cap.sql");

@@ -11,7 +11,7 @@ use cap_core::storage::{Inserted, Lane, Settlement, Storage, Table};
 use cap_core::{ErrorKind, Status};
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 
-use crate::{listed, message, node, request, succeeded};
+use cap_testkit::storage::scene::{listed, message, node, request, succeeded};
 
 /// Started by `scripts/backends`; it ends with this value.
 struct Server {

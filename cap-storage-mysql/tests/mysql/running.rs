@@ -9,7 +9,7 @@ use cap_storage_mysql::sqlx::mysql::MySqlPoolOptions;
 use cap_storage_mysql::sqlx::{self, Connection};
 
 use crate::support::{Database, run};
-use crate::{LEASE, delivery, group, listed, message, node, request, succeeded, waiting};
+use cap_testkit::storage::scene::{LEASE, delivery, group, ids, listed, message, node, request, succeeded, waiting};
 
 /// What a careful or careless user may have set.
 const ODD: [&str; 7] = [
@@ -153,7 +153,7 @@ async fn a_session_that_came_back_with_an_open_transaction_is_put_in_order() {
     connection.return_to_pool().await;
     drop(connection);
     storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
-    assert_eq!(crate::ids(&storage, Table::Outbox).await, ["a"]);
+    assert_eq!(ids(&storage, Table::Outbox).await, ["a"]);
     let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM `cap.chores`")
         .fetch_one(&mut database.connection().await)
         .await

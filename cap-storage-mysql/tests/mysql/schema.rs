@@ -8,7 +8,7 @@ use cap_storage_mysql::sqlx::{self, Row};
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 
 use crate::support::{Database, PASSWORD, on_server, run};
-use crate::{ids, message, node, request, succeeded};
+use cap_testkit::storage::scene::{ids, listed, message, node, request, succeeded};
 
 /// Publishes, claims and settles a message.
 async fn works(storage: &MySqlStorage, id: &str) {
@@ -156,10 +156,10 @@ async fn the_printed_schema_may_be_applied_twice_and_over_tables_in_use() {
     let storage = database.storage();
     storage.prepare().await.unwrap();
     works(&storage, "a").await;
-    let before = crate::listed(&storage, Table::Outbox).await;
+    let before = listed(&storage, Table::Outbox).await;
     let script = MySqlOptions::default().print_schema().unwrap();
     let (statements, _) = script.rsplit_once("INSERT INTO").unwrap();
     run(&mut database.connection().await, statements).await;
-    assert_eq!(crate::listed(&storage, Table::Outbox).await, before);
+    assert_eq!(listed(&storage, Table::Outbox).await, before);
     database.drop().await;
 }

@@ -8,7 +8,9 @@ use cap_storage_mysql::MySqlStorage;
 use cap_storage_mysql::sqlx::{self, Connection, MySqlConnection, MySqlPool};
 
 use crate::support::{Database, run, server};
-use crate::{LEASE, ids, in_flight, inbox_status, message, node, request, waiting};
+use cap_testkit::storage::scene::{
+    LEASE, delivery, group, ids, in_flight, inbox_status, message, node, request, waiting,
+};
 
 /// How many transactions of a database wait for a lock.
 const WAITING: &str = "
@@ -247,7 +249,7 @@ async fn a_settlement_of_what_was_lost_does_not_wait_for_the_handler_that_has_it
     let (former, other) = (node(&storage).await, node(&storage).await);
     let lost = in_flight(&storage, former, "lost").await;
     storage.leave(former).await.unwrap();
-    let claim = request(other, Lane::Inbox(crate::group()), 10);
+    let claim = request(other, Lane::Inbox(group()), 10);
     let claimed = storage.claim(claim.clone()).await.unwrap();
     let now = cap_core::storage::Settlement { record: claimed.records[0].id, token: claim.claim.token, ..lost.clone() };
     let tx = storage.begin(now).await.unwrap().unwrap();
@@ -300,7 +302,7 @@ async fn a_claim_waits_for_a_takeover_under_way_and_is_refused() {
             let storage = storage.clone();
             async move {
                 if inserts {
-                    let records = vec![crate::delivery("b")];
+                    let records = vec![delivery("b")];
                     return storage.insert(Table::Inbox, records, Some(Claim::by(dying))).await.map(|_| ());
                 }
                 storage.claim(request(dying, Lane::Outbox, 10)).await.map(|_| ())

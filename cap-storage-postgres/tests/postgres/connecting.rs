@@ -8,7 +8,7 @@ use cap_storage_postgres::sqlx::{self, Row};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
 
 use crate::support::{Database, PASSWORD, on_server, run, server};
-use crate::{LEASE, message, node};
+use cap_testkit::storage::scene::{LEASE, ids, message, node};
 
 async fn refused(url: &str) -> Error {
     let options = PostgresOptions::new(url).connect_timeout(Duration::from_secs(5));
@@ -154,6 +154,6 @@ async fn a_call_that_waits_too_long_is_given_up_and_leaves_nothing_behind() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("statement timeout"), "{error}");
     run(&mut other, "COMMIT").await;
-    assert!(crate::ids(&storage, Table::Outbox).await.is_empty());
+    assert!(ids(&storage, Table::Outbox).await.is_empty());
     database.drop().await;
 }

@@ -10,7 +10,7 @@ use cap_storage_postgres::sqlx::{self, Row};
 use tokio::sync::mpsc;
 
 use crate::support::{Database, run};
-use crate::{LEASE, listed, message, node, request};
+use cap_testkit::storage::scene::{LEASE, listed, message, node, request};
 
 #[tokio::test]
 async fn a_session_in_another_time_zone_writes_the_same_times() {

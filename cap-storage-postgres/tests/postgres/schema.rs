@@ -8,7 +8,7 @@ use cap_storage_postgres::sqlx::{self, Row};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
 
 use crate::support::{Database, PASSWORD, on_server, run};
-use crate::{ids, message, node, request, succeeded};
+use cap_testkit::storage::scene::{ids, message, node, request, succeeded};
 
 /// Publishes, claims and settles a message.
 async fn works(storage: &PostgresStorage, id: &str) {

@@ -6,7 +6,7 @@ use cap_storage_postgres::PostgresStorage;
 use cap_storage_postgres::sqlx::{self, Connection, PgConnection, PgPool};
 
 use crate::support::{Database, run};
-use crate::{LEASE, ids, in_flight, inbox_status, message, node, request, waiting};
+use cap_testkit::storage::scene::{LEASE, ids, in_flight, inbox_status, message, node, request, waiting};
 
 async fn prepared(database: &Database) -> PostgresStorage {
     let storage = database.storage();

@@ -14,6 +14,7 @@ mod inbox;
 mod lease;
 mod memory;
 mod publish;
+pub mod scene;
 mod schema;
 mod settle;
 mod suite;

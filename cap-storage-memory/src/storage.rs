@@ -104,7 +104,7 @@ impl MemoryStorage {
     /// Whether these records may be stored at all.
     pub(crate) fn check(&self, table: Table, records: &[NewRecord], claim: Option<Claim>) -> Result<()> {
         let limit = self.shared.options.max_content.unwrap_or(usize::MAX);
-        if let Some(reason) = refuse(table, records, claim) {
+        if let Some(reason) = refuse(table, records, claim.is_some()) {
             return Err(Self::error(ErrorKind::Invalid, "insert into", reason));
         }
         if let Some(NewRecord { message_id, content, .. }) = records.iter().find(|record| record.content.len() > limit)

@@ -77,12 +77,7 @@ pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
 
 /// The error of the driver, as the caller sees it.
 pub(crate) fn failed(attempt: Attempt, place: &str, error: mongodb::error::Error) -> Error {
-    let kind = kind_of(&error);
-    let reason = match advice(&error) {
-        Some(advice) => format!("{}: {advice}", text_of(&error)),
-        None => text_of(&error),
-    };
-    attempt.failed(kind, place, reason).because(error)
+    attempt.failed_with(kind_of(&error), place, text_of(&error), advice(&error), error)
 }
 
 /// The driver's own error in one of a [`MongoStorage`](crate::MongoStorage), if it came from there: with its labels, for

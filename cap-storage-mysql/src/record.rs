@@ -94,7 +94,7 @@ pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>, p
         );
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
-    refuse(table, records, claim).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
+    refuse(table, records, claim.is_some()).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
 }
 
 /// Inserts records that were checked, in one transaction.
@@ -203,8 +203,8 @@ impl<'r> Batch<'r> {
         ];
         match Script::begin().then(insert, &values).commit().run(connection).await {
             Ok(answers) => {
-                let id = answers.iter().map(|answer| answer.inserted).max().unwrap_or_default();
-                Ok(vec![Inserted::Stored(RecordId(i64::try_from(id).unwrap_or(i64::MAX)))])
+                let [.., insert, _commit] = &answers[..] else { return Err(out_of_step()) };
+                Ok(vec![Inserted::Stored(RecordId(i64::try_from(insert.inserted).unwrap_or(i64::MAX)))])
             }
             Err(fault) if fault.is_duplicate_message() => {
                 Script::default().plain(sql::ROLLBACK).run(connection).await?;
@@ -234,30 +234,34 @@ impl<'r> Batch<'r> {
     }
 
     async fn store(&self, connection: &mut MySqlConnection, sql: &TableSql, end: &str) -> Fallible<Vec<Inserted>> {
-        let form = self.form();
-        let mut first = 0;
-        let mut rest = self.records;
-        while !rest.is_empty() {
-            let (insert, number) = self.insert_of(sql, form, rest)?;
-            let (these, others) = rest.split_at(number);
-            let query = these.iter().fold(insert.query(), |query, record| self.bind(query, record, form));
-            let inserted = query.execute(&mut *connection).await?;
-            if rest.len() == self.records.len() {
-                first = i64::try_from(inserted.last_insert_id()).unwrap_or(i64::MAX);
-            }
-            rest = others;
-        }
+        let first = self.write(connection, sql).await?;
         let stored = match self.all_stored(connection, sql, first).await? {
             Some(all) => all,
-            None if self.records.is_empty() => Vec::new(),
             None => self.stored(connection, sql).await?,
         };
         Script::default().plain(end).run(connection).await?;
         Ok(stored)
     }
 
+    /// Writes those that are not there; answers the first address, 0 if there is none.
+    async fn write(&self, connection: &mut MySqlConnection, sql: &TableSql) -> Fallible<i64> {
+        let form = self.form();
+        let mut first = None;
+        let mut rest = self.records;
+        while !rest.is_empty() {
+            let (insert, number) = self.insert_of(sql, form, rest)?;
+            let (these, others) = rest.split_at(number);
+            let query = these.iter().fold(insert.query(), |query, record| self.bind(query, record, form));
+            let inserted = query.execute(&mut *connection).await?;
+            first.get_or_insert(inserted.last_insert_id());
+            rest = others;
+        }
+        Ok(i64::try_from(first.unwrap_or(0)).unwrap_or(i64::MAX))
+    }
+
     /// Mostly nothing was there already: then as many rows as there are records have this batch's token, and their
-    /// addresses ascend as the records do. `first` is the first of them.
+    /// addresses ascend as the records do. `first` is the first of them. The look ends at the last: where it
+    /// locks what it reads, in a caller's transaction that is `SERIALIZABLE`, others still publish meanwhile.
     async fn all_stored(
         &self,
         connection: &mut MySqlConnection,

@@ -85,8 +85,11 @@ impl Script {
         &self.0
     }
 
-    /// Runs it to its end; an answer for each statement.
+    /// Runs it to its end; an answer for each statement. One without statements asks nothing.
     pub(crate) async fn run(self, connection: &mut MySqlConnection) -> Fallible<Vec<Answer>> {
+        if self.0.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut results = sqlx::raw_sql(AssertSqlSafe(self.0)).fetch_many::<_, MySql>(connection);
         let (mut answers, mut rows) = (Vec::new(), Vec::new());
         while let Some(result) = poll_fn(|context| results.as_mut().poll_next(context)).await {

@@ -47,7 +47,7 @@ pub(crate) fn reason(state: &State) -> Option<String> {
 
 /// Refuses what can never work.
 pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Fallible<()> {
-    refuse(table, records, claim).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
+    refuse(table, records, claim.is_some()).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
 }
 
 /// What the rows of a batch have in common is sent once, as a kind of row, and each row names its kind.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use cap_core::backend::{Range, Times};
+use cap_core::backend::{Range, Times, refuse};
 use cap_core::lifecycle::Status;
 use cap_core::storage::{Inserted, NewRecord, Query, Record, Settlement, Table};
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
@@ -27,6 +27,9 @@ pub(crate) fn insert(
     records: &[NewRecord],
     holder: Option<(&str, &str)>,
 ) -> Fallible<Vec<Inserted>> {
+    if let Some(reason) = refuse(table, records, holder.is_some()) {
+        return Err(Fault::said(ErrorKind::Invalid, reason));
+    }
     records.iter().map(|record| insert_one(connection, statement, table, record, holder)).collect()
 }
 
@@ -39,10 +42,6 @@ fn insert_one(
 ) -> Fallible<Inserted> {
     let NewRecord { message_id, version, topic, group, content, state } = record;
     let holder = if state.status() == Status::Queued { holder } else { None };
-    if state.status() == Status::Queued && holder.is_none() {
-        let reason = format!("message {message_id} is to be in flight, and nobody claims it: it would never be due");
-        return Err(Fault::said(ErrorKind::Invalid, reason));
-    }
     let times = Times::of(state, &RANGE);
     let columns: [&dyn ToSql; 12] = [
         &version.as_str(),
@@ -58,15 +57,11 @@ fn insert_one(
         &holder.map(|(_, claim)| claim),
         &state.reason(),
     ];
-    let written = match (table, group) {
-        (Table::Outbox, _) => statement.execute(columns)?,
-        (Table::Inbox, Some(group)) => {
+    let written = match table {
+        Table::Outbox => statement.execute(columns)?,
+        Table::Inbox => {
             let [a, b, c, d, e, f, g, h, i, j, k, l] = columns;
-            statement.execute([a, b, c, d, e, f, g, h, i, j, k, l, &group.as_str()])?
-        }
-        (Table::Inbox, None) => {
-            let reason = format!("message {message_id} has no group, and each inbox record belongs to one");
-            return Err(Fault::said(ErrorKind::Invalid, reason));
+            statement.execute([a, b, c, d, e, f, g, h, i, j, k, l, &group.as_ref().map(Group::as_str)])?
         }
     };
     Ok(match written {

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cap_core::lifecycle::{self, Outcome, Rules};
+use cap_core::lifecycle;
 use cap_core::storage::{
-    Claim, ClaimRequest, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement, Storage, Table,
-    Transact, Transacted, Wake, Work,
+    Enlist, Inserted, Lane, Lease, NewRecord, Query, Settled, Storage, Table, Transact, Transacted, Wake, Work,
 };
-use cap_core::{Due, ErrorKind, Group, HandlerError, MessageId, NodeId, RetryPolicy, Status, Topic, Version};
+use cap_core::{Due, ErrorKind, HandlerError, NodeId, Status, Version};
 use cap_storage_sqlite::rusqlite::{Connection, TransactionBehavior};
 use cap_storage_sqlite::{SqliteOptions, SqliteStorage, SqliteTx};
+use cap_testkit::storage::scene::{
+    LEASE, delivery, group, ids, in_flight, inbox_status, listed, message, node, request,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
-
-const LEASE: Duration = Duration::from_secs(3600);
 
 struct File {
     directory: TempDir,
@@ -52,64 +52,6 @@ impl File {
     }
 }
 
-fn message(id: &str) -> NewRecord {
-    NewRecord {
-        message_id: MessageId::try_from(id).unwrap(),
-        version: Version::default(),
-        topic: Topic::try_from("order.placed").unwrap(),
-        group: None,
-        content: format!("{{\"Id\":\"{id}\"}}").into(),
-        state: lifecycle::scheduled(Due::Now),
-    }
-}
-
-fn delivery(id: &str) -> NewRecord {
-    NewRecord { group: Some(group()), state: lifecycle::received(true), ..message(id) }
-}
-
-fn group() -> Group {
-    Group::try_from("billing.v1").unwrap()
-}
-
-fn rules() -> Rules {
-    Rules { retry: RetryPolicy::default(), keep_succeeded: Duration::from_secs(60), keep_dead: Duration::from_secs(60) }
-}
-
-fn succeeded() -> lifecycle::State {
-    lifecycle::settle(1, Outcome::Succeeded, &rules(), 0.0)
-}
-
-async fn outbox(storage: &SqliteStorage) -> Vec<Record> {
-    storage.list(Table::Outbox, Query { limit: 1000, ..Query::default() }).await.unwrap()
-}
-
-async fn outbox_ids(storage: &SqliteStorage) -> Vec<String> {
-    outbox(storage).await.iter().map(|record| record.message_id.to_string()).collect()
-}
-
-async fn node(storage: &SqliteStorage) -> NodeId {
-    let node = NodeId::generate();
-    storage.join(node, LEASE).await.unwrap();
-    node
-}
-
-fn claim_request(node: NodeId, limit: usize) -> ClaimRequest {
-    ClaimRequest { lane: Lane::Outbox, version: Version::default(), claim: Claim::by(node), limit }
-}
-
-/// A record in the inbox, in flight, and the settlement that says it succeeded.
-async fn in_flight(storage: &SqliteStorage, id: &str) -> Settlement {
-    let claim = Claim::by(node(storage).await);
-    let inserted = storage.insert(Table::Inbox, vec![delivery(id)], Some(claim)).await.unwrap();
-    let [Inserted::Stored(record)] = inserted[..] else { panic!("{inserted:?}") };
-    Settlement { record, token: claim.token, state: succeeded() }
-}
-
-async fn inbox_status(storage: &SqliteStorage) -> Vec<Status> {
-    let records = storage.list(Table::Inbox, Query { limit: 1000, ..Query::default() }).await.unwrap();
-    records.iter().map(|record| record.status).collect()
-}
-
 fn work<F>(work: F) -> Work<SqliteStorage>
 where
     F: for<'t> FnOnce(&mut SqliteTx<'t>) -> Result<Vec<NewRecord>, HandlerError> + Send + 'static,
@@ -138,7 +80,7 @@ async fn a_file_that_cannot_be_opened_is_named_and_opened_once_it_can_be() {
     }
     std::fs::create_dir(directory).unwrap();
     storage.prepare().await.unwrap();
-    assert!(outbox(&storage).await.is_empty());
+    assert!(listed(&storage, Table::Outbox).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +100,7 @@ async fn eight_handles_may_open_and_prepare_a_new_file_at_once() {
     for thread in threads {
         thread.join().unwrap().unwrap();
     }
-    assert!(outbox(&file.storage().await).await.is_empty());
+    assert!(listed(&file.storage().await, Table::Outbox).await.is_empty());
 }
 
 #[tokio::test]
@@ -203,8 +145,8 @@ async fn two_prefixes_share_a_file_and_no_record() {
     let two = SqliteStorage::with_options(SqliteOptions::new(file.path()).prefix("Zweiter Bus; x")).unwrap();
     two.prepare().await.unwrap();
     one.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
-    assert_eq!(outbox_ids(&one).await, ["a"]);
-    assert!(outbox_ids(&two).await.is_empty());
+    assert_eq!(ids(&one, Table::Outbox).await, ["a"]);
+    assert!(ids(&two, Table::Outbox).await.is_empty());
 }
 
 // Writing
@@ -218,7 +160,7 @@ async fn two_handles_on_one_file_never_claim_the_same_record() {
     let (a, b) = (node(&one).await, node(&two).await);
     let mut seen = Vec::new();
     for _ in 0..10 {
-        let (a, b) = tokio::join!(one.claim(claim_request(a, 5)), two.claim(claim_request(b, 5)));
+        let (a, b) = tokio::join!(one.claim(request(a, Lane::Outbox, 5)), two.claim(request(b, Lane::Outbox, 5)));
         seen.extend(a.unwrap().records.into_iter().chain(b.unwrap().records).map(|record| record.id));
     }
     let claimed = seen.len();
@@ -234,8 +176,8 @@ async fn a_claim_answers_what_it_wrote() {
     let later = NewRecord { state: lifecycle::scheduled(Due::In(LEASE)), ..message("later") };
     storage.insert(Table::Outbox, vec![message("a"), message("b"), later], None).await.unwrap();
     let node = node(&storage).await;
-    let claimed = storage.claim(claim_request(node, 10)).await.unwrap();
-    let listed = outbox(&storage).await;
+    let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
+    let listed = listed(&storage, Table::Outbox).await;
     assert_eq!(claimed.records, listed[..2]);
     let next_due = claimed.next_due.unwrap();
     assert!(next_due <= LEASE && next_due > LEASE - Duration::from_secs(60), "{next_due:?}");
@@ -255,7 +197,7 @@ async fn a_row_that_somebody_else_wrote_hinders_nobody() {
         .unwrap();
     storage.insert(Table::Outbox, vec![message("mine")], None).await.unwrap();
     let node = node(&storage).await;
-    let claimed = storage.claim(claim_request(node, 10)).await.unwrap().records;
+    let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap().records;
     let ids: Vec<_> = claimed.iter().map(|record| record.message_id.to_string()).collect();
     assert_eq!(ids, ["row-1", "row-2", "mine"]);
 }
@@ -268,9 +210,9 @@ async fn a_dead_owner_that_is_no_node_id_is_taken_over() {
     file.business()
         .execute_batch("UPDATE \"cap.published\" SET StatusName = 'Queued', DueAt = NULL, Owner = 'who?', Claim = 'x'")
         .unwrap();
-    assert_eq!(outbox(&storage).await[0].owner, None);
+    assert_eq!(listed(&storage, Table::Outbox).await[0].owner, None);
     assert_eq!(storage.take_over().await.unwrap().outbox, 1);
-    assert_eq!(outbox(&storage).await[0].status, Status::Scheduled);
+    assert_eq!(listed(&storage, Table::Outbox).await[0].status, Status::Scheduled);
 }
 
 #[tokio::test]
@@ -285,7 +227,7 @@ async fn the_longest_durations_and_farthest_moments_do_not_overflow() {
     }
     let node = NodeId::generate();
     storage.join(node, Duration::MAX).await.unwrap();
-    let claimed = storage.claim(claim_request(node, 10)).await.unwrap();
+    let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
     assert_eq!(claimed.records.len(), 1);
     assert!(claimed.next_due.unwrap() > Duration::from_secs(1 << 32));
     assert_eq!(storage.heartbeat(node, Duration::MAX).await.unwrap(), Lease::Held { next_expiry: None });
@@ -320,7 +262,7 @@ async fn a_failing_insert_fails_alone_among_those_that_wait() {
     for answer in good {
         assert!(matches!(answer.await.unwrap().unwrap()[..], [Inserted::Stored(_)]));
     }
-    assert_eq!(outbox(&storage).await.len(), 20);
+    assert_eq!(listed(&storage, Table::Outbox).await.len(), 20);
 }
 
 // The caller's own transaction
@@ -335,7 +277,7 @@ async fn a_publish_in_the_business_transaction_shares_its_fate() {
     tx.execute("INSERT INTO orders VALUES ('book')", []).unwrap();
     storage.enlist(&tx, vec![message("rolled-back")]).unwrap();
     tx.rollback().unwrap();
-    assert!(outbox(&storage).await.is_empty());
+    assert!(listed(&storage, Table::Outbox).await.is_empty());
 
     let mut tx = business.transaction().unwrap();
     tx.execute("INSERT INTO orders VALUES ('book')", []).unwrap();
@@ -344,10 +286,10 @@ async fn a_publish_in_the_business_transaction_shares_its_fate() {
     let savepoint = tx.savepoint().unwrap();
     storage.enlist(&savepoint, vec![message("taken-back")]).unwrap();
     savepoint.finish().unwrap();
-    assert!(outbox(&storage).await.is_empty(), "a message was seen before the commit");
+    assert!(listed(&storage, Table::Outbox).await.is_empty(), "a message was seen before the commit");
     tx.commit().unwrap();
 
-    assert_eq!(outbox_ids(&storage).await, ["kept", "kept-too", "third"]);
+    assert_eq!(ids(&storage, Table::Outbox).await, ["kept", "kept-too", "third"]);
     assert_eq!(file.orders(), 1);
 }
 
@@ -359,9 +301,9 @@ async fn without_a_transaction_several_messages_are_published_all_or_none() {
     let error = storage.enlist(&business, vec![message("a"), delivery("in-flight")]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(business.is_autocommit());
-    assert!(outbox(&storage).await.is_empty());
+    assert!(listed(&storage, Table::Outbox).await.is_empty());
     storage.enlist(&mut business, vec![message("a"), message("b")]).unwrap();
-    assert_eq!(outbox_ids(&storage).await, ["a", "b"]);
+    assert_eq!(ids(&storage, Table::Outbox).await, ["a", "b"]);
 }
 
 #[tokio::test]
@@ -374,7 +316,7 @@ async fn a_refused_publish_leaves_the_business_transaction_as_it_was() {
     storage.enlist(&tx, vec![message("a"), delivery("in-flight")]).unwrap_err();
     storage.enlist(&tx, vec![message("b")]).unwrap();
     tx.commit().unwrap();
-    assert_eq!((outbox_ids(&storage).await, file.orders()), (vec!["b".to_owned()], 1));
+    assert_eq!((ids(&storage, Table::Outbox).await, file.orders()), (vec!["b".to_owned()], 1));
 }
 
 #[tokio::test]
@@ -414,7 +356,7 @@ async fn a_handlers_writes_its_messages_and_its_success_are_one_commit() {
     let file = File::new();
     let storage = file.storage().await;
     file.business();
-    let settlement = in_flight(&storage, "d1").await;
+    let settlement = in_flight(&storage, node(&storage).await, "d1").await;
     let publisher = storage.clone();
     let transacted = storage.transact(
         settlement,
@@ -426,7 +368,7 @@ async fn a_handlers_writes_its_messages_and_its_success_are_one_commit() {
     );
     assert!(matches!(transacted.await.unwrap(), Transacted::Committed));
     assert_eq!(inbox_status(&storage).await, [Status::Succeeded]);
-    assert_eq!(outbox_ids(&storage).await, ["enlisted", "answered"]);
+    assert_eq!(ids(&storage, Table::Outbox).await, ["enlisted", "answered"]);
     assert_eq!(file.orders(), 1);
 }
 
@@ -435,7 +377,7 @@ async fn nothing_is_left_of_a_handler_that_fails_or_panics_and_its_record_is_hel
     let file = File::new();
     let storage = file.storage().await;
     file.business();
-    let settlement = in_flight(&storage, "d1").await;
+    let settlement = in_flight(&storage, node(&storage).await, "d1").await;
     let fails = work(|tx| {
         tx.execute("INSERT INTO orders VALUES ('book')", [])?;
         Err(HandlerError::permanent("no such customer"))
@@ -457,7 +399,7 @@ async fn a_handler_whose_record_was_taken_does_not_run() {
     let file = File::new();
     let storage = file.storage().await;
     file.business();
-    let settlement = in_flight(&storage, "d1").await;
+    let settlement = in_flight(&storage, node(&storage).await, "d1").await;
     let owner = storage.list(Table::Inbox, Query { limit: 1, ..Query::default() }).await.unwrap()[0].owner.unwrap();
     storage.leave(owner).await.unwrap();
     let ran = Arc::new(AtomicBool::new(false));
@@ -475,7 +417,7 @@ async fn a_handler_that_ends_the_transaction_is_an_error_and_the_storage_goes_on
     let file = File::new();
     let storage = file.storage().await;
     for (id, end) in [("d1", "COMMIT"), ("d2", "ROLLBACK")] {
-        let settlement = in_flight(&storage, id).await;
+        let settlement = in_flight(&storage, node(&storage).await, id).await;
         let breaks_out = work(move |tx| {
             tx.execute_batch(end)?;
             Ok(vec![message("never")])
@@ -484,7 +426,7 @@ async fn a_handler_that_ends_the_transaction_is_an_error_and_the_storage_goes_on
         assert_eq!(error.kind(), ErrorKind::Rejected);
         assert!(error.to_string().contains("COMMIT or ROLLBACK"), "{error}");
     }
-    assert!(outbox(&storage).await.is_empty());
+    assert!(listed(&storage, Table::Outbox).await.is_empty());
     storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
 }
 
@@ -498,7 +440,7 @@ async fn a_deferred_foreign_key_that_the_commit_refuses_is_the_handlers_failure(
              CREATE TABLE invoices (customer INTEGER REFERENCES customers DEFERRABLE INITIALLY DEFERRED)",
         )
         .unwrap();
-    let settlement = in_flight(&storage, "d1").await;
+    let settlement = in_flight(&storage, node(&storage).await, "d1").await;
     let violates = work(|tx| {
         tx.execute("INSERT INTO invoices VALUES (7)", [])?;
         Ok(vec![message("never")])
@@ -510,7 +452,7 @@ async fn a_deferred_foreign_key_that_the_commit_refuses_is_the_handlers_failure(
     let Transacted::RolledBack(error) = transacted.unwrap() else { panic!("it was committed") };
     assert!(error.reason().contains("FOREIGN KEY"), "{error}");
     assert_eq!(inbox_status(&storage).await, [Status::Queued]);
-    assert_eq!(outbox_ids(&storage).await, ["beside"]);
+    assert_eq!(ids(&storage, Table::Outbox).await, ["beside"]);
 
     let mends = work(|tx| {
         tx.execute("INSERT INTO invoices VALUES (7)", [])?;

@@ -40,6 +40,22 @@ impl Attempt {
         Error::new(kind, self.operation, self.subject(place), reason)
     }
 
+    /// The same for an error of the driver: what it says, and what to do about it if that is known.
+    pub fn failed_with(
+        self,
+        kind: ErrorKind,
+        place: &str,
+        said: String,
+        advice: Option<&str>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Error {
+        let reason = match advice {
+            Some(advice) => format!("{said}: {advice}"),
+            None => said,
+        };
+        self.failed(kind, place, reason).because(cause)
+    }
+
     /// What it was done to: `the outbox of mysql db.example.com:3306/orders`.
     pub fn subject(self, place: &str) -> String {
         match self.table {

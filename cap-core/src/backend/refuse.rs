@@ -1,13 +1,13 @@
 //! What no storage may take.
 
 use crate::lifecycle::Status;
-use crate::storage::{Claim, NewRecord, Table};
+use crate::storage::{NewRecord, Table};
 
 /// Why these records can never be stored, if so (`insert/7` of [`Storage`](crate::Storage)): one is to be in flight and
 /// nobody claims it, or belongs into the inbox and has no group. The error of it is of kind `Invalid`.
-pub fn refuse(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Option<String> {
+pub fn refuse(table: Table, records: &[NewRecord], are_claimed: bool) -> Option<String> {
     records.iter().find_map(|NewRecord { message_id, group, state, .. }| {
-        if state.status() == Status::Queued && claim.is_none() {
+        if state.status() == Status::Queued && !are_claimed {
             return Some(format!(
                 "message {message_id} is to be in flight, and nobody claims it: it would never be due"
             ));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use cap_core::storage::{Chore, Enlist, Inserted, Lane, Lease, NewRecord, Settled, Settlement, Storage, Table};
-use cap_core::{Due, Group, Timestamp, Topic, lifecycle};
+use cap_core::storage::{Chore, Claim, Enlist, Inserted, Lane, Lease, NewRecord, Settled, Settlement, Storage, Table};
+use cap_core::{Due, ErrorKind, Group, NodeId, Timestamp, Topic, lifecycle};
 use cap_storage_mysql::MySqlStorage;
 use cap_storage_mysql::sqlx::mysql::MySqlPoolOptions;
 use cap_storage_mysql::sqlx::{self, Connection};
@@ -61,6 +61,14 @@ async fn a_pool_of_odd_sessions_does_everything_all_the_same() {
             assert_eq!((&found.content, &found.topic), (&record.content, &record.topic), "{set}");
         }
         assert_eq!(theirs[1].due, Some(moment), "{set}");
+
+        // A single delivery and several are fenced in different ways.
+        for number in [1, 2] {
+            let records = (0..number).map(|part| delivery(&format!("nobody's {part}"))).collect();
+            let fenced = storage.insert(Table::Inbox, records, Some(Claim::by(NodeId::generate()))).await;
+            assert_eq!(fenced.unwrap_err().kind(), ErrorKind::LeaseLost, "{set}");
+        }
+        assert_eq!(listed(&plain, Table::Inbox).await.len(), 1, "{set}: something of it is there");
 
         let node = node(&storage).await;
         for (lane, number) in [(Lane::Outbox, 2), (Lane::Inbox(group), 1)] {

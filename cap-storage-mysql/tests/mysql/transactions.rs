@@ -156,6 +156,31 @@ async fn the_victim_of_a_deadlock_in_a_users_transaction_is_told_that_all_of_it_
 }
 
 #[tokio::test]
+async fn two_open_transactions_publish_batches_at_any_level_without_waiting_for_each_other() {
+    let database = Database::create().await;
+    let storage = prepared(&database).await;
+    for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+        let (mut one, mut other) = (database.connection().await, database.connection().await);
+        for connection in [&mut one, &mut other] {
+            run(connection, "SET SESSION innodb_lock_wait_timeout = 1").await;
+            run(connection, format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}")).await;
+        }
+        let (mut one, mut other) = (one.begin().await.unwrap(), other.begin().await.unwrap());
+        for round in 0..3 {
+            for (name, tx) in [("b", &mut one), ("a", &mut other)] {
+                let batch = (0..5).map(|part| message(&format!("{level} {name} {round} {part}"))).collect();
+                let inserted = storage.enlist(tx, batch).await.unwrap_or_else(|error| panic!("{level}: {error}"));
+                assert!(inserted.iter().all(|inserted| matches!(inserted, Inserted::Stored(_))), "{level}");
+            }
+        }
+        one.commit().await.unwrap();
+        other.commit().await.unwrap();
+    }
+    assert_eq!(ids(&storage, Table::Outbox).await.len(), 3 * 3 * 2 * 5);
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn a_handler_that_ended_the_transaction_itself_is_told() {
     let database = Database::create().await;
     let storage = prepared(&database).await;

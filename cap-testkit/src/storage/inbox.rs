@@ -1,6 +1,6 @@
 //! The inbox: each group has each message once, and its receiver may hold it from the first moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use cap_core::error::ErrorKind;
 use cap_core::lifecycle::received;
@@ -98,14 +98,34 @@ pub(super) async fn an_insert_with_a_claim_but_no_lease_is_refused(fixture: &dyn
     let lapsed = Worker::join(&storage).await?;
     lapsed.lapse(fixture).await?;
     for node in [NodeId::generate(), lapsed.node] {
-        let batch = vec![
-            NewRecord { state: received(true), ..delivery("billing") },
-            NewRecord { state: received(false), ..delivery("billing") },
-        ];
-        let result = storage.insert(Table::Inbox, batch, Some(Claim::by(node))).await;
-        let kind = result.err().map(|error| error.kind());
-        ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node without a lease");
-        ensure_eq!(all(&storage, Table::Inbox).await?.len(), 0, "records after the refused insert");
+        let [in_flight, waiting] = [true, false].map(|held| NewRecord { state: received(held), ..delivery("billing") });
+        for batch in [vec![in_flight.clone(), waiting], vec![in_flight]] {
+            let result = storage.insert(Table::Inbox, batch, Some(Claim::by(node))).await;
+            let kind = result.err().map(|error| error.kind());
+            ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node without a lease");
+            ensure_eq!(all(&storage, Table::Inbox).await?.len(), 0, "records after the refused insert");
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn each_address_is_that_of_its_record(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    for number in [2, 5, 300] {
+        let incoming = |_| NewRecord { state: received(true), ..delivery("billing") };
+        for (table, batch, claim) in [
+            (Table::Outbox, messages(number), None),
+            (Table::Inbox, (0..number).map(incoming).collect(), Some(Claim::by(worker.node))),
+        ] {
+            let addresses = stored(&storage.insert(table, batch.clone(), claim).await?)?;
+            let there = all(&storage, table).await?;
+            let there: HashMap<_, _> = there.into_iter().map(|record| (record.id, record.message_id)).collect();
+            for (record, address) in batch.into_iter().zip(addresses) {
+                let found = there.get(&address).cloned();
+                ensure_eq!(found, Some(record.message_id), "message under the address that {table} answered for it");
+            }
+        }
     }
     Ok(())
 }

@@ -180,7 +180,7 @@ macro_rules! for_each_storage_check {
             "S-035" inbox::an_insert_with_a_claim_but_no_lease_is_refused {
                 promises: ["insert/6"],
                 catches: "records held by a node that is dead, which nobody takes over",
-                faults: [InsertWithoutLease]
+                faults: [InsertWithoutLease, InsertOneWithoutLease]
             }
             "S-036" claim::each_record_is_claimed_once_by_eight_handles {
                 promises: ["claim/2"],
@@ -511,6 +511,11 @@ macro_rules! for_each_storage_check {
                 promises: ["settle/1"],
                 catches: "records and tokens compared as two lists: a late settlement written in the company of others",
                 faults: [SettleMixesTokens]
+            }
+            "S-102" inbox::each_address_is_that_of_its_record {
+                promises: ["insert/2"],
+                catches: "an order that is guessed: the outcome of one message written to the record of another",
+                faults: [InsertMixesNewOnes]
             }
         }
     };

@@ -84,7 +84,7 @@ impl Double {
             inner.insert(table, records[..1].to_vec(), claim).await?;
         }
         if kind == Some(ErrorKind::LeaseLost)
-            && self.has(Fault::InsertWithoutLease)
+            && (self.has(Fault::InsertWithoutLease) || (self.has(Fault::InsertOneWithoutLease) && records.len() == 1))
             && let Some(claim) = claim
         {
             inner.join(claim.node, LONG).await?;
@@ -93,6 +93,7 @@ impl Double {
         let mut inserted = result?;
         match self.fault {
             Some(Fault::InsertAnswersReversed) => inserted.reverse(),
+            Some(Fault::InsertMixesNewOnes) if !inserted.contains(&Inserted::Duplicate) => inserted.reverse(),
             Some(Fault::InsertAnswersStored) => inserted
                 .iter_mut()
                 .filter(|outcome| **outcome == Inserted::Duplicate)

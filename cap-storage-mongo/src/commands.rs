@@ -376,11 +376,18 @@ pub(crate) fn begin_lease(lease: i64) -> Vec<Document> {
 }
 
 /// Renews a lease that has not run out; afterwards it has exactly if `LeaseUntil` is not after `Seen`.
-pub(crate) fn renew_lease(lease: i64) -> Vec<Document> {
+///
+/// With it the node tells on which of the server's sessions its transactions are.
+pub(crate) fn renew_lease(lease: i64, sessions: Vec<Bson>) -> Vec<Document> {
     // As numbers, since SecantusDB compares `$$NOW` with a stored date wrongly.
     let is_live = doc! { "$gt": [{ "$toLong": "$LeaseUntil" }, { "$toLong": "$$NOW" }] };
     let renewed = doc! { "$cond": [is_live, { "$add": ["$$NOW", lease] }, "$LeaseUntil"] };
-    vec![doc! { "$set": { "LeaseUntil": renewed, "Seen": "$$NOW" } }]
+    vec![doc! { "$set": { "LeaseUntil": renewed, "Seen": "$$NOW", "Sessions": { "$literal": sessions } } }]
+}
+
+/// Ends sessions with their transactions.
+pub(crate) fn kill_sessions(sessions: Vec<Bson>) -> Document {
+    doc! { "killSessions": sessions }
 }
 
 /// The end of the first lease of another node.

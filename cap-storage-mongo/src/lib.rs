@@ -66,6 +66,7 @@ mod commands;
 mod config;
 mod enlist;
 mod error;
+mod lsid;
 mod record;
 mod schema;
 mod session;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
 use crate::error::{Fallible, Fault, check_reply};
+use crate::lsid::Lsids;
 
 /// The first pause before something is done again that the server took back for the sake of another transaction.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -87,9 +88,10 @@ impl Clients {
 
     fn new(work: Client, keepers: Client, place: String, options: &MongoOptions) -> Self {
         let names = Arc::new(Names::new(&options.prefix));
+        let lsids = Arc::new(Lsids::default());
         let access = |client: Client, size: u32| {
             let concern = client.write_concern().filter(|_| options.weaken_durability).cloned();
-            let db = Db::new(client, options, &names, concern.unwrap_or_else(config::durable));
+            let db = Db::new(client, options, (&names, &lsids), concern.unwrap_or_else(config::durable));
             Access { db, permits: Arc::new(Semaphore::new(size as usize)) }
         };
         Self {
@@ -223,13 +225,20 @@ pub(crate) struct Db {
     pub(crate) database: Database,
     pub(crate) names: Arc<Names>,
     pub(crate) deadline: Instant,
+    pub(crate) lsids: Arc<Lsids>,
     write_concern: WriteConcern,
 }
 
 impl Db {
-    fn new(client: Client, options: &MongoOptions, names: &Arc<Names>, write_concern: WriteConcern) -> Self {
+    fn new(
+        client: Client,
+        options: &MongoOptions,
+        (names, lsids): (&Arc<Names>, &Arc<Lsids>),
+        write_concern: WriteConcern,
+    ) -> Self {
         let database = database(&client, &options.database, &write_concern);
-        Self { client, database, names: Arc::clone(names), deadline: Instant::now(), write_concern }
+        let (names, lsids) = (Arc::clone(names), Arc::clone(lsids));
+        Self { client, database, names, deadline: Instant::now(), lsids, write_concern }
     }
 
     /// The same, over another client.
@@ -337,6 +346,13 @@ impl Db {
         Ok(reply)
     }
 
+    /// A session for transactions, which ends with this node.
+    pub(crate) async fn start_session(&self) -> Fallible<ClientSession> {
+        let session = self.client.start_session().await?;
+        self.lsids.note(session.id());
+        Ok(session)
+    }
+
     /// Begins a transaction, durable and with a snapshot of what a majority has.
     pub(crate) async fn begin(&self, session: &mut ClientSession) -> Fallible<()> {
         session
@@ -363,7 +379,7 @@ impl Db {
     }
 
     async fn transact_until<C: Sync, T>(&self, end: Instant, context: &C, work: Work<C, T>) -> Fallible<T> {
-        let mut session = self.client.start_session().await?;
+        let mut session = self.start_session().await?;
         let mut pause = PAUSE;
         let mut may_reconnect = true;
         loop {

@@ -23,7 +23,8 @@ const ROLL_BACK: Attempt = Attempt::on("roll back a handler's work with", Table:
 /// end it yourself.
 ///
 /// It has a snapshot of the time when it began. The server ends it after a minute (`transactionLifetimeLimitSeconds`),
-/// and when it meets a document that another transaction has written: then the attempt has failed and is made again.
+/// when another node takes over because this one's lease has run out, and when it meets a document that another
+/// transaction has written: then the attempt has failed and is made again.
 pub struct MongoTransaction {
     session: ClientSession,
     settlement: Settlement,
@@ -68,7 +69,7 @@ impl TransactAsync for MongoStorage {
 }
 
 async fn begin(db: &Db, settlement: Settlement) -> Fallible<Option<MongoTransaction>> {
-    let mut session = db.client.start_session().await?;
+    let mut session = db.start_session().await?;
     db.begin(&mut session).await?;
     let filter = commands::still_held(settlement.record.0, &binary(settlement.token.0));
     let found = db.table(Table::Inbox).find_one(filter).projection(doc! { "_id": 1 }).session(&mut session).await?;

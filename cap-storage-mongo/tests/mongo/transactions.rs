@@ -1,5 +1,7 @@
 //! The user's own transactions, and those of handlers.
 
+use std::time::Duration;
+
 use cap_core::storage::{Enlist, Inserted, Lane, Lease, Settled, Storage, Table, TransactAsync};
 use cap_core::{ErrorKind, Status};
 use cap_storage_mongo::mongodb::bson::{Document, doc};
@@ -209,4 +211,34 @@ async fn an_insert_that_meets_an_open_transaction_is_done_again() {
     let claimed = storage.claim(request(node(&storage).await, Lane::Outbox, 10)).await.unwrap();
     assert_eq!(claimed.records.len(), 4);
     database.drop().await;
+}
+
+/// The handle that dies is never dropped: what is dropped rolls back, and what is killed says nothing.
+#[tokio::test]
+async fn a_takeover_ends_the_transactions_of_the_dead() {
+    let database = Database::create().await;
+    let (dying, heir) = (prepared(&database).await, database.storage().await);
+    let dead = node(&dying).await;
+    let settlement = in_flight(&dying, dead, "a").await;
+    let mut tx = dying.begin(settlement).await.unwrap().unwrap();
+    orders(&dying, &database).insert_one(doc! { "item": "book" }).session(&mut *tx).await.unwrap();
+    let received = dying.client().database(&database.name).collection::<Document>("cap.received");
+    received
+        .update_one(doc! { "MessageId": "a" }, doc! { "$set": { "Touched": true } })
+        .session(&mut *tx)
+        .await
+        .unwrap();
+    assert!(matches!(dying.heartbeat(dead, Duration::from_millis(1)).await.unwrap(), Lease::Held { .. }));
+    std::mem::forget(tx);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+
+    let taken = heir.take_over().await.unwrap();
+    assert_eq!((taken.nodes, taken.inbox), (vec![dead], 1), "its transaction has the record locked");
+    // Nor does it keep anything else.
+    let orders = database.collection("orders");
+    let written = orders.insert_one(doc! { "item": "book" });
+    tokio::time::timeout(Duration::from_secs(20), written).await.expect("the order is locked").unwrap();
+    assert_eq!(number_of_orders(&database).await, 1);
+    assert_eq!(inbox_status(&heir).await, [Status::Scheduled]);
+    database.abandon().await;
 }

@@ -108,7 +108,7 @@ fn key(table: Table, record: &NewRecord) -> Document {
 /// transaction. `now` is the server's.
 pub(crate) struct Upsert {
     pub(crate) key: Document,
-    pub(crate) update: Document,
+    pub(crate) fields: Document,
 }
 
 impl Upsert {
@@ -137,11 +137,18 @@ impl Upsert {
             fields.insert("Owner", owner);
             fields.insert("Claim", claim);
         }
-        Self { key: key(table, record), update: doc! { "$setOnInsert": fields } }
+        Self { key: key(table, record), fields }
     }
 
     pub(crate) fn statement(self) -> Document {
-        doc! { "q": self.key, "u": self.update, "upsert": true }
+        doc! { "q": self.key, "u": { "$setOnInsert": self.fields }, "upsert": true }
+    }
+
+    /// For an insert, which refuses a key that is there already.
+    pub(crate) fn document(self) -> Document {
+        let Self { key, mut fields } = self;
+        fields.extend(key);
+        fields
     }
 }
 

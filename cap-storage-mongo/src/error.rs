@@ -162,6 +162,13 @@ pub(crate) fn check_reply(reply: &Document) -> Fallible<()> {
     Ok(())
 }
 
+/// Whether a document was refused since its message's key is there already.
+pub(crate) fn has_taken_key(reply: &Document) -> bool {
+    let errors = reply.get_array("writeErrors").ok();
+    let error = errors.and_then(|errors| errors.first()).and_then(|error| error.as_document());
+    error.is_some_and(|error| error.get_i32("code") == Ok(DUPLICATE_KEY) && !is_about_address(error))
+}
+
 /// Whether it is the index of `_id` in which a key was there already.
 fn is_about_address(error: &Document) -> bool {
     match error.get_document("keyPattern") {
@@ -321,6 +328,8 @@ mod tests {
         let duplicate = |pattern: Document| doc! { "writeErrors": [{ "code": 11000, "keyPattern": pattern }] };
         assert!(matches!(check_reply(&duplicate(doc! { "_id": 1 })), Err(Fault::AddressTaken)));
         assert!(matches!(check_reply(&duplicate(doc! { "MessageId": 1 })), Err(Fault::Conflict)));
+        assert!(has_taken_key(&duplicate(doc! { "MessageId": 1 })));
+        assert!(!has_taken_key(&duplicate(doc! { "_id": 1 })) && !has_taken_key(&doc! { "n": 1 }));
         let refused = doc! { "writeErrors": [{ "code": 10334, "errmsg": "too large" }] };
         assert!(matches!(check_reply(&refused), Err(Fault::Said(ErrorKind::Rejected, text)) if text == "too large"));
         let unconfirmed = doc! { "writeConcernError": { "code": 64, "errmsg": "waiting" } };

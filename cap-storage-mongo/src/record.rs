@@ -122,9 +122,12 @@ struct Batch<'r> {
 }
 
 impl Batch<'_> {
+    fn address(&self, place: usize) -> i64 {
+        self.first.saturating_add(i64::try_from(place).unwrap_or(i64::MAX))
+    }
+
     fn upsert(&self, place: usize) -> Upsert {
-        let address = self.first.saturating_add(i64::try_from(place).unwrap_or(i64::MAX));
-        Upsert::of(self.table, &self.records[place], address, self.now, self.held_by.clone())
+        Upsert::of(self.table, &self.records[place], self.address(place), self.now, self.held_by.clone())
     }
 }
 
@@ -150,14 +153,7 @@ pub(crate) async fn insert(
     let mut tries = 1;
     let answers = loop {
         batch.first = address::take(records.len()).start;
-        let inserted = if records.len() == 1 {
-            insert_one(db, &batch).await
-        } else {
-            db.transact(&batch, |db, session, batch| {
-                Box::pin(async move { Ok(End::Commit(insert_in(db, session, batch).await?)) })
-            })
-            .await
-        };
+        let inserted = if records.len() == 1 { insert_one(db, &batch).await } else { insert_many(db, &batch).await };
         match inserted {
             Err(Fault::AddressTaken) if tries < TRIES => {
                 tries += 1;
@@ -180,7 +176,8 @@ pub(crate) async fn insert(
 
 /// A single document needs no transaction, and the driver tries again by itself where that is safe.
 async fn insert_one(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {
-    let Upsert { key, update } = batch.upsert(0);
+    let Upsert { key, fields } = batch.upsert(0);
+    let update = doc! { "$setOnInsert": fields };
     let inserted = match db.table(batch.table).update_one(key, update).upsert(true).await {
         Ok(updated) => updated.upserted_id.as_ref().and_then(whole),
         Err(error) if is_address_taken(&error) => return Err(Fault::AddressTaken),
@@ -191,6 +188,42 @@ async fn insert_one(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {
         }
     };
     Ok(vec![inserted.map_or(Inserted::Duplicate, |id| Inserted::Stored(RecordId(id)))])
+}
+
+/// Mostly all are new, and then an insert costs the server much less than upserts. A key that is there already ends the
+/// transaction: only then is each asked for.
+async fn insert_many(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {
+    let all_new = db.transact(batch, |db, session, batch| {
+        Box::pin(async move {
+            let are_stored = insert_new(db, session, batch).await?;
+            Ok(if are_stored { End::Commit(true) } else { End::Abort(false) })
+        })
+    });
+    if all_new.await? {
+        return Ok((0..batch.records.len()).map(|place| Inserted::Stored(RecordId(batch.address(place)))).collect());
+    }
+    let each = db.transact(batch, |db, session, batch| {
+        Box::pin(async move { Ok(End::Commit(insert_in(db, session, batch).await?)) })
+    });
+    each.await
+}
+
+/// Answers `false`, with the transaction at its end, if a key is there already.
+async fn insert_new(db: &Db, session: &mut ClientSession, batch: &Batch<'_>) -> Fallible<bool> {
+    let mut keys = HashSet::with_capacity(batch.records.len());
+    if !batch.records.iter().all(|record| keys.insert((&record.message_id, &record.group))) {
+        return Ok(false);
+    }
+    let mut begin = 0;
+    while begin < batch.records.len() {
+        let end = begin + how_many_fit(&batch.records[begin..]);
+        let documents = (begin..end).map(|place| batch.upsert(place).document()).collect();
+        if !db.insert_in(session, batch.table, documents).await? {
+            return Ok(false);
+        }
+        begin = end;
+    }
+    Ok(true)
 }
 
 async fn insert_in(db: &Db, session: &mut ClientSession, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {

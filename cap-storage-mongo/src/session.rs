@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
-use crate::error::{Fallible, Fault, check_reply};
+use crate::error::{Fallible, Fault, check_reply, has_taken_key, is_address_taken};
 use crate::lsid::Lsids;
 
 /// The first pause before something is done again that the server took back for the sake of another transaction.
@@ -344,6 +344,30 @@ impl Db {
         let reply = self.database.run_command(command).session(session).await?;
         check_reply(&reply)?;
         Ok(reply)
+    }
+
+    /// Inserts documents in a transaction; answers `false` if one has a message's key that is there already, which is the
+    /// end of the transaction.
+    pub(crate) async fn insert_in(
+        &self,
+        session: &mut ClientSession,
+        table: Table,
+        documents: Vec<Document>,
+    ) -> Fallible<bool> {
+        let command = doc! { "insert": self.names.of(table), "documents": documents, "ordered": true };
+        let reply = match self.database.run_command(command).session(session).await {
+            Ok(reply) => reply,
+            Err(error) if is_address_taken(&error) => return Err(Fault::AddressTaken),
+            Err(error) => {
+                let fault = Fault::from(error);
+                return if fault.is_duplicate_key() { Ok(false) } else { Err(fault) };
+            }
+        };
+        let is_taken = has_taken_key(&reply);
+        if !is_taken {
+            check_reply(&reply)?;
+        }
+        Ok(!is_taken)
     }
 
     /// A session for transactions, which ends with this node.

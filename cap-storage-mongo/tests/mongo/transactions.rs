@@ -10,7 +10,7 @@ use cap_storage_mongo::mongodb::{Collection, options::IndexOptions};
 use cap_storage_mongo::{MongoStorage, driver_error, mongodb};
 
 use crate::support::Database;
-use cap_testkit::storage::scene::{LEASE, ids, in_flight, inbox_status, message, node, request};
+use cap_testkit::storage::scene::{LEASE, ids, in_flight, inbox_status, listed, message, node, request};
 
 async fn prepared(database: &Database) -> MongoStorage {
     let storage = database.storage().await;
@@ -241,4 +241,24 @@ async fn a_takeover_ends_the_transactions_of_the_dead() {
     assert_eq!(number_of_orders(&database).await, 1);
     assert_eq!(inbox_status(&heir).await, [Status::Scheduled]);
     database.abandon().await;
+}
+
+#[tokio::test]
+async fn records_of_which_some_are_there_already_are_stored_together() {
+    let database = Database::create().await;
+    let storage = prepared(&database).await;
+    let insert = |ids: &[&str]| storage.insert(Table::Outbox, ids.iter().map(|id| message(id)).collect(), None);
+    let inserted = insert(&["a", "b"]).await.unwrap();
+    assert!(inserted.iter().all(|inserted| matches!(inserted, Inserted::Stored(_))), "{inserted:?}");
+    let inserted = insert(&["c", "a", "d", "d"]).await.unwrap();
+    assert!(
+        matches!(inserted[..], [Inserted::Stored(_), Inserted::Duplicate, Inserted::Stored(_), Inserted::Duplicate]),
+        "{inserted:?}"
+    );
+    let stored: Vec<_> = listed(&storage, Table::Outbox).await.iter().map(|record| record.id).collect();
+    assert_eq!(stored.len(), 4);
+    for inserted in inserted {
+        assert!(matches!(inserted, Inserted::Stored(id) if stored.contains(&id)) || inserted == Inserted::Duplicate);
+    }
+    database.drop().await;
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cap_core::{Error, Result};
+use cap_storage_sqlx::Limits;
 use serde::Deserialize;
 use sqlx::ConnectOptions;
 use sqlx::mysql::MySqlConnectOptions;
@@ -114,6 +115,14 @@ impl MySqlOptions {
     pub fn print_schema(&self) -> Result<String> {
         check_prefix(&self.prefix)?;
         Ok(crate::schema::print(&self.prefix))
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            pool_size: self.pool_size,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+        }
     }
 
     /// What the driver connects with.

@@ -1,92 +1,48 @@
 //! What the errors of MySQL and MariaDB mean to the caller.
 
-use std::io;
-
-use cap_core::backend::Attempt;
-use cap_core::{Error, ErrorKind};
+use cap_core::ErrorKind;
+use cap_storage_sqlx::Fault;
 use sqlx::mysql::MySqlDatabaseError;
 
-/// Why an operation failed, before it is known where it ran.
-#[derive(Debug)]
-pub(crate) enum Fault {
-    /// The driver's own error.
-    Sqlx(sqlx::Error),
-    /// What kind of failure it is, and why, in our words.
-    Said(ErrorKind, String),
-}
-
-impl Fault {
-    pub(crate) fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
-        Self::Said(kind, reason.into())
-    }
-
-    pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
-        match self {
-            Self::Sqlx(error) => failed(attempt, place, error),
-            Self::Said(kind, reason) => attempt.failed(kind, place, reason),
-        }
-    }
-
-    /// The server's number for it, if the server itself refused.
-    pub(crate) fn number(&self) -> Option<u16> {
-        match self {
-            Self::Sqlx(error) => number(error),
-            Self::Said(..) => None,
-        }
-    }
-
-    /// Whether the connection is gone, or of no more use.
-    pub(crate) fn is_lost_connection(&self) -> bool {
-        matches!(self, Self::Sqlx(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)))
-            || self.number().is_some_and(|number| SHUTDOWN.contains(&number))
-    }
-
-    /// Whether the database took it back, or would not begin it, for the sake of another transaction: doing it again is
-    /// right.
-    pub(crate) fn is_victim(&self) -> bool {
-        self.number().is_some_and(|number| VICTIM.contains(&number))
-    }
+/// What the server's number for a fault says.
+pub(crate) trait Numbered {
+    /// The number, if the server itself refused.
+    fn number(&self) -> Option<u16>;
 
     /// Whether another transaction has locked what a statement would not wait for.
-    pub(crate) fn is_locked(&self) -> bool {
+    fn is_locked(&self) -> bool {
         self.number().is_some_and(|number| [LOCK_WAIT_TIMEOUT, LOCK_NOWAIT].contains(&number))
     }
 
     /// Whether a record of this message is there already.
-    pub(crate) fn is_duplicate_message(&self) -> bool {
-        let Self::Sqlx(error) = self else { return false };
-        // MySQL names the table before the key. The value that comes before both is anybody's.
-        self.number() == Some(DUPLICATE) && text_of(error).ends_with("_message'")
-    }
+    fn is_duplicate_message(&self) -> bool;
 
     /// Whether what had to have a value would have had none.
-    pub(crate) fn is_without_value(&self) -> bool {
+    fn is_without_value(&self) -> bool {
         self.number() == Some(NULL)
     }
 
     /// Whether a savepoint was not there: nothing was open that could have one, or its transaction has ended.
-    pub(crate) fn is_outside_of_transaction(&self) -> bool {
+    fn is_outside_of_transaction(&self) -> bool {
         self.number() == Some(NO_SAVEPOINT)
     }
 
     /// Whether the tables, or a column or index of theirs, are not there.
-    pub(crate) fn is_missing(&self) -> bool {
+    fn is_missing(&self) -> bool {
         self.number().is_some_and(|number| MISSING.contains(&number))
     }
 }
 
-impl From<sqlx::Error> for Fault {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Sqlx(error)
+impl Numbered for Fault {
+    fn number(&self) -> Option<u16> {
+        self.driver().and_then(number)
     }
-}
 
-/// The outcome of an operation.
-pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
-
-/// The error of the driver, as the caller sees it.
-pub(crate) fn failed(attempt: Attempt, place: &str, error: sqlx::Error) -> Error {
-    attempt.failed_with(kind_of(&error), place, text_of(&error), advice(&error), error)
+    fn is_duplicate_message(&self) -> bool {
+        let Some(error) = self.driver().and_then(sqlx::Error::as_database_error) else { return false };
+        // MySQL names the table before the key. The value that comes before both is anybody's.
+        self.number() == Some(DUPLICATE) && error.message().ends_with("_message'")
+    }
 }
 
 const DUPLICATE: u16 = 1062;
@@ -118,7 +74,7 @@ const BROKEN: [u16; 4] = [1034, 1194, 1195, 1712];
 const REFUSED: [u16; 5] = [1046, 1129, 1130, 1153, 1665];
 
 /// The number of the error, if the server itself refused.
-pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
+fn number(error: &sqlx::Error) -> Option<u16> {
     let error = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
     Some(error.number())
 }
@@ -127,29 +83,19 @@ fn sqlstate(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?.code()
 }
 
-/// The server's message without the driver's preamble.
-fn text_of(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(error) => error.message().to_owned(),
-        sqlx::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
-    }
+/// Whether the database took it back, or would not begin it, for the sake of another transaction.
+pub(crate) fn is_victim(error: &sqlx::Error) -> bool {
+    number(error).is_some_and(|number| VICTIM.contains(&number))
 }
 
-pub(crate) fn kind_of(error: &sqlx::Error) -> ErrorKind {
-    use sqlx::Error;
-    match error {
-        Error::Database(_) => number(error)
-            .map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default())),
-        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => ErrorKind::Unavailable,
-        // The connection is out of step; another one will do.
-        Error::Protocol(_) => ErrorKind::Unavailable,
-        Error::PoolClosed => ErrorKind::Stopped,
-        Error::Configuration(_) | Error::InvalidArgument(_) => ErrorKind::Invalid,
-        Error::Tls(_) | Error::Encode(_) => ErrorKind::Rejected,
-        Error::Decode(_) | Error::ColumnDecode { .. } => ErrorKind::Corrupt,
-        _ => ErrorKind::Internal,
-    }
+/// Whether the server ends the session with it.
+pub(crate) fn is_farewell(error: &sqlx::Error) -> bool {
+    number(error).is_some_and(|number| SHUTDOWN.contains(&number))
+}
+
+/// What an error of the server means to the caller.
+pub(crate) fn kind(error: &sqlx::Error) -> ErrorKind {
+    number(error).map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default()))
 }
 
 /// MySQL has few SQLSTATEs, so most is told by the number.
@@ -169,20 +115,13 @@ fn kind_of_number(number: u16, sqlstate: &str) -> ErrorKind {
     }
 }
 
-fn advice(error: &sqlx::Error) -> Option<&'static str> {
+pub(crate) fn advice(error: &sqlx::Error) -> Option<&'static str> {
     let advice = match error {
-        sqlx::Error::Io(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => "nothing listens there: is the server up, are host and port right?",
-            io::ErrorKind::NotFound => "there is no such host or socket: is the host right?",
-            _ if error.to_string().contains("lookup address") => "the host's name is unknown: is it spelt right?",
-            _ => "the connection was lost or could not be made",
-        },
         sqlx::Error::Tls(_) => "is TLS set up on the server? See `ssl-mode` and `ssl-ca` of the URL",
         sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => {
             "this account's password goes over TLS only: remove `ssl-mode=disabled` from the URL, or set TLS up on the \
              server"
         }
-        sqlx::Error::PoolTimedOut => "all connections stayed busy, or none could be opened",
         _ => return number(error).and_then(advice_on_number),
     };
     Some(advice)
@@ -220,8 +159,6 @@ fn advice_on_number(number: u16) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use cap_core::Table;
-
     use super::*;
 
     #[test]
@@ -244,15 +181,5 @@ mod tests {
                 assert_eq!(kind_of_number(*number, sqlstate), kind, "{number}");
             }
         }
-    }
-
-    #[test]
-    fn a_lost_connection_may_work_later_and_a_closed_pool_may_not() {
-        let reset = sqlx::Error::Io(io::Error::from(io::ErrorKind::ConnectionReset));
-        let error = failed(Attempt::on("claim from", Table::Outbox), "mysql db:3306/shop", reset);
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(error.to_string().starts_with("cannot claim from the outbox of mysql db:3306/shop: "), "{error}");
-        assert_eq!(kind_of(&sqlx::Error::PoolClosed), ErrorKind::Stopped);
-        assert_eq!(kind_of(&sqlx::Error::PoolTimedOut), ErrorKind::Unavailable);
     }
 }

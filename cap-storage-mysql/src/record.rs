@@ -10,12 +10,13 @@ use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
 use cap_core::{ClaimToken, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::mysql::{MySqlArguments, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{MySql, MySqlConnection, Row};
 use uuid::Uuid;
 
-use crate::error::{Fallible, Fault};
+use crate::error::Numbered;
 use crate::script::{Answer, Script, bytes, list as listed, null, number, text};
 use crate::sql::{self, Form, LIST, MOST_ROWS, Sql, Statement, TableSql};
 

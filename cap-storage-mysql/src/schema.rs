@@ -2,9 +2,10 @@
 
 use cap_core::ErrorKind;
 use cap_core::storage::Table;
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
-use crate::error::{Fallible, Fault};
+use crate::error::Numbered;
 use crate::record::{self, Packet};
 use crate::script::{Script, text};
 use crate::server;

@@ -5,10 +5,10 @@
 
 use std::future::poll_fn;
 
+use cap_storage_sqlx::Fallible;
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Either, MySql, MySqlConnection};
 
-use crate::error::Fallible;
 use crate::sql::{self, Statement};
 
 /// Statements that are sent together. The first that fails is the last that is carried out.

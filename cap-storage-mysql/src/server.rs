@@ -1,9 +1,9 @@
 //! Which server it is: MySQL and MariaDB count their versions apart.
 
 use cap_core::ErrorKind;
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
-use crate::error::{Fallible, Fault};
 use crate::record::{self, Packet};
 use crate::script::Script;
 use crate::sql;

@@ -12,14 +12,14 @@ use cap_core::storage::{
     Storage, StorageCapabilities, Table, TakenOver,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Status, Version};
+use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{MySqlConnection, MySqlPool};
 
 use crate::config::MySqlOptions;
-use crate::error::Fallible;
 use crate::record::{self, Packet, Within};
 use crate::schema;
 use crate::script::{Script, bytes, list, number, text};
-use crate::session::{self, Pools, Via, Work};
+use crate::session::{Pools, Work};
 use crate::sql::{LIST, Sql, Statement, TableSql};
 
 /// How long to wait before each look at what a dead node holds.
@@ -72,7 +72,7 @@ impl MySqlStorage {
     /// None shows the password.
     pub async fn connect_with(options: MySqlOptions) -> Result<Self> {
         let storage = Self::connect_lazy(options.clone())?;
-        session::try_connect(&storage.0.pools.work.connect_options(), options.connect_timeout).await?;
+        storage.0.pools.try_connect().await?;
         Ok(storage)
     }
 
@@ -83,7 +83,7 @@ impl MySqlStorage {
     /// `Invalid` when an option cannot be.
     pub fn connect_lazy(options: MySqlOptions) -> Result<Self> {
         options.check()?;
-        let pools = Pools::own(options.connect_options()?, &options);
+        let pools = Pools::own(options.connect_options()?, options.limits());
         Ok(Self::over(pools, &options))
     }
 
@@ -93,7 +93,7 @@ impl MySqlStorage {
     /// costs a node its life.
     pub fn new(pool: MySqlPool) -> Self {
         let options = MySqlOptions::default();
-        Self::over(Pools::over(pool, &options), &options)
+        Self::over(Pools::over(pool, options.limits()), &options)
     }
 
     /// The same with options; those about the URL and the pool do not apply.
@@ -102,7 +102,7 @@ impl MySqlStorage {
     /// `Invalid` when an option cannot be.
     pub fn with_pool(pool: MySqlPool, options: MySqlOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self::over(Pools::over(pool, &options), &options))
+        Ok(Self::over(Pools::over(pool, options.limits()), &options))
     }
 
     fn over(pools: Pools, options: &MySqlOptions) -> Self {
@@ -112,7 +112,7 @@ impl MySqlStorage {
 
     /// The pool that it works over: your own, or the one that it made.
     pub fn pool(&self) -> &MySqlPool {
-        &self.0.pools.work
+        self.0.pools.work()
     }
 
     pub(crate) fn sql(&self) -> &Arc<Sql> {
@@ -144,13 +144,13 @@ impl MySqlStorage {
 impl fmt::Debug for MySqlStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let prefix = &self.0.sql.names.prefix;
-        f.debug_struct("MySqlStorage").field("place", &self.0.pools.place).field("prefix", prefix).finish()
+        f.debug_struct("MySqlStorage").field("place", &self.0.pools.place()).field("prefix", prefix).finish()
     }
 }
 
 impl Storage for MySqlStorage {
     fn describe(&self) -> String {
-        format!("{} prefix {}", self.0.pools.place, self.0.sql.names.prefix)
+        format!("{} prefix {}", self.0.pools.place(), self.0.sql.names.prefix)
     }
 
     fn capabilities(&self) -> StorageCapabilities {

@@ -5,14 +5,14 @@ use std::future::Future;
 use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{MySql, Transaction};
 
-use crate::error::{Fallible, Fault};
+use crate::error::Numbered;
 use crate::record::{self, Within};
 use crate::script::Script;
-use crate::session::no_answer;
-use crate::sql;
 use crate::storage::MySqlStorage;
+use crate::{session, sql};
 
 const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
 const COMMIT: Attempt = Attempt::on("commit a handler's work with", Table::Inbox);
@@ -62,14 +62,14 @@ impl MySqlStorage {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) if error.is_cancelled() => Err(Fault::said(ErrorKind::Stopped, "the runtime goes away")),
             Ok(Err(error)) => Err(Fault::said(ErrorKind::Internal, format!("it panicked: {error}"))),
-            Err(_) => Err(no_answer(limit)),
+            Err(_) => Err(Fault::no_answer(limit)),
         }
     }
 }
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &MySqlStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, MySql>>> {
-    let mut tx = storage.pools().begin().await?;
+    let mut tx = session::begin(storage.pools()).await?;
     let settlements = std::slice::from_ref(settlement);
     let settled = record::settle(&mut tx, &storage.sql().received, settlements, Within::Handler).await?;
     if settled != [Settled::Written] {
@@ -91,11 +91,11 @@ async fn commit(storage: &MySqlStorage, mut tx: Transaction<'static, MySql>, rec
     })?;
     record::check(Table::Outbox, records, None, storage.packet())?;
     record::publish(&mut tx, storage.sql(), records, storage.packet_or_least()).await?;
-    storage.pools().end(&mut tx).await?;
+    session::end(storage.pools(), &mut tx).await?;
     Ok(tx.commit().await?)
 }
 
 async fn rollback(storage: &MySqlStorage, mut tx: Transaction<'static, MySql>) -> Fallible<()> {
-    storage.pools().end(&mut tx).await?;
+    session::end(storage.pools(), &mut tx).await?;
     Ok(tx.rollback().await?)
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cap_core::{Error, Result};
+use cap_storage_sqlx::Limits;
 use serde::Deserialize;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -112,6 +113,14 @@ impl PostgresOptions {
     pub fn print_schema(&self) -> Result<String> {
         check_schema(&self.schema)?;
         Ok(crate::schema::print(&self.schema))
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            pool_size: self.pool_size,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+        }
     }
 
     /// What the driver connects with.

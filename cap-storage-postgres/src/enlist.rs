@@ -5,11 +5,13 @@ use std::sync::Arc;
 use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
+use cap_storage_sqlx::Fault;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use crate::error::{Fault, is_aborted, is_missing};
+use crate::error::{is_aborted, is_missing};
 use crate::record;
+use crate::session::PostgresServer;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;
 
@@ -27,7 +29,8 @@ fn enlist<'c>(
         };
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's postgres connection";
-        inserted.await.map_err(|fault| explain(fault, &sql).into_error(Attempt::on("publish to", Table::Outbox), place))
+        let attempt = Attempt::on("publish to", Table::Outbox);
+        inserted.await.map_err(|fault| explain(fault, &sql).into_error::<PostgresServer>(attempt, place))
     })
 }
 

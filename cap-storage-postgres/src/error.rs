@@ -1,57 +1,7 @@
 //! What PostgreSQL's errors mean to the caller.
 
-use std::io;
-
-use cap_core::backend::Attempt;
-use cap_core::{Error, ErrorKind};
+use cap_core::ErrorKind;
 use sqlx::postgres::PgDatabaseError;
-
-/// Why an operation failed, before it is known where it ran.
-#[derive(Debug)]
-pub(crate) enum Fault {
-    /// The driver's own error.
-    Sqlx(sqlx::Error),
-    /// What kind of failure it is, and why, in our words.
-    Said(ErrorKind, String),
-}
-
-impl Fault {
-    pub(crate) fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
-        Self::Said(kind, reason.into())
-    }
-
-    pub(crate) fn into_error(self, attempt: Attempt, place: &str) -> Error {
-        match self {
-            Self::Sqlx(error) => failed(attempt, place, error),
-            Self::Said(kind, reason) => attempt.failed(kind, place, reason),
-        }
-    }
-
-    /// Whether the connection is gone, or of no more use.
-    pub(crate) fn is_lost_connection(&self) -> bool {
-        matches!(self, Self::Sqlx(error) if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_))
-            || code(error).is_some_and(|code| SHUTDOWN.contains(&code)))
-    }
-
-    /// Whether the database took the whole transaction back for the sake of another one: doing it again is right.
-    pub(crate) fn is_victim(&self) -> bool {
-        matches!(self, Self::Sqlx(error) if matches!(code(error), Some(DEADLOCK | SERIALIZATION_FAILURE)))
-    }
-}
-
-impl From<sqlx::Error> for Fault {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Sqlx(error)
-    }
-}
-
-/// The outcome of an operation.
-pub(crate) type Fallible<T> = std::result::Result<T, Fault>;
-
-/// The error of the driver, as the caller sees it.
-pub(crate) fn failed(attempt: Attempt, place: &str, error: sqlx::Error) -> Error {
-    attempt.failed_with(kind_of(&error), place, text_of(&error), advice(&error), error)
-}
 
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
@@ -82,28 +32,19 @@ pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     code(error) == Some(ABORTED_TRANSACTION)
 }
 
-/// The server's message without the driver's preamble.
-fn text_of(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(error) => error.message().to_owned(),
-        sqlx::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
-    }
+/// Whether the database took the whole transaction back for the sake of another one.
+pub(crate) fn is_victim(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(DEADLOCK | SERIALIZATION_FAILURE))
 }
 
-pub(crate) fn kind_of(error: &sqlx::Error) -> ErrorKind {
-    use sqlx::Error;
-    match error {
-        Error::Database(_) => code(error).map_or(ErrorKind::Internal, kind_of_code),
-        Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => ErrorKind::Unavailable,
-        // The connection is out of step; another one will do.
-        Error::Protocol(_) => ErrorKind::Unavailable,
-        Error::PoolClosed => ErrorKind::Stopped,
-        Error::Configuration(_) | Error::InvalidArgument(_) => ErrorKind::Invalid,
-        Error::Tls(_) | Error::Encode(_) => ErrorKind::Rejected,
-        Error::Decode(_) | Error::ColumnDecode { .. } => ErrorKind::Corrupt,
-        _ => ErrorKind::Internal,
-    }
+/// Whether the server ends the session with it.
+pub(crate) fn is_farewell(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| SHUTDOWN.contains(&code))
+}
+
+/// What an error of the server means to the caller.
+pub(crate) fn kind(error: &sqlx::Error) -> ErrorKind {
+    code(error).map_or(ErrorKind::Internal, kind_of_code)
 }
 
 fn kind_of_code(code: &str) -> ErrorKind {
@@ -123,19 +64,11 @@ fn kind_of_code(code: &str) -> ErrorKind {
     }
 }
 
-fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    let advice = match error {
-        sqlx::Error::Io(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => "nothing listens there: is the server up, are host and port right?",
-            io::ErrorKind::NotFound => "there is no such host or socket: is the host right?",
-            _ if error.to_string().contains("lookup address") => "the host's name is unknown: is it spelt right?",
-            _ => "the connection was lost or could not be made",
-        },
-        sqlx::Error::Tls(_) => "is TLS set up on the server? See `sslmode` and `sslrootcert` of the URL",
-        sqlx::Error::PoolTimedOut => "all connections stayed busy, or none could be opened",
-        _ => return code(error).and_then(advice_on_code),
-    };
-    Some(advice)
+pub(crate) fn advice(error: &sqlx::Error) -> Option<&'static str> {
+    match error {
+        sqlx::Error::Tls(_) => Some("is TLS set up on the server? See `sslmode` and `sslrootcert` of the URL"),
+        _ => code(error).and_then(advice_on_code),
+    }
 }
 
 fn advice_on_code(code: &str) -> Option<&'static str> {
@@ -163,8 +96,6 @@ fn advice_on_code(code: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use cap_core::Table;
-
     use super::*;
 
     #[test]
@@ -180,15 +111,5 @@ mod tests {
                 assert_eq!(kind_of_code(code), kind, "{code}");
             }
         }
-    }
-
-    #[test]
-    fn a_lost_connection_may_work_later_and_a_closed_pool_may_not() {
-        let reset = sqlx::Error::Io(io::Error::from(io::ErrorKind::ConnectionReset));
-        let error = failed(Attempt::on("claim from", Table::Outbox), "postgres db:5432/shop", reset);
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(error.to_string().starts_with("cannot claim from the outbox of postgres db:5432/shop: "), "{error}");
-        assert_eq!(kind_of(&sqlx::Error::PoolClosed), ErrorKind::Stopped);
-        assert_eq!(kind_of(&sqlx::Error::PoolTimedOut), ErrorKind::Unavailable);
     }
 }

@@ -10,6 +10,7 @@ use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -18,7 +19,6 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
-use crate::error::{Fallible, Fault};
 use crate::sql::{Sql, Statement, TableSql};
 
 /// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay in range.

@@ -2,9 +2,9 @@
 
 use cap_core::ErrorKind;
 use cap_core::storage::Table;
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::error::{Fallible, Fault};
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
 
 /// Our tables beside that of the versions.

@@ -11,11 +11,11 @@ use cap_core::storage::{
     Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
+use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
 use crate::config::PostgresOptions;
-use crate::error::Fallible;
-use crate::session::{self, Pools, Via, Work};
+use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
 use crate::{record, schema};
@@ -64,7 +64,7 @@ impl PostgresStorage {
     /// None shows the password.
     pub async fn connect_with(options: PostgresOptions) -> Result<Self> {
         let storage = Self::connect_lazy(options.clone())?;
-        session::try_connect(&storage.0.pools.work.connect_options(), options.connect_timeout).await?;
+        storage.0.pools.try_connect().await?;
         Ok(storage)
     }
 
@@ -75,7 +75,7 @@ impl PostgresStorage {
     /// `Invalid` when an option cannot be.
     pub fn connect_lazy(options: PostgresOptions) -> Result<Self> {
         options.check()?;
-        let pools = Pools::own(options.connect_options()?, &options);
+        let pools = Pools::own(options.connect_options()?, options.limits());
         Ok(Self::over(pools, &options))
     }
 
@@ -85,7 +85,7 @@ impl PostgresStorage {
     /// a busy pool never costs a node its life.
     pub fn new(pool: PgPool) -> Self {
         let options = PostgresOptions::default();
-        Self::over(Pools::over(pool, &options), &options)
+        Self::over(Pools::over(pool, options.limits()), &options)
     }
 
     /// The same with options; those about the URL and the pool do not apply.
@@ -94,18 +94,18 @@ impl PostgresStorage {
     /// `Invalid` when an option cannot be.
     pub fn with_pool(pool: PgPool, options: PostgresOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self::over(Pools::over(pool, &options), &options))
+        Ok(Self::over(Pools::over(pool, options.limits()), &options))
     }
 
     fn over(pools: Pools, options: &PostgresOptions) -> Self {
-        let notifier = Notifier::new(pools.work.clone(), &options.schema);
+        let notifier = Notifier::new(pools.work().clone(), &options.schema);
         let sql = Arc::new(Sql::new(&options.schema));
         Self(Arc::new(Shared { pools, sql, migrate: options.migrate, notifier }))
     }
 
     /// The pool that it works over: your own, or the one that it made.
     pub fn pool(&self) -> &PgPool {
-        &self.0.pools.work
+        self.0.pools.work()
     }
 
     pub(crate) fn sql(&self) -> &Arc<Sql> {
@@ -141,13 +141,13 @@ impl PostgresStorage {
 impl fmt::Debug for PostgresStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let schema = &self.0.sql.names.plain;
-        f.debug_struct("PostgresStorage").field("place", &self.0.pools.place).field("schema", schema).finish()
+        f.debug_struct("PostgresStorage").field("place", &self.0.pools.place()).field("schema", schema).finish()
     }
 }
 
 impl Storage for PostgresStorage {
     fn describe(&self) -> String {
-        format!("{} schema {}", self.0.pools.place, self.0.sql.names.plain)
+        format!("{} schema {}", self.0.pools.place(), self.0.sql.names.plain)
     }
 
     fn capabilities(&self) -> StorageCapabilities {

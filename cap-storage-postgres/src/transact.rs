@@ -3,10 +3,9 @@
 use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
+use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{Postgres, Row, Transaction};
 
-use crate::error::{Fallible, Fault};
-use crate::session::no_answer;
 use crate::storage::PostgresStorage;
 use crate::{record, sql};
 
@@ -23,7 +22,7 @@ impl TransactAsync for PostgresStorage {
         Box::pin(async move {
             let limit = self.pools().limit();
             let begun = tokio::time::timeout(limit, begin(self, &settlement)).await;
-            begun.unwrap_or_else(|_| Err(no_answer(limit))).map_err(|fault| self.pools().explain(fault, BEGIN))
+            begun.unwrap_or_else(|_| Err(Fault::no_answer(limit))).map_err(|fault| self.pools().explain(fault, BEGIN))
         })
     }
 
@@ -31,7 +30,9 @@ impl TransactAsync for PostgresStorage {
         Box::pin(async move {
             let limit = self.pools().limit();
             let committed = tokio::time::timeout(limit, commit(self, tx, &records)).await;
-            committed.unwrap_or_else(|_| Err(no_answer(limit))).map_err(|fault| self.pools().explain(fault, COMMIT))?;
+            committed
+                .unwrap_or_else(|_| Err(Fault::no_answer(limit)))
+                .map_err(|fault| self.pools().explain(fault, COMMIT))?;
             if !records.is_empty() {
                 self.notifier().tell(Table::Outbox);
             }
@@ -64,7 +65,7 @@ async fn commit(
     records: &[NewRecord],
 ) -> Fallible<()> {
     // PostgreSQL answers the COMMIT of a transaction that has failed by rolling back, without an error.
-    let limit = storage.pools().server_limit();
+    let limit = storage.pools().statement_timeout().as_millis().to_string();
     let row = sqlx::query(sql::STILL_OPEN).bind(limit).fetch_one(&mut *tx).await?;
     if !row.try_get::<bool, _>(0)? {
         let reason = "the transaction was over when the handler returned: it ran COMMIT or ROLLBACK, which it must not";

@@ -16,7 +16,6 @@ use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use crate::error::failed;
 use crate::sql;
 use crate::storage::PostgresStorage;
 
@@ -97,7 +96,7 @@ impl Bell {
 /// Runs until the connection is lost. Any trouble ends it: core begins again.
 pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     let notifier = storage.notifier();
-    let failed = |error| failed(WATCH, &storage.pools().place, error);
+    let failed = |error: sqlx::Error| storage.pools().explain(error.into(), WATCH);
     let Some(mut listener) = listen(&notifier.pool, &notifier.channel).await.map_err(failed)? else {
         return without_listening(&storage).await;
     };
@@ -161,13 +160,13 @@ async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
 }
 
 fn lost(storage: &PostgresStorage) -> Error {
-    WATCH.failed(ErrorKind::Unavailable, &storage.pools().place, "the connection that listens was lost")
+    WATCH.failed(ErrorKind::Unavailable, storage.pools().place(), "the connection that listens was lost")
 }
 
 /// Polling covers what is not told.
 async fn without_listening(storage: &PostgresStorage) -> Result<()> {
     tracing::warn!(
-        place = %storage.pools().place,
+        place = %storage.pools().place(),
         "LISTEN does not work here, probably because of a pooler in transaction mode: commits of other processes are \
          found by polling only"
     );

@@ -11,14 +11,14 @@
 //! |---|---|---|
 //! | `sqlite` (default) | [`sqlite::SqliteStorage`] | 12, and SQLite in C |
 //! | `memory` (default) | [`memory::MemoryTransport`], [`memory::MemoryStorage`] | 2 |
-//! | `mysql` | `mysql::MySqlStorage`, also for MariaDB | 91 |
-//! | `postgres` | `postgres::PostgresStorage` | 109 |
+//! | `mysql` | `mysql::MySqlStorage`, also for MariaDB | 92 |
+//! | `postgres` | `postgres::PostgresStorage` | 110 |
 //! | `mongo` | `mongo::MongoStorage` | 100 |
 //! | `mongo-srv` | URLs of the form `mongodb+srv://…` for it | |
 //! | `rabbitmq` | `rabbitmq::RabbitMq` | 130 |
 //! | `rabbitmq-management` | its option `management_url`, for telling which topics have no queue | 5 more |
 //! | `kafka` | `kafka::Kafka` | 26, and librdkafka and OpenSSL in C and C++ |
-//! | `full` | all of them | 266 |
+//! | `full` | all of them | 267 |
 //!
 //! The last column counts what a feature alone brings beyond the 42 crates of the core (as of November 2026, on Linux); most
 //! of what the network drivers bring, such as TLS, they share.

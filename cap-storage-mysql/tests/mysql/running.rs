@@ -1,12 +1,12 @@
-//! Sessions of any kind: their time zone, charset, sql_mode, isolation level, and with `autocommit` off.
+//! Sessions of any kind: their time zone, charset, sql_mode, isolation level, and with `autocommit` off; and what is given up.
 
 use std::time::Duration;
 
 use cap_core::storage::{Chore, Claim, Enlist, Inserted, Lane, Lease, NewRecord, Settled, Settlement, Storage, Table};
 use cap_core::{Due, ErrorKind, Group, NodeId, Timestamp, Topic, lifecycle};
-use cap_storage_mysql::MySqlStorage;
 use cap_storage_mysql::sqlx::mysql::MySqlPoolOptions;
 use cap_storage_mysql::sqlx::{self, Connection};
+use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 
 use crate::support::{Database, run};
 use cap_testkit::storage::scene::{LEASE, delivery, group, ids, listed, message, node, request, succeeded, waiting};
@@ -167,5 +167,22 @@ async fn a_session_that_came_back_with_an_open_transaction_is_put_in_order() {
         .await
         .unwrap();
     assert_eq!(left, 0, "what nobody committed was committed");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn what_is_given_up_keeps_no_connection_of_the_pool() {
+    let database = Database::create().await;
+    // The sessions of a user's pool have no limit of ours: the server goes on waiting for the lock.
+    let options = MySqlOptions::default().statement_timeout(Duration::from_secs(1));
+    let storage = MySqlStorage::with_pool(database.pool(1), options).unwrap();
+    storage.prepare().await.unwrap();
+    let mut other = database.connection().await;
+    run(&mut other, "LOCK TABLES `cap.published` WRITE").await;
+    let error = storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("it may have been carried out or not"), "{error}");
+    assert_eq!(listed(&storage, Table::Inbox).await, [], "the pool's only connection is free");
+    other.close().await.unwrap();
     database.drop().await;
 }

@@ -1,12 +1,12 @@
-//! Time zones, pages, notifications.
+//! Time zones, pages, notifications, and what is given up.
 
 use std::time::Duration;
 
 use cap_core::storage::{Lane, Storage, Table, Wake};
 use cap_core::{Due, ErrorKind, RetryPolicy, Timestamp, lifecycle};
-use cap_storage_postgres::PostgresStorage;
 use cap_storage_postgres::sqlx::postgres::PgPoolOptions;
-use cap_storage_postgres::sqlx::{self, Row};
+use cap_storage_postgres::sqlx::{self, Connection, Row};
+use cap_storage_postgres::{PostgresOptions, PostgresStorage};
 use tokio::sync::mpsc;
 
 use crate::support::{Database, run};
@@ -136,5 +136,22 @@ async fn many_commits_are_few_notifications_and_the_last_is_told() {
     let most = started.elapsed().as_millis() / 200 + 1;
     assert!((2..=most).contains(&told), "told {told} times, at most {most} were expected");
     watch.abort();
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn what_is_given_up_keeps_no_connection_of_the_pool() {
+    let database = Database::create().await;
+    // The sessions of a user's pool have no limit of ours: the server goes on waiting for the lock.
+    let options = PostgresOptions::default().statement_timeout(Duration::from_secs(1));
+    let storage = PostgresStorage::with_pool(database.pool(1), options).unwrap();
+    storage.prepare().await.unwrap();
+    let mut other = database.connection().await;
+    run(&mut other, r#"BEGIN; LOCK TABLE "cap"."published""#).await;
+    let error = storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("it may have been carried out or not"), "{error}");
+    assert_eq!(listed(&storage, Table::Inbox).await, [], "the pool's only connection is free");
+    other.close().await.unwrap();
     database.drop().await;
 }

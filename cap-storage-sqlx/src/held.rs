@@ -1,0 +1,56 @@
+//! A connection that is at work.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::Database;
+use sqlx::pool::PoolConnection;
+
+/// A connection that goes back to its pool only if the work on it came to its end. Of one that was given up nobody knows
+/// what it will still answer: it is cut off, as a farewell might wait for that, too.
+pub(crate) struct Held<Db: Database> {
+    connection: Option<PoolConnection<Db>>,
+    is_clean: bool,
+}
+
+const GONE: &str = "the connection is there until it is dropped";
+
+impl<Db: Database> Held<Db> {
+    pub(crate) fn new(connection: PoolConnection<Db>) -> Self {
+        Self { connection: Some(connection), is_clean: false }
+    }
+
+    /// The work came to its end.
+    pub(crate) fn give_back(mut self) {
+        self.is_clean = true;
+    }
+
+    /// Closes it with a farewell.
+    pub(crate) async fn close(mut self) {
+        if let Some(connection) = self.connection.take() {
+            // The server notices in any case.
+            drop(connection.close().await);
+        }
+    }
+}
+
+impl<Db: Database> Deref for Held<Db> {
+    type Target = Db::Connection;
+
+    fn deref(&self) -> &Db::Connection {
+        self.connection.as_ref().expect(GONE)
+    }
+}
+
+impl<Db: Database> DerefMut for Held<Db> {
+    fn deref_mut(&mut self) -> &mut Db::Connection {
+        self.connection.as_mut().expect(GONE)
+    }
+}
+
+impl<Db: Database> Drop for Held<Db> {
+    fn drop(&mut self) {
+        if !self.is_clean {
+            drop(self.connection.take().map(PoolConnection::detach));
+        }
+    }
+}

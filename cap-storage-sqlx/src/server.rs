@@ -1,0 +1,54 @@
+//! What one kind of server does differently from others.
+
+use std::time::Duration;
+
+use cap_core::{BoxFuture, ErrorKind};
+use sqlx::Database;
+
+use crate::fault::Fallible;
+
+/// A connection to such a server.
+pub type Connection<S> = <<S as Server>::Db as Database>::Connection;
+
+/// Where such a server is, and how to get in.
+pub type Options<S> = <Connection<S> as sqlx::Connection>::Options;
+
+/// One kind of server. It is implemented for a type of the storage's own, which has no values.
+pub trait Server: Send + Sync + 'static {
+    /// The driver.
+    type Db: Database;
+
+    /// Whether the connections for leases beside a user's pool are limited, too. Not where a pooler may stand before the
+    /// server and give their sessions to others.
+    const LIMITS_BESIDE_POOL: bool;
+
+    /// Kind, address and database, for people and without secrets: `postgres db.example.com:5432/shop`.
+    fn place(options: &Options<Self>) -> String;
+
+    /// What an error that the server itself answered means to the caller. Asked for no other.
+    fn kind(error: &sqlx::Error) -> ErrorKind;
+
+    /// What to do about an error, whether the server's or the driver's, as the end of a sentence. Lost connections and busy
+    /// pools are advised on without it.
+    fn advice(error: &sqlx::Error) -> Option<&'static str>;
+
+    /// Whether the server took everything back for the sake of another transaction: doing it again is right.
+    fn is_victim(error: &sqlx::Error) -> bool;
+
+    /// Whether the server ends the session with it.
+    fn is_farewell(error: &sqlx::Error) -> bool;
+
+    /// Lets the server itself give up what takes longer. Called once for each new connection of the storage's own.
+    fn limit(connection: &mut Connection<Self>, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>>;
+
+    /// Refuses a server that cannot be used, when a storage connects for the first time. By default all can.
+    fn greet(_connection: &mut Connection<Self>) -> BoxFuture<'_, Fallible<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Takes back what failed work may have left open, before its connection goes back to the pool. By default nothing is:
+    /// a `sqlx::Transaction` takes itself back. If this fails, the connection is cut off.
+    fn clear(_connection: &mut Connection<Self>) -> BoxFuture<'_, Fallible<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}

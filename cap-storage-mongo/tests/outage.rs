@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,23 +10,8 @@ use std::time::Duration;
 use cap_core::storage::{Inserted, NewRecord, Query, Storage, Table, Wake};
 use cap_core::{Due, MessageId, Topic, Version, lifecycle};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
-use support::Database;
+use support::{Database, SERVER};
 use tokio::sync::mpsc;
-
-/// Runs the script that owns the server.
-async fn backends(command: &'static str) {
-    let script = std::env::var("CAP_TEST_BACKENDS").unwrap_or_else(|_| {
-        panic!(
-            "CAP_TEST_BACKENDS is not set, and this test kills and restarts the server: `scripts/backends up mongo`, \
-             then `eval \"$(scripts/backends env)\"`. A server of yours is not touched: leave this test out by name"
-        )
-    });
-    let running = tokio::task::spawn_blocking(move || {
-        std::process::Command::new(script).args([command, "mongo"]).stdin(Stdio::null()).output()
-    });
-    let output = running.await.unwrap().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 fn message(number: usize) -> NewRecord {
     NewRecord {
@@ -89,7 +73,7 @@ async fn after_a_kill_a_restart_and_a_pause_it_goes_on_and_has_lost_nothing() {
 
     for commands in [&["kill", "restart"][..], &["restart"], &["freeze", "thaw"]] {
         for command in commands {
-            backends(command).await;
+            SERVER.run(&[command], None).await.unwrap();
         }
         // It goes on: what was confirmed from now on is news.
         while confirmed.try_recv().is_ok() {}

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod report;
 pub mod runner;
+pub mod server;
 pub mod storage;
 pub mod transport;
 

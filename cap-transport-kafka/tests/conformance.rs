@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
 use cap_core::{BoxFuture, Result, Transport};
+use cap_testkit::server;
 use cap_testkit::transport::TransportFixture;
 use cap_transport_kafka::{Kafka, KafkaOptions};
 use support::proxy::Proxy;
-use support::{Names, PASSWORD, backends, server_lock, url, with_user};
+use support::{Names, PASSWORD, SERVER, url, with_user};
 use tokio::sync::OwnedRwLockReadGuard;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,7 +28,7 @@ struct KafkaFixture {
 
 impl KafkaFixture {
     async fn new(partitions: i32) -> Self {
-        let shares_server = Mutex::new(Some(Arc::clone(server_lock()).read_owned().await));
+        let shares_server = Mutex::new(Some(server::lock().read_owned().await));
         let names = Names::new();
         let proxy = std::env::var_os("CAP_TEST_KAFKA_PROXIED_URL").map(|_| Proxy::start(names.run()));
         Self { partitions, names, proxy, shares_server }
@@ -85,14 +86,14 @@ impl TransportFixture for KafkaFixture {
     }
 
     fn can_restart_broker(&self) -> bool {
-        std::env::var_os("CAP_TEST_BACKENDS").is_some()
+        SERVER.is_ours()
     }
 
     fn restart_broker(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
             self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let alone = Arc::clone(server_lock()).write_owned().await;
-            backends(&["kill", "restart"], Some(alone)).await
+            let alone = server::lock().write_owned().await;
+            SERVER.run(&["kill", "restart"], Some(alone)).await
         })
     }
 

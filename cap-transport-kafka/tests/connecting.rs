@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cap_core::{ErrorKind, Transport};
 use cap_transport_kafka::{Kafka, KafkaOptions};
 use support::scene::{Scene, confirmed, message, receive, refused};
-use support::{PASSWORD, USER, url, variable, with_user};
+use support::{PASSWORD, SERVER, USER, url, with_user};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -63,7 +63,7 @@ async fn it_is_not_kafka() {
 
 #[tokio::test]
 async fn the_password_is_wrong() {
-    let sasl = variable("CAP_TEST_KAFKA_SASL_URL");
+    let sasl = SERVER.value("CAP_TEST_KAFKA_SASL_URL");
     let wrong = with_user(KafkaOptions::new(&sasl)).set("sasl.password", "s3cret-x");
     refused_in_time(wrong, ErrorKind::Rejected, "user and password").await;
     let unknown = with_user(KafkaOptions::new(&sasl)).set("sasl.username", "nobody").set("sasl.password", "s3cret-x");
@@ -74,14 +74,14 @@ async fn the_password_is_wrong() {
 
 #[tokio::test]
 async fn the_mechanism_is_not_offered() {
-    let options = with_user(KafkaOptions::new(variable("CAP_TEST_KAFKA_SASL_URL")));
+    let options = with_user(KafkaOptions::new(SERVER.value("CAP_TEST_KAFKA_SASL_URL")));
     refused_in_time(options.set("sasl.mechanism", "SCRAM-SHA-512"), ErrorKind::Rejected, "mechanism").await;
 }
 
 #[tokio::test]
 async fn the_broker_wants_a_user_and_there_is_none() {
     refused_in_time(
-        KafkaOptions::new(variable("CAP_TEST_KAFKA_SASL_URL")),
+        KafkaOptions::new(SERVER.value("CAP_TEST_KAFKA_SASL_URL")),
         ErrorKind::Unavailable,
         "security.protocol",
     )
@@ -90,13 +90,13 @@ async fn the_broker_wants_a_user_and_there_is_none() {
 
 #[tokio::test]
 async fn the_certificate_is_not_trusted_until_it_is() {
-    let place = variable("CAP_TEST_KAFKA_TLS_URL");
+    let place = SERVER.value("CAP_TEST_KAFKA_TLS_URL");
     let options = || KafkaOptions::new(&place).set("security.protocol", "ssl");
     refused_in_time(options(), ErrorKind::Rejected, "ssl.ca.location").await;
 
     let scene = Scene::new();
     let trusting = scene.names.options(&place).set("security.protocol", "ssl");
-    let transport = scene.open(trusting.set("ssl.ca.location", variable("CAP_TEST_KAFKA_CA_FILE"))).await;
+    let transport = scene.open(trusting.set("ssl.ca.location", SERVER.value("CAP_TEST_KAFKA_CA_FILE"))).await;
     let topic = scene.topic("order");
     let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
     confirmed(&transport, vec![message(&topic, &[])]).await;
@@ -106,7 +106,7 @@ async fn the_certificate_is_not_trusted_until_it_is() {
 
 #[tokio::test]
 async fn tls_is_on_at_one_side_only() {
-    let tls = variable("CAP_TEST_KAFKA_TLS_URL");
+    let tls = SERVER.value("CAP_TEST_KAFKA_TLS_URL");
     refused_in_time(KafkaOptions::new(tls), ErrorKind::Unavailable, "security.protocol").await;
     let plain = KafkaOptions::new(url()).set("security.protocol", "ssl");
     refused_in_time(plain, ErrorKind::Unavailable, "TLS").await;

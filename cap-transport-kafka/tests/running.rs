@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use cap_core::transport::{Consumer, Subscription};
 use cap_core::{ErrorKind, Message, Topic, Transport};
+use cap_testkit::server;
 use cap_transport_kafka::Kafka;
 use support::proxy::Proxy;
 use support::scene::{PATIENCE, Scene, confirmed, ids, message, receive, refused, send};
-use support::{backends, with_user};
+use support::{SERVER, with_user};
 
 /// As the engine does: subscribes until it works.
 async fn subscribe(transport: &Kafka, wants: &Subscription) -> Box<dyn Consumer> {
@@ -73,7 +74,7 @@ fn batch(topic: &Topic, count: usize) -> Vec<Message> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_loses_nothing_and_is_found_again() {
-    let _alone = support::server_lock().write().await;
+    let _alone = server::lock().write_owned().await;
     let scene = Scene::new();
     let transport = scene.open(scene.options().confirm_timeout(Duration::from_secs(5))).await;
     let topic = scene.topic("order");
@@ -82,7 +83,7 @@ async fn a_killed_server_loses_nothing_and_is_found_again() {
     let mut sent = batch(&topic, 100);
     confirmed(&transport, sent.clone()).await;
 
-    backends(&["kill"], None).await.unwrap();
+    SERVER.run(&["kill"], None).await.unwrap();
     let begun = Instant::now();
     let outcome = send(&transport, batch(&topic, 1)).await.remove(0);
     refused(outcome, ErrorKind::Unavailable, &[topic.as_str()]);
@@ -94,7 +95,7 @@ async fn a_killed_server_loses_nothing_and_is_found_again() {
 
     let more = batch(&topic, 50);
     sent.extend(more.clone());
-    let coming_back = async { backends(&["restart"], None).await.unwrap() };
+    let coming_back = async { SERVER.run(&["restart"], None).await.unwrap() };
     let delivering = deliver(&transport, more);
     let collecting = collect(&transport, &wants, consumer, &sent);
     tokio::join!(coming_back, delivering, collecting);
@@ -103,7 +104,7 @@ async fn a_killed_server_loses_nothing_and_is_found_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_server_is_noticed_in_time_and_loses_nothing() {
-    let _alone = support::server_lock().write().await;
+    let _alone = server::lock().write_owned().await;
     let scene = Scene::new();
     let limit = Duration::from_secs(3);
     let transport = scene.open(scene.options().confirm_timeout(limit)).await;
@@ -112,13 +113,13 @@ async fn a_frozen_server_is_noticed_in_time_and_loses_nothing() {
     let consumer = transport.subscribe(wants.clone()).await.unwrap();
     let mut sent = batch(&topic, 20);
     confirmed(&transport, sent.clone()).await;
-    backends(&["freeze"], None).await.unwrap();
+    SERVER.run(&["freeze"], None).await.unwrap();
     let begun = Instant::now();
     for outcome in send(&transport, batch(&topic, 10)).await {
         refused(outcome, ErrorKind::Unavailable, &[topic.as_str()]);
     }
     let waited = begun.elapsed();
-    backends(&["thaw"], None).await.unwrap();
+    SERVER.run(&["thaw"], None).await.unwrap();
     assert!(waited < limit * 3, "{waited:?}");
     let more = batch(&topic, 20);
     sent.extend(more.clone());
@@ -128,7 +129,7 @@ async fn a_frozen_server_is_noticed_in_time_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_falls_silent_is_given_up_in_time_and_replaced() {
-    let _together = support::server_lock().read().await;
+    let _together = server::lock().read_owned().await;
     let scene = Scene::new();
     let proxy = Proxy::start(scene.names.run());
     let limit = Duration::from_secs(2);
@@ -161,7 +162,7 @@ async fn a_connection_that_falls_silent_is_given_up_in_time_and_replaced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_are_cut_off_and_come_and_go_lose_nothing() {
-    let _together = support::server_lock().read().await;
+    let _together = server::lock().read_owned().await;
     let scene = Scene::new();
     let proxy = Proxy::start(scene.names.run());
     let options = || with_user(scene.names.options(&proxy.place)).partitions(6);

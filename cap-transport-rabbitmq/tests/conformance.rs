@@ -2,15 +2,15 @@
 
 mod support;
 
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Error, ErrorKind, Result, Transport};
+use cap_core::{BoxFuture, Result, Transport};
+use cap_testkit::server;
 use cap_testkit::transport::TransportFixture;
 use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
-use support::{Names, Proxy, server_lock};
+use support::{Names, Proxy, SERVER};
 use tokio::sync::{OnceCell, OwnedRwLockReadGuard};
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,13 +24,13 @@ static SECRET_USER: OnceCell<bool> = OnceCell::const_new();
 
 /// Adds the user, if the server is ours.
 async fn add_secret_user() -> bool {
-    if std::env::var_os("CAP_TEST_BACKENDS").is_none() {
+    if !SERVER.is_ours() {
         return false;
     }
     // It may be there already.
-    let _ = backends(&["client", "rabbitmq", "add_user", USER, PASSWORD]).await;
-    let tag = backends(&["client", "rabbitmq", "set_user_tags", USER, "management"]).await;
-    tag.is_ok() && backends(&["client", "rabbitmq", "set_permissions", USER, ".*", ".*", ".*"]).await.is_ok()
+    let _ = SERVER.client(&["add_user", USER, PASSWORD]).await;
+    let tag = SERVER.client(&["set_user_tags", USER, "management"]).await;
+    tag.is_ok() && SERVER.client(&["set_permissions", USER, ".*", ".*", ".*"]).await.is_ok()
 }
 
 /// An exchange of its own on the server, through a proxy of its own.
@@ -45,7 +45,7 @@ struct RabbitMqFixture {
 
 impl RabbitMqFixture {
     async fn new(queue_type: QueueType) -> Self {
-        let shares_server = Mutex::new(Some(Arc::clone(server_lock()).read_owned().await));
+        let shares_server = Mutex::new(Some(server::lock().read_owned().await));
         let has_secret = *SECRET_USER.get_or_init(add_secret_user).await;
         Self { queue_type, names: Names::new(), proxy: Proxy::start().await, has_secret, shares_server }
     }
@@ -71,22 +71,7 @@ impl RabbitMqFixture {
 
 /// What RabbitMQ writes down only after a second: without it, a quorum queue that was declared in the last second before
 /// a kill never finds its leader again. What it has confirmed in a queue that is older is not affected.
-const WRITE_DOWN: &[&str] = &["client", "rabbitmq", "eval", "[dets:sync(Table) || Table <- dets:all()]."];
-
-/// Runs the script that owns the servers.
-async fn backends(command: &'static [&'static str]) -> Result<()> {
-    let failed = |reason: String| Error::new(ErrorKind::Internal, command[0], "the server", reason);
-    let script = std::env::var("CAP_TEST_BACKENDS").map_err(|missing| failed(missing.to_string()))?;
-    let running = tokio::task::spawn_blocking(move || {
-        std::process::Command::new(script).args(command).stdin(Stdio::null()).output()
-    });
-    let output = running.await.map_err(|panic| failed(panic.to_string()))?;
-    let output = output.map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    Ok(())
-}
+const WRITE_DOWN: &[&str] = &["eval", "[dets:sync(Table) || Table <- dets:all()]."];
 
 impl TransportFixture for RabbitMqFixture {
     fn capabilities(&self) -> TransportCapabilities {
@@ -123,16 +108,15 @@ impl TransportFixture for RabbitMqFixture {
     }
 
     fn can_restart_broker(&self) -> bool {
-        std::env::var_os("CAP_TEST_BACKENDS").is_some()
+        SERVER.is_ours()
     }
 
     fn restart_broker(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
             self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let _alone = server_lock().write().await;
-            backends(WRITE_DOWN).await?;
-            backends(&["kill", "rabbitmq"]).await?;
-            backends(&["restart", "rabbitmq"]).await
+            let alone = server::lock().write_owned().await;
+            SERVER.client(WRITE_DOWN).await?;
+            SERVER.run(&["kill", "restart"], Some(alone)).await
         })
     }
 

@@ -8,25 +8,18 @@ use cap_storage_mongo::mongodb::bson::{Document, doc};
 use cap_storage_mongo::mongodb::options::{ClientOptions, Credential};
 use cap_storage_mongo::mongodb::{Client, Collection};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
+use cap_testkit::server::Server;
 use tokio::sync::OnceCell;
 
-/// The URL of the server, for a user that may create databases and users.
-///
-/// # Panics
-/// When there is none: these tests are never skipped.
-pub(crate) fn server_url() -> String {
-    std::env::var("CAP_TEST_MONGO_URL").unwrap_or_else(|_| {
-        panic!(
-            "CAP_TEST_MONGO_URL is not set. Start a server and set it: \
-             `scripts/backends up mongo`, then `eval \"$(scripts/backends env)\"`. \
-             Or set it to a replica set of yours, for a user that may create databases and users: \
-             mongodb://user:password@localhost:27017/?replicaSet=rs0"
-        )
-    })
-}
+pub(crate) const SERVER: Server = Server {
+    variable: "CAP_TEST_MONGO_URL",
+    name: "mongo",
+    hint: "set it to a replica set of yours, for a user that may create databases and users: \
+           mongodb://user:password@localhost:27017/?replicaSet=rs0",
+};
 
 pub(crate) async fn server() -> ClientOptions {
-    let mut options = ClientOptions::parse(server_url()).await.unwrap();
+    let mut options = ClientOptions::parse(SERVER.url()).await.unwrap();
     options.server_selection_timeout = Some(Duration::from_secs(60));
     options
 }

@@ -7,24 +7,17 @@ use std::time::Duration;
 use cap_storage_mysql::sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use cap_storage_mysql::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, MySqlConnection, MySqlPool};
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
+use cap_testkit::server::Server;
 
-/// The URL of the server, for a user who may create databases and users.
-///
-/// # Panics
-/// When there is none: these tests are never skipped.
-pub(crate) fn server_url() -> String {
-    std::env::var("CAP_TEST_MYSQL_URL").unwrap_or_else(|_| {
-        panic!(
-            "CAP_TEST_MYSQL_URL is not set. Start a server and set it: \
-             `scripts/backends up mariadb`, then `eval \"$(scripts/backends env)\"`. \
-             Or set it to a server of yours, for a user who may create databases and users: \
-             mysql://user:password@localhost:3306/mysql"
-        )
-    })
-}
+const SERVER: Server = Server {
+    variable: "CAP_TEST_MYSQL_URL",
+    name: "mariadb",
+    hint: "set it to a server of yours, for a user who may create databases and users: \
+           mysql://user:password@localhost:3306/mysql",
+};
 
 pub(crate) fn server() -> MySqlConnectOptions {
-    MySqlConnectOptions::from_str(&server_url()).unwrap().disable_statement_logging()
+    MySqlConnectOptions::from_str(&SERVER.url()).unwrap().disable_statement_logging()
 }
 
 /// Runs SQL of a test's own.

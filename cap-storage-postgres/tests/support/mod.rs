@@ -7,24 +7,17 @@ use std::time::Duration;
 use cap_storage_postgres::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use cap_storage_postgres::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
+use cap_testkit::server::Server;
 
-/// The URL of the server, for a role that may create databases and roles.
-///
-/// # Panics
-/// When there is none: these tests are never skipped.
-pub(crate) fn server_url() -> String {
-    std::env::var("CAP_TEST_POSTGRES_URL").unwrap_or_else(|_| {
-        panic!(
-            "CAP_TEST_POSTGRES_URL is not set. Start a server and set it: \
-             `scripts/backends up postgres`, then `eval \"$(scripts/backends env)\"`. \
-             Or set it to a server of yours, for a role that may create databases: \
-             postgres://role:password@localhost:5432/postgres"
-        )
-    })
-}
+const SERVER: Server = Server {
+    variable: "CAP_TEST_POSTGRES_URL",
+    name: "postgres",
+    hint: "set it to a server of yours, for a role that may create databases and roles: \
+           postgres://role:password@localhost:5432/postgres",
+};
 
 pub(crate) fn server() -> PgConnectOptions {
-    PgConnectOptions::from_str(&server_url()).unwrap().disable_statement_logging()
+    PgConnectOptions::from_str(&SERVER.url()).unwrap().disable_statement_logging()
 }
 
 /// Runs SQL of a test's own.

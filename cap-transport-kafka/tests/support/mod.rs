@@ -6,39 +6,29 @@ pub(crate) mod proxy;
 pub(crate) mod scene;
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cap_core::{Error, ErrorKind, MessageId, Result};
+use cap_core::MessageId;
+use cap_testkit::server::Server;
 use cap_transport_kafka::KafkaOptions;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use tokio::sync::OwnedRwLockWriteGuard;
 
 /// The user of the server's SASL listeners, whose password is no word that an error may hold by chance.
 pub(crate) const USER: &str = "cap";
 pub(crate) const PASSWORD: &str = "not-to-be-shown-7f3a";
 
+pub(crate) const SERVER: Server = Server {
+    variable: "CAP_TEST_KAFKA_URL",
+    name: "kafka",
+    hint: "set it to a broker of yours: localhost:9092. The tests of TLS and SASL need what the project starts itself",
+};
+
 /// The server's address.
 pub(crate) fn url() -> String {
-    std::env::var("CAP_TEST_KAFKA_URL").unwrap_or_else(|_| {
-        panic!(
-            "these tests need a Kafka server and CAP_TEST_KAFKA_URL is not set. Start one and say where it is:\n    \
-             scripts/backends up kafka\n    eval \"$(scripts/backends env)\""
-        )
-    })
-}
-
-/// Something more about the server, which `scripts/backends env` tells of its own.
-pub(crate) fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| {
-        panic!(
-            "this test needs {name}, a listener or a file of the server that the project starts itself:\n    \
-             scripts/backends up kafka\n    eval \"$(scripts/backends env)\""
-        )
-    })
+    SERVER.url()
 }
 
 /// With the user of the SASL listeners.
@@ -109,33 +99,4 @@ pub(crate) async fn create_topic(name: &str, partitions: i32, settings: &[(&str,
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
     let made = admin().create_topics([&topic], &options).await.expect("an answer");
     made.into_iter().for_each(|made| drop(made.expect("a topic")));
-}
-
-/// Runs the script that owns the servers, once for each command. All are run, whoever stops waiting for them: a server that
-/// was killed is started again even for a test that has failed meanwhile.
-/// With a guard, nobody else uses the server before.
-pub(crate) async fn backends(
-    commands: &'static [&'static str],
-    alone: Option<OwnedRwLockWriteGuard<()>>,
-) -> Result<()> {
-    let failed = |reason: String| Error::new(ErrorKind::Internal, commands.join(", "), "the server", reason);
-    let script = std::env::var("CAP_TEST_BACKENDS").map_err(|missing| failed(missing.to_string()))?;
-    let running = tokio::task::spawn_blocking(move || {
-        let _alone = alone;
-        for command in commands {
-            let output = std::process::Command::new(&script).args([command, "kafka"]).stdin(Stdio::null()).output();
-            let output = output.map_err(|error| error.to_string())?;
-            if !output.status.success() {
-                return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-            }
-        }
-        Ok(())
-    });
-    running.await.map_err(|panic| failed(panic.to_string()))?.map_err(failed)
-}
-
-/// The lock that a restart of the server takes for itself, and everything else shares.
-pub(crate) fn server_lock() -> &'static std::sync::Arc<tokio::sync::RwLock<()>> {
-    static LOCK: OnceLock<std::sync::Arc<tokio::sync::RwLock<()>>> = OnceLock::new();
-    LOCK.get_or_init(Default::default)
 }

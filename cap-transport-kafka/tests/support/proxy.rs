@@ -39,7 +39,7 @@ impl Proxy {
     pub(crate) fn start(client: &str) -> Self {
         static PLACE: OnceLock<String> = OnceLock::new();
         let place = PLACE.get_or_init(|| {
-            let server = super::variable("CAP_TEST_KAFKA_PROXIED_URL");
+            let server = super::SERVER.value("CAP_TEST_KAFKA_PROXIED_URL");
             let (host, port) = server.rsplit_once(':').expect("host:port");
             // Where the broker says that it is.
             let place = format!("{host}:{}", port.parse::<u16>().expect("a port") + 1);

@@ -5,9 +5,10 @@
 pub(crate) mod scene;
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use cap_core::MessageId;
+use cap_testkit::server::Server;
 use cap_transport_rabbitmq::{RabbitMqOptions, Unroutable};
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -15,26 +16,21 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+pub(crate) const SERVER: Server = Server {
+    variable: "CAP_TEST_RABBITMQ_URL",
+    name: "rabbitmq",
+    hint: "set it to a broker of yours: amqp://user:password@localhost:5672/%2f; and \
+           CAP_TEST_RABBITMQ_MANAGEMENT_URL to its management API: http://user:password@localhost:15672",
+};
+
 /// The server's URL.
 pub(crate) fn url() -> String {
-    std::env::var("CAP_TEST_RABBITMQ_URL").unwrap_or_else(|_| {
-        panic!(
-            "these tests need a RabbitMQ server and CAP_TEST_RABBITMQ_URL is not set. Start one and say where it is:\n    \
-             scripts/backends up rabbitmq\n    eval \"$(scripts/backends env)\""
-        )
-    })
+    SERVER.url()
 }
 
 /// The URL of the server's management API.
 pub(crate) fn management_url() -> String {
-    std::env::var("CAP_TEST_RABBITMQ_MANAGEMENT_URL").unwrap_or_else(|_| {
-        panic!(
-            "these tests need RabbitMQ's management API and CAP_TEST_RABBITMQ_MANAGEMENT_URL is not set: \
-             http://user:password@host:15672 of the server of CAP_TEST_RABBITMQ_URL, with its plugin \
-             rabbitmq_management. Or start one:\n    scripts/backends up rabbitmq\n    \
-             eval \"$(scripts/backends env)\""
-        )
-    })
+    SERVER.value("CAP_TEST_RABBITMQ_MANAGEMENT_URL")
 }
 
 /// The management API's URL without its user.
@@ -151,10 +147,4 @@ impl Proxy {
     pub(crate) fn stall(&self) {
         self.stall.send_modify(|stalls| *stalls += 1);
     }
-}
-
-/// The lock that a restart of the server takes for itself, and everything else shares.
-pub(crate) fn server_lock() -> &'static std::sync::Arc<tokio::sync::RwLock<()>> {
-    static LOCK: OnceLock<std::sync::Arc<tokio::sync::RwLock<()>>> = OnceLock::new();
-    LOCK.get_or_init(Default::default)
 }

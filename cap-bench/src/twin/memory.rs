@@ -27,7 +27,7 @@ const LEASE: Duration = Duration::from_secs(3600);
 pub(crate) struct MemoryHand {
     storage: MemoryStorage,
     node: NodeId,
-    tokens: Arc<Mutex<HashMap<i64, ClaimToken>>>,
+    tokens: Arc<Mutex<HashMap<(Table, i64), ClaimToken>>>,
 }
 
 impl MemoryHand {
@@ -37,8 +37,9 @@ impl MemoryHand {
         Ok(Self { storage, node, tokens: Arc::default() })
     }
 
-    fn hold(&self, id: i64, token: ClaimToken) {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(id, token);
+    /// Each table has addresses of its own.
+    fn hold(&self, table: Table, id: i64, token: ClaimToken) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert((table, id), token);
     }
 
     async fn mark(&self, table: Table, ids: Vec<i64>) -> Fallible {
@@ -48,7 +49,7 @@ impl MemoryHand {
         let settlements = {
             let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
             let settlement = |id| {
-                let token = tokens.remove(&id).ok_or("a row that was not claimed")?;
+                let token = tokens.remove(&(table, id)).ok_or("a row that was not claimed")?;
                 Ok::<_, &str>(Settlement { record: RecordId(id), token, state: state.clone() })
             };
             ids.into_iter().map(settlement).collect::<Result<_, _>>()?
@@ -83,7 +84,7 @@ impl Hand for MemoryHand {
         let request = ClaimRequest { lane: Lane::Outbox, version: Version::default(), claim, limit };
         let claimed = self.storage.claim(request).await?;
         let row = |record: cap_core::storage::Record| {
-            self.hold(record.id.0, claim.token);
+            self.hold(Table::Outbox, record.id.0, claim.token);
             Claimed {
                 id: record.id.0,
                 message_id: record.message_id.to_string(),
@@ -121,7 +122,7 @@ impl Hand for MemoryHand {
             Inserted::Stored(id) => Some(id.0),
             Inserted::Duplicate => None,
         });
-        Ok(stored.inspect(|id| self.hold(*id, claim.token)).collect())
+        Ok(stored.inspect(|id| self.hold(Table::Inbox, *id, claim.token)).collect())
     }
 
     async fn mark_handled(&mut self, ids: Vec<i64>) -> Fallible {

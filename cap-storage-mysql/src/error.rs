@@ -1,8 +1,10 @@
 //! What the errors of MySQL and MariaDB mean to the caller.
 
 use cap_core::ErrorKind;
-use cap_storage_sqlx::Fault;
+use cap_storage_sqlx::{Errors, Fault};
 use sqlx::mysql::MySqlDatabaseError;
+
+use crate::session::MySqlServer;
 
 /// What the server's number for a fault says.
 pub(crate) trait Numbered {
@@ -83,19 +85,30 @@ fn sqlstate(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?.code()
 }
 
-/// Whether the database took it back, or would not begin it, for the sake of another transaction.
-pub(crate) fn is_victim(error: &sqlx::Error) -> bool {
-    number(error).is_some_and(|number| VICTIM.contains(&number))
-}
+impl Errors for MySqlServer {
+    fn kind(error: &sqlx::Error) -> ErrorKind {
+        number(error).map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default()))
+    }
 
-/// Whether the server ends the session with it.
-pub(crate) fn is_farewell(error: &sqlx::Error) -> bool {
-    number(error).is_some_and(|number| SHUTDOWN.contains(&number))
-}
+    fn advice(error: &sqlx::Error) -> Option<&'static str> {
+        let advice = match error {
+            sqlx::Error::Tls(_) => "is TLS set up on the server? See `ssl-mode` and `ssl-ca` of the URL",
+            sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => {
+                "this account's password goes over TLS only: remove `ssl-mode=disabled` from the URL, or set TLS up on the \
+                 server"
+            }
+            _ => return number(error).and_then(advice_on_number),
+        };
+        Some(advice)
+    }
 
-/// What an error of the server means to the caller.
-pub(crate) fn kind(error: &sqlx::Error) -> ErrorKind {
-    number(error).map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default()))
+    fn is_victim(error: &sqlx::Error) -> bool {
+        number(error).is_some_and(|number| VICTIM.contains(&number))
+    }
+
+    fn is_farewell(error: &sqlx::Error) -> bool {
+        number(error).is_some_and(|number| SHUTDOWN.contains(&number))
+    }
 }
 
 /// MySQL has few SQLSTATEs, so most is told by the number.
@@ -113,18 +126,6 @@ fn kind_of_number(number: u16, sqlstate: &str) -> ErrorKind {
             _ => ErrorKind::Internal,
         },
     }
-}
-
-pub(crate) fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    let advice = match error {
-        sqlx::Error::Tls(_) => "is TLS set up on the server? See `ssl-mode` and `ssl-ca` of the URL",
-        sqlx::Error::Configuration(error) if error.to_string().contains("RSA") => {
-            "this account's password goes over TLS only: remove `ssl-mode=disabled` from the URL, or set TLS up on the \
-             server"
-        }
-        _ => return number(error).and_then(advice_on_number),
-    };
-    Some(advice)
 }
 
 fn advice_on_number(number: u16) -> Option<&'static str> {

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cap_core::{BoxFuture, ErrorKind};
+use cap_core::BoxFuture;
 use cap_storage_sqlx::{Fallible, Server};
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::{MySql, MySqlConnection, Transaction};
 
-use crate::{error, server, sql};
+use crate::{server, sql};
 
 pub(crate) enum MySqlServer {}
 
@@ -26,22 +26,6 @@ impl Server for MySqlServer {
             Some(socket) => format!("mysql {socket}/{database}"),
             None => format!("mysql {}:{}/{database}", options.get_host(), options.get_port()),
         }
-    }
-
-    fn kind(error: &sqlx::Error) -> ErrorKind {
-        error::kind(error)
-    }
-
-    fn advice(error: &sqlx::Error) -> Option<&'static str> {
-        error::advice(error)
-    }
-
-    fn is_victim(error: &sqlx::Error) -> bool {
-        error::is_victim(error)
-    }
-
-    fn is_farewell(error: &sqlx::Error) -> bool {
-        error::is_farewell(error)
     }
 
     fn limit(connection: &mut MySqlConnection, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>> {

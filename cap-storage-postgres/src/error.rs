@@ -1,7 +1,10 @@
 //! What PostgreSQL's errors mean to the caller.
 
 use cap_core::ErrorKind;
+use cap_storage_sqlx::Errors;
 use sqlx::postgres::PgDatabaseError;
+
+use crate::session::PostgresServer;
 
 const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
@@ -32,19 +35,25 @@ pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     code(error) == Some(ABORTED_TRANSACTION)
 }
 
-/// Whether the database took the whole transaction back for the sake of another one.
-pub(crate) fn is_victim(error: &sqlx::Error) -> bool {
-    matches!(code(error), Some(DEADLOCK | SERIALIZATION_FAILURE))
-}
+impl Errors for PostgresServer {
+    fn kind(error: &sqlx::Error) -> ErrorKind {
+        code(error).map_or(ErrorKind::Internal, kind_of_code)
+    }
 
-/// Whether the server ends the session with it.
-pub(crate) fn is_farewell(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| SHUTDOWN.contains(&code))
-}
+    fn advice(error: &sqlx::Error) -> Option<&'static str> {
+        match error {
+            sqlx::Error::Tls(_) => Some("is TLS set up on the server? See `sslmode` and `sslrootcert` of the URL"),
+            _ => code(error).and_then(advice_on_code),
+        }
+    }
 
-/// What an error of the server means to the caller.
-pub(crate) fn kind(error: &sqlx::Error) -> ErrorKind {
-    code(error).map_or(ErrorKind::Internal, kind_of_code)
+    fn is_victim(error: &sqlx::Error) -> bool {
+        matches!(code(error), Some(DEADLOCK | SERIALIZATION_FAILURE))
+    }
+
+    fn is_farewell(error: &sqlx::Error) -> bool {
+        code(error).is_some_and(|code| SHUTDOWN.contains(&code))
+    }
 }
 
 fn kind_of_code(code: &str) -> ErrorKind {
@@ -61,13 +70,6 @@ fn kind_of_code(code: &str) -> ErrorKind {
             "22" | "23" | "25" | "28" | "3D" | "42" | "0A" | "54" => ErrorKind::Rejected,
             _ => ErrorKind::Internal,
         },
-    }
-}
-
-pub(crate) fn advice(error: &sqlx::Error) -> Option<&'static str> {
-    match error {
-        sqlx::Error::Tls(_) => Some("is TLS set up on the server? See `sslmode` and `sslrootcert` of the URL"),
-        _ => code(error).and_then(advice_on_code),
     }
 }
 

@@ -3,12 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cap_core::{BoxFuture, ErrorKind};
+use cap_core::BoxFuture;
 use cap_storage_sqlx::Server;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
-
-use crate::error;
 
 pub(crate) enum PostgresServer {}
 
@@ -26,22 +24,6 @@ impl Server for PostgresServer {
             Some(socket) => format!("postgres {socket}/{database}"),
             None => format!("postgres {}:{}/{database}", options.get_host(), options.get_port()),
         }
-    }
-
-    fn kind(error: &sqlx::Error) -> ErrorKind {
-        error::kind(error)
-    }
-
-    fn advice(error: &sqlx::Error) -> Option<&'static str> {
-        error::advice(error)
-    }
-
-    fn is_victim(error: &sqlx::Error) -> bool {
-        error::is_victim(error)
-    }
-
-    fn is_farewell(error: &sqlx::Error) -> bool {
-        error::is_farewell(error)
     }
 
     fn limit(connection: &mut PgConnection, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind};
 
-use crate::server::Server;
+use crate::server::Errors;
 
 /// Why an operation failed, before it is known where it ran.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Fault {
     }
 
     /// The error as the caller sees it, of the database at `place`.
-    pub fn into_error<S: Server>(self, attempt: Attempt, place: &str) -> Error {
+    pub fn into_error<S: Errors>(self, attempt: Attempt, place: &str) -> Error {
         match self {
             Self::Sqlx(error) => {
                 let kind = kind_of_driver(&error).unwrap_or_else(|| S::kind(&error));
@@ -52,7 +52,7 @@ impl Fault {
     }
 
     /// Whether the connection is gone, or of no more use.
-    pub(crate) fn is_lost_connection<S: Server>(&self) -> bool {
+    pub(crate) fn is_lost_connection<S: Errors>(&self) -> bool {
         self.driver().is_some_and(|error| {
             matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) || S::is_farewell(error)
         })

@@ -13,6 +13,6 @@ mod server;
 
 pub use fault::{Fallible, Fault};
 pub use pools::{Limits, Pools, Via, Work};
-pub use server::{Connection, Options, Server};
+pub use server::{Connection, Errors, Options, Server};
 /// The driver that is used.
 pub use sqlx;

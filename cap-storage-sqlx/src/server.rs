@@ -13,18 +13,8 @@ pub type Connection<S> = <<S as Server>::Db as Database>::Connection;
 /// Where such a server is, and how to get in.
 pub type Options<S> = <Connection<S> as sqlx::Connection>::Options;
 
-/// One kind of server. It is implemented for a type of the storage's own, which has no values.
-pub trait Server: Send + Sync + 'static {
-    /// The driver.
-    type Db: Database;
-
-    /// Whether the connections for leases beside a user's pool are limited, too. Not where a pooler may stand before the
-    /// server and give their sessions to others.
-    const LIMITS_BESIDE_POOL: bool;
-
-    /// Kind, address and database, for people and without secrets: `postgres db.example.com:5432/shop`.
-    fn place(options: &Options<Self>) -> String;
-
+/// What the errors of one kind of server mean.
+pub trait Errors {
     /// What an error that the server itself answered means to the caller. Asked for no other.
     fn kind(error: &sqlx::Error) -> ErrorKind;
 
@@ -37,6 +27,19 @@ pub trait Server: Send + Sync + 'static {
 
     /// Whether the server ends the session with it.
     fn is_farewell(error: &sqlx::Error) -> bool;
+}
+
+/// One kind of server. It is implemented for a type of the storage's own, which has no values.
+pub trait Server: Errors + Send + Sync + 'static {
+    /// The driver.
+    type Db: Database;
+
+    /// Whether the connections for leases beside a user's pool are limited, too. Not where a pooler may stand before the
+    /// server and give their sessions to others.
+    const LIMITS_BESIDE_POOL: bool;
+
+    /// Kind, address and database, for people and without secrets: `postgres db.example.com:5432/shop`.
+    fn place(options: &Options<Self>) -> String;
 
     /// Lets the server itself give up what takes longer. Called once for each new connection of the storage's own.
     fn limit(connection: &mut Connection<Self>, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>>;

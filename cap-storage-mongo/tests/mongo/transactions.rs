@@ -230,9 +230,16 @@ async fn a_takeover_ends_the_transactions_of_the_dead() {
         .unwrap();
     assert!(matches!(dying.heartbeat(dead, Duration::from_millis(1)).await.unwrap(), Lease::Held { .. }));
     std::mem::forget(tx);
-    tokio::time::sleep(Duration::from_millis(50)).await;
 
-    let taken = heir.take_over().await.unwrap();
+    let taken = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let taken = heir.take_over().await.unwrap();
+            if !taken.nodes.is_empty() {
+                return taken;
+            }
+        }
+    });
+    let taken = taken.await.expect("the lease does not run out");
     assert_eq!((taken.nodes, taken.inbox), (vec![dead], 1), "its transaction has the record locked");
     // Nor does it keep anything else.
     let orders = database.collection("orders");

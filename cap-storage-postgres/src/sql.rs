@@ -4,9 +4,11 @@
 //! Invariants of both tables: `DueAt` is set exactly while a record waits; `Owner` and `Claim` are set exactly while it
 //! is `Queued`; `ExpiresAt` is set exactly when it is terminal. Content is written by `INSERT` alone.
 //!
-//! Three habits, each for a reason:
+//! Four habits, each for a reason:
 //! - Rows to be changed are found in a CTE that locks them, and addressed by `"Id" = ANY (ARRAY (…))`: a plan over the
 //!   primary key, whatever the statistics make of the CTE.
+//! - A limit is `(SELECT $n)`, which the planner cannot see through: if it knew that the limit is more than the rows that
+//!   it believes in, it would fetch and sort all there are, of a backlog that its statistics know nothing of.
 //! - Many rows are one statement over `UNNEST`, whose text is always the same.
 //! - Whoever writes an owner shares a lock on the node's row, so that a takeover, which deletes the row first, waits for
 //!   claims under way and then sees what they took.
@@ -150,7 +152,7 @@ WITH due AS MATERIALIZED (
     SELECT "Id", "DueAt" FROM {table}
     WHERE "Version" = $3 AND {in_lane} AND "DueAt" <= {now}
     ORDER BY "DueAt", "Id"
-    LIMIT $4
+    LIMIT (SELECT $4::bigint)
     FOR UPDATE SKIP LOCKED
 ), live AS MATERIALIZED (
     SELECT "Node" FROM {nodes}
@@ -257,7 +259,7 @@ WITH expired AS MATERIALIZED (
     WHERE "ExpiresAt" <= {utc}
       AND CASE "StatusName" WHEN 'Succeeded' THEN true WHEN 'Failed' THEN "DueAt" IS NULL ELSE false END
     ORDER BY "ExpiresAt"
-    LIMIT $1
+    LIMIT (SELECT $1::bigint)
     FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM expired))

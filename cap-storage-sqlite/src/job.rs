@@ -23,6 +23,10 @@ const MAX_BATCH: usize = 256;
 
 /// Work that answers, seen by a thread.
 pub(crate) trait Job: Send {
+    /// Looks whether there is anything to write, before the transaction begins. If not, it is to be answered at once.
+    /// Never panics.
+    fn is_idle(&mut self, session: &mut Session<'_>) -> bool;
+
     /// Does the work. Never panics, even if the work does.
     fn run(&mut self, session: &mut Session<'_>) -> Verdict;
 
@@ -59,7 +63,11 @@ pub(crate) enum Done<T> {
     Undone(T),
 }
 
+/// What answers by reading alone, if that is enough.
+type Look<T> = Box<dyn FnOnce(&mut Session<'_>) -> Fallible<Option<T>> + Send>;
+
 struct Work<T, F> {
+    look: Option<Look<T>>,
     work: Option<F>,
     outcome: Option<Result<Done<T>>>,
     answer: oneshot::Sender<Result<T>>,
@@ -72,11 +80,16 @@ where
     T: Send,
     F: FnOnce(&mut Session<'_>) -> Fallible<Done<T>> + Send,
 {
+    fn is_idle(&mut self, session: &mut Session<'_>) -> bool {
+        let Some(look) = self.look.take() else { return false };
+        let seen = caught(|| look(session)).map_err(|fault| fault.into_error(self.attempt, &self.place));
+        self.outcome = seen.map(|answer| answer.map(Done::Kept)).transpose();
+        self.outcome.is_some()
+    }
+
     fn run(&mut self, session: &mut Session<'_>) -> Verdict {
         let Some(work) = self.work.take() else { return Verdict::Undo };
-        let outcome = catch_unwind(AssertUnwindSafe(|| work(session)))
-            .unwrap_or_else(|panic| Err(Fault::said(ErrorKind::Internal, format!("it panicked: {}", text_of(&*panic)))))
-            .map_err(|fault| fault.into_error(self.attempt, &self.place));
+        let outcome = caught(|| work(session)).map_err(|fault| fault.into_error(self.attempt, &self.place));
         let verdict = match &outcome {
             Ok(Done::Kept(_)) => Verdict::Keep,
             Ok(Done::KeptUnlessRefused(..)) => Verdict::KeepUnlessRefused,
@@ -101,14 +114,25 @@ where
     }
 }
 
+/// A panic is an answer, too.
+fn caught<T>(work: impl FnOnce() -> Fallible<T>) -> Fallible<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Fault::said(ErrorKind::Internal, format!("it panicked: {}", text_of(&*panic)))))
+}
+
 /// A job, and where its answer will be.
-pub(crate) fn job<T, F>(attempt: Attempt, place: Arc<str>, work: F) -> (BoxedJob, oneshot::Receiver<Result<T>>)
+pub(crate) fn job<T, F>(
+    attempt: Attempt,
+    place: Arc<str>,
+    look: Option<Look<T>>,
+    work: F,
+) -> (BoxedJob, oneshot::Receiver<Result<T>>)
 where
     T: Send + 'static,
     F: FnOnce(&mut Session<'_>) -> Fallible<Done<T>> + Send + 'static,
 {
     let (answer, answered) = oneshot::channel();
-    (Box::new(Work { work: Some(work), outcome: None, answer, attempt, place }), answered)
+    (Box::new(Work { look, work: Some(work), outcome: None, answer, attempt, place }), answered)
 }
 
 /// What a panic said.
@@ -177,14 +201,33 @@ impl Queue {
         self.run_done(attempt, move |session| work(session).map(Done::Kept)).await
     }
 
+    /// Runs `work` on the thread, unless `look` can answer by reading alone: then no transaction is begun for it, which
+    /// would wait for other writers.
+    pub(crate) async fn run_if<T, F, L>(&self, attempt: Attempt, look: L, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Session<'_>) -> Fallible<T> + Send + 'static,
+        L: FnOnce(&mut Session<'_>) -> Fallible<Option<T>> + Send + 'static,
+    {
+        self.give(attempt, Some(Box::new(look)), move |session| work(session).map(Done::Kept)).await
+    }
+
     /// Runs `work` on the thread; it says what is to become of what it wrote.
     pub(crate) async fn run_done<T, F>(&self, attempt: Attempt, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&mut Session<'_>) -> Fallible<Done<T>> + Send + 'static,
     {
+        self.give(attempt, None, work).await
+    }
+
+    async fn give<T, F>(&self, attempt: Attempt, look: Option<Look<T>>, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Session<'_>) -> Fallible<Done<T>> + Send + 'static,
+    {
         let gone = || attempt.failed(ErrorKind::Internal, &self.place, "the storage's thread has ended");
-        let (job, answered) = job(attempt, Arc::clone(&self.place), work);
+        let (job, answered) = job(attempt, Arc::clone(&self.place), look, work);
         self.sender.send(job).await.map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }

@@ -1,11 +1,12 @@
 //! Records to and from rows.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use cap_core::backend::{Range, Times, refuse};
 use cap_core::lifecycle::Status;
-use cap_core::storage::{Inserted, NewRecord, Query, Record, Settlement, Table};
+use cap_core::storage::{Inserted, NewRecord, Query, Record, Settled, Settlement, Table};
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, Statement, ToSql, params};
@@ -30,63 +31,69 @@ pub(crate) fn insert(
     if let Some(reason) = refuse(table, records, holder.is_some()) {
         return Err(Fault::said(ErrorKind::Invalid, reason));
     }
-    records.iter().map(|record| insert_one(connection, statement, table, record, holder)).collect()
+    let mut inserted = Vec::with_capacity(records.len());
+    let mut before = None;
+    for record in records {
+        bind(statement, table, record, before, holder)?;
+        before = Some(record);
+        inserted.push(match statement.raw_execute()? {
+            0 => Inserted::Duplicate,
+            _ => Inserted::Stored(RecordId(connection.last_insert_rowid())),
+        });
+    }
+    Ok(inserted)
 }
 
-fn insert_one(
-    connection: &Connection,
+/// Binds the columns of a record. What it has in common with the one before stays bound.
+fn bind(
     statement: &mut Statement<'_>,
     table: Table,
     record: &NewRecord,
+    before: Option<&NewRecord>,
     holder: Option<(&str, &str)>,
-) -> Fallible<Inserted> {
+) -> rusqlite::Result<()> {
     let NewRecord { message_id, version, topic, group, content, state } = record;
-    let holder = if state.status() == Status::Queued { holder } else { None };
-    let times = Times::of(state, &RANGE);
-    let columns: [&dyn ToSql; 12] = [
-        &version.as_str(),
-        &topic.as_str(),
-        &&**content,
-        &state.attempts(),
-        &times.expires_in,
-        &state.status().as_str(),
-        &message_id.as_str(),
-        &times.due_at,
-        &times.due_in,
-        &holder.map(|(owner, _)| owner),
-        &holder.map(|(_, claim)| claim),
-        &state.reason(),
-    ];
-    let written = match table {
-        Table::Outbox => statement.execute(columns)?,
-        Table::Inbox => {
-            let [a, b, c, d, e, f, g, h, i, j, k, l] = columns;
-            statement.execute([a, b, c, d, e, f, g, h, i, j, k, l, &group.as_ref().map(Group::as_str)])?
-        }
+    let mut bind = |places: RangeInclusive<usize>, values: &[&dyn ToSql]| {
+        places.zip(values).try_for_each(|(place, value)| statement.raw_bind_parameter(place, value))
     };
-    Ok(match written {
-        0 => Inserted::Duplicate,
-        _ => Inserted::Stored(RecordId(connection.last_insert_rowid())),
-    })
+    bind(1..=2, &[&message_id.as_str(), &&**content])?;
+    if before.is_none_or(|before| before.version != *version || before.topic != *topic) {
+        bind(3..=4, &[&version.as_str(), &topic.as_str()])?;
+    }
+    if before.is_none_or(|before| before.state != *state) {
+        let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
+        let holder = if state.status() == Status::Queued { holder } else { None };
+        let (owner, claim) = holder.unzip();
+        let status = state.status().as_str();
+        bind(5..=12, &[&state.attempts(), &expires_in, &status, &due_at, &due_in, &owner, &claim, &state.reason()])?;
+    }
+    if table == Table::Inbox && before.is_none_or(|before| before.group != *group) {
+        bind(13..=13, &[&group.as_ref().map(Group::as_str)])?;
+    }
+    Ok(())
 }
 
-/// Writes an outcome over a prepared `settle`: whether the record was held under its token.
-pub(crate) fn settle(statement: &mut Statement<'_>, settlement: &Settlement) -> rusqlite::Result<bool> {
-    let Settlement { record, token, state } = settlement;
-    let mut buffer = Uuid::encode_buffer();
-    let token: &str = token.0.hyphenated().encode_lower(&mut buffer);
-    let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
-    let written = statement.execute(params![
-        record.0,
-        token,
-        state.status().as_str(),
-        state.attempts(),
-        due_at,
-        due_in,
-        expires_in,
-        state.reason()
-    ])?;
-    Ok(written > 0)
+/// Writes outcomes over a prepared `settle`. What those that are alike have in common is bound once.
+pub(crate) fn settle(statement: &mut Statement<'_>, settlements: &[Settlement]) -> Fallible<Vec<Settled>> {
+    let mut before: Option<&Settlement> = None;
+    let mut answers = Vec::with_capacity(settlements.len());
+    for settlement in settlements {
+        let Settlement { record, token, state } = settlement;
+        statement.raw_bind_parameter(1, record.0)?;
+        if before.is_none_or(|before| before.token != *token) {
+            statement.raw_bind_parameter(2, token.to_string())?;
+        }
+        if before.is_none_or(|before| before.state != *state) {
+            let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
+            let status = state.status().as_str();
+            let values: [&dyn ToSql; 6] = [&status, &state.attempts(), &due_at, &due_in, &expires_in, &state.reason()];
+            (3..).zip(values).try_for_each(|(place, value)| statement.raw_bind_parameter(place, value))?;
+        }
+        before = Some(settlement);
+        let written = statement.raw_execute()? > 0;
+        answers.push(if written { Settled::Written } else { Settled::Lost });
+    }
+    Ok(answers)
 }
 
 /// Reads the rows of a query over a prepared `list` or `find`.

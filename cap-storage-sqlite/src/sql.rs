@@ -91,16 +91,18 @@ const SCHEMA_VERSION: &str = r#"SELECT coalesce(max(Version), 0) FROM "{schema}"
 const RECORD_VERSION: &str = r#"INSERT INTO "{schema}" (Version, AppliedAt) VALUES (?1, {now})"#;
 
 const INSERT_PUBLISHED: &str = r#"
-INSERT INTO "{table}" (Version, Name, Content, Retries, Added, ExpiresAt, StatusName,
-                       MessageId, DueAt, Owner, Claim, Reason)
-VALUES (?1, ?2, ?3, ?4, {now}, {now} + ?5, ?6, ?7, coalesce(?8, {now} + ?9), ?10, ?11, ?12)
+INSERT INTO "{table}" (MessageId, Content, Version, Name, Retries, ExpiresAt, StatusName, DueAt, Owner, Claim, Reason,
+                       Added)
+VALUES (?1, ?2, ?3, ?4, ?5, iif(?6 IS NULL, NULL, {now} + ?6), ?7, iif(?9 IS NULL, ?8, {now} + ?9), ?10, ?11, ?12,
+        {now})
 ON CONFLICT (MessageId) DO NOTHING
 "#;
 
 const INSERT_RECEIVED: &str = r#"
-INSERT INTO "{table}" (Version, Name, "Group", Content, Retries, Added, ExpiresAt, StatusName,
-                       MessageId, DueAt, Owner, Claim, Reason)
-VALUES (?1, ?2, ?13, ?3, ?4, {now}, {now} + ?5, ?6, ?7, coalesce(?8, {now} + ?9), ?10, ?11, ?12)
+INSERT INTO "{table}" (MessageId, Content, Version, Name, Retries, ExpiresAt, StatusName, DueAt, Owner, Claim, Reason,
+                       Added, "Group")
+VALUES (?1, ?2, ?3, ?4, ?5, iif(?6 IS NULL, NULL, {now} + ?6), ?7, iif(?9 IS NULL, ?8, {now} + ?9), ?10, ?11, ?12,
+        {now}, ?13)
 ON CONFLICT (MessageId, "Group") DO NOTHING
 "#;
 

@@ -143,33 +143,33 @@ impl Storage for SqliteStorage {
     }
 
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
-        Box::pin(self.0.writer.run(Attempt::on("claim from", request.lane.table()), move |session| {
-            let (owner, token) = holder(session, request.claim)?;
-            let mut records = due(session, &request)?;
-            let hold = session.statement(&session.sql.table(request.lane.table()).hold)?;
-            for record in &mut records {
-                hold.execute(params![record.id.0, owner, token])?;
-                record.status = Status::Queued;
-                record.attempts = record.attempts.saturating_add(1);
-                record.owner = Some(request.claim.node);
-                (record.due, record.expires) = (None, None);
-            }
-            if records.len() >= request.limit {
-                return Ok(Claimed { records, next_due: None });
-            }
-            let next_due = waits(session, &request.version, &[request.lane])?.pop().flatten();
-            Ok(Claimed { records, next_due })
-        }))
+        let (attempt, asked) = (Attempt::on("claim from", request.lane.table()), request.clone());
+        Box::pin(self.0.writer.run_if(
+            attempt,
+            move |session| nothing_due(session, &asked),
+            move |session| {
+                let (owner, token) = holder(session, request.claim)?;
+                let mut records = due(session, &request)?;
+                let hold = session.statement(&session.sql.table(request.lane.table()).hold)?;
+                for record in &mut records {
+                    hold.execute(params![record.id.0, owner, token])?;
+                    record.status = Status::Queued;
+                    record.attempts = record.attempts.saturating_add(1);
+                    record.owner = Some(request.claim.node);
+                    (record.due, record.expires) = (None, None);
+                }
+                if records.len() >= request.limit {
+                    return Ok(Claimed { records, next_due: None });
+                }
+                let next_due = waits(session, &request.version, &[request.lane])?.pop().flatten();
+                Ok(Claimed { records, next_due })
+            },
+        ))
     }
 
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
         Box::pin(self.0.writer.run(Attempt::on("settle records in", table), move |session| {
-            let statement = session.statement(&session.sql.table(table).settle)?;
-            let settle = |settlement: &Settlement| {
-                let written = record::settle(statement, settlement)?;
-                Ok(if written { Settled::Written } else { Settled::Lost })
-            };
-            settlements.iter().map(settle).collect()
+            record::settle(session.statement(&session.sql.table(table).settle)?, &settlements)
         }))
     }
 
@@ -306,6 +306,16 @@ fn live(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
         return Err(Fault::said(ErrorKind::LeaseLost, reason));
     }
     Ok(node)
+}
+
+/// The answer to a claim of a lane in which nothing is due.
+fn nothing_due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Option<Claimed>> {
+    live(session, request.claim.node)?;
+    let next_due = waits(session, &request.version, std::slice::from_ref(&request.lane))?.pop().flatten();
+    Ok(match next_due {
+        Some(Duration::ZERO) => None,
+        next_due => Some(Claimed { records: Vec::new(), next_due }),
+    })
 }
 
 /// The due records of a lane, earliest first, as they are stored.

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cap_core::backend::Attempt;
-use cap_core::storage::{Settlement, Table, Transact, Transacted, Work};
+use cap_core::storage::{Settled, Settlement, Table, Transact, Transacted, Work};
 use cap_core::{BoxFuture, ErrorKind, HandlerError, Result};
 use rusqlite::Connection;
 
@@ -57,7 +57,8 @@ fn transact(
     work: Work<SqliteStorage>,
 ) -> Fallible<Done<Transacted>> {
     let Session { connection, sql, .. } = *session;
-    if !record::settle(session.statement(&sql.received.settle)?, settlement)? {
+    if record::settle(session.statement(&sql.received.settle)?, std::slice::from_ref(settlement))? != [Settled::Written]
+    {
         return Ok(Done::Undone(Transacted::Lost));
     }
 

@@ -4,7 +4,7 @@
 //! each in a savepoint of its own, and are answered after the one commit: whoever waits alone waits no longer, and many
 //! together share the price. A job that fails is rolled back to its savepoint and the others go on.
 //!
-//! No job runs outside of a transaction on this connection, and no answer that speaks of success leaves before the
+//! No job writes outside of a transaction on this connection, and no answer that speaks of success leaves before the
 //! commit has succeeded.
 
 use std::collections::VecDeque;
@@ -23,8 +23,16 @@ const SAVEPOINT: &str = "SAVEPOINT cap_job";
 const RELEASE: &str = "RELEASE cap_job";
 const ROLLBACK_TO: &str = "ROLLBACK TO cap_job";
 
-/// Runs and answers all of them.
-pub(crate) fn run(session: &mut Session<'_>, place: &str, mut batch: VecDeque<BoxedJob>) {
+/// Runs and answers all of them; first those that have nothing to write.
+pub(crate) fn run(session: &mut Session<'_>, place: &str, jobs: VecDeque<BoxedJob>) {
+    let mut batch = VecDeque::with_capacity(jobs.len());
+    for mut job in jobs {
+        if job.is_idle(session) {
+            job.answer(Fate::Committed);
+        } else {
+            batch.push_back(job);
+        }
+    }
     while !batch.is_empty() {
         run_batch(session, place, &mut batch);
     }
@@ -189,7 +197,7 @@ mod tests {
     where
         F: FnOnce(&mut Session<'_>) -> Fallible<Done<&'static str>> + Send + 'static,
     {
-        let (job, answer) = job(Attempt::on_database("write to"), "here".into(), work);
+        let (job, answer) = job(Attempt::on_database("write to"), "here".into(), None, work);
         batch.push_back(job);
         answer
     }
@@ -299,6 +307,36 @@ mod tests {
         assert_eq!(answered(refused).unwrap(), "refused");
         assert_eq!(answered(after).unwrap(), "after");
         assert_eq!(fixture.committed(), ["before", "after"]);
+    }
+
+    #[test]
+    fn who_has_nothing_to_write_does_not_wait_for_other_writers() {
+        let fixture = Fixture::new();
+        let other = session::open(&fixture.options, Role::Writer).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES ('not yet')").unwrap();
+        let looks = |session: &mut Session<'_>| -> Fallible<Option<&'static str>> {
+            let rows: i64 = session.connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+            Ok((rows == 0).then_some("nothing"))
+        };
+        let add = |batch: &mut Batch| {
+            let (job, answer) =
+                job(Attempt::on_database("write to"), "here".into(), Some(Box::new(looks)), kept("something"));
+            batch.push_back(job);
+            answer
+        };
+        let run = |batch: Batch| run(&mut Session::new(&fixture.connection, &fixture.sql), "here", batch);
+
+        let mut batch = Batch::new();
+        let answer = add(&mut batch);
+        run(batch);
+        assert_eq!(answered(answer).unwrap(), "nothing");
+
+        other.execute_batch("COMMIT").unwrap();
+        let mut batch = Batch::new();
+        let answer = add(&mut batch);
+        run(batch);
+        assert_eq!(answered(answer).unwrap(), "something");
+        assert_eq!(fixture.committed(), ["not yet", "something"]);
     }
 
     #[test]

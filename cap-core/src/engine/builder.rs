@@ -25,7 +25,7 @@ use crate::engine::subscribe::Subscribe;
 use crate::engine::supervise::supervise;
 use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector, routes};
 use crate::error::{Error, Result};
-use crate::handler::{AnyStorage, Handler, RequirementKind, States, TransactionalHandler};
+use crate::handler::{AnyStorage, Handler, RequirementKind, Services, States, TransactionalHandler};
 use crate::id::MessageId;
 use crate::lifecycle::RetryPolicy;
 use crate::name::{Group as GroupName, Topic};
@@ -171,11 +171,11 @@ impl<S: Storage> CapBuilder<Arc<S>> {
         })?;
         check_requirements::<S>(&self.subscriptions, &self.states)?;
         let groups = groups(&self.options, self.subscriptions)?;
-        let preparer = Arc::new(Preparer {
+        let preparer = Preparer {
             version: self.options.version.clone(),
             topic_prefix: self.options.topic_prefix.clone(),
             payload_limit: self.options.payload_limit,
-        });
+        };
         let published = published(&preparer, &self.published)?;
         routes::check_support(transport.as_ref(), &self.options).await?;
 
@@ -187,12 +187,14 @@ impl<S: Storage> CapBuilder<Arc<S>> {
         let lanes = groups.iter().map(|group| Lane::Inbox(group.name.clone()));
         let engine = Arc::new(Engine {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
-            any_storage: Arc::clone(&self.storage) as AnyStorage,
             transport,
             outbox_rules: options.rules(options.retry.clone()),
-            preparer,
             published,
-            states: Arc::new(self.states),
+            services: Arc::new(Services {
+                preparer,
+                states: self.states,
+                storage: Arc::clone(&self.storage) as AnyStorage,
+            }),
             node: Node::new(options.lease, options.heartbeat),
             scheduler: Scheduler::new(options.version.clone(), lanes, options.poll),
             groups,

@@ -126,7 +126,7 @@ impl<S: ?Sized> Cap<S> {
     }
 
     fn prepare(&self, publishes: impl IntoIterator<Item = Publish>) -> Result<Vec<NewRecord>> {
-        publishes.into_iter().map(|publish| self.engine.preparer.prepare(publish)).collect()
+        publishes.into_iter().map(|publish| self.engine.services.preparer.prepare(publish)).collect()
     }
 
     /// Tells the relay that something was committed that it cannot know of: never needed, but a hint that saves a

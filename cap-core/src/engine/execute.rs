@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use tower::{Service as _, ServiceExt as _};
 use tracing::Instrument as _;
 
@@ -19,7 +18,7 @@ use crate::engine::scheduler::OUTBOX;
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::supervise::panic_text;
-use crate::handler::{Call, Context, Handled, HandlerError, HandlerService, Outbox};
+use crate::handler::{Call, Handled, HandlerError, HandlerService, Outbox, Shared};
 use crate::lifecycle::{self, Begin, Outcome};
 use crate::storage::Settlement;
 
@@ -89,44 +88,31 @@ async fn attempt(
     message: Carried,
 ) -> End {
     let message = match message {
-        Carried::Arrived(message) => Arc::new(message),
+        Carried::Arrived(message) => message,
         Carried::Stored(content) => match content::unwrap(&content, &held.topic, &held.message_id) {
-            Ok(message) => Arc::new(message),
+            Ok(message) => message,
             Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
         },
     };
     let Some(group) = held.group.clone() else {
         return End::Outcome(Outcome::Hopeless("the inbox record names no group".into()));
     };
-    let outbox = Outbox::new(Arc::clone(&engine.preparer), Arc::clone(&message), group.clone());
-    let cancelled = epoch.fenced.child_token();
-    let call = Call {
-        context: Context {
-            id: message.id.clone(),
-            topic: message.topic.clone(),
-            group,
-            attempt: held.attempts,
-            cancelled: cancelled.clone(),
-        },
-        message,
-        outbox: outbox.clone(),
-        success: Settlement {
-            record: held.record,
-            token: held.token,
-            state: lifecycle::settle(held.attempts, Outcome::Succeeded, &subscription.rules, 0.0),
-        },
-        states: Arc::clone(&engine.states),
-        storage: Arc::clone(&engine.any_storage),
-        slot: Arc::default(),
+    let success = Settlement {
+        record: held.record,
+        token: held.token,
+        state: lifecycle::settle(held.attempts, Outcome::Succeeded, &subscription.rules, 0.0),
     };
+    let (services, fenced) = (Arc::clone(&engine.services), Arc::clone(&epoch.fenced));
+    let shared = Shared::new(message, group, held.attempts, success, services, fenced);
+    let call = Call::new(&shared);
     let handler = async { service.ready().await?.call(call).await };
-    let handled = run_to_end(engine, subscription, handler, &cancelled).await;
+    let handled = run_to_end(engine, subscription, handler, &shared).await;
     if handled.is_err() {
         *service = subscription.service.clone();
     }
     match handled {
-        Ok(Handled::Done(reply)) => succeed(engine, &outbox, reply).await,
-        Ok(Handled::Settled) => End::Settled { published: outbox.was_taken() },
+        Ok(Handled::Done(reply)) => succeed(engine, &Outbox::new(&shared), reply).await,
+        Ok(Handled::Settled) => End::Settled { published: Outbox::new(&shared).was_taken() },
         Ok(Handled::Lost) => End::Lost,
         Err(outcome) => End::Outcome(outcome),
     }
@@ -138,7 +124,7 @@ async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
     handler: impl Future<Output = Result<Handled, HandlerError>>,
-    cancelled: &CancellationToken,
+    shared: &Shared,
 ) -> Result<Handled, Outcome> {
     let timeout = subscription.timeout;
     let timed_out = async {
@@ -158,11 +144,11 @@ async fn run_to_end(
         biased;
         ended = &mut ended => ended,
         () = timed_out => {
-            cancelled.cancel();
+            shared.cancel();
             Err(Outcome::Failed(format!("it took longer than its timeout of {:?}", timeout.unwrap_or_default())))
         }
         () = engine.stop.abort.cancelled() => {
-            cancelled.cancel();
+            shared.cancel();
             tokio::time::timeout(GRACE, &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
         }
     };

@@ -50,12 +50,12 @@ use crate::engine::slots::{Held, Slots};
 use crate::engine::step::Steps;
 use crate::engine::stop::Stop;
 use crate::error::{Error, ErrorKind, Result};
-use crate::handler::{AnyStorage, States};
+use crate::handler::Services;
 use crate::id::MessageId;
 use crate::lifecycle::{Rules, State};
 use crate::name::{Group as GroupName, Topic};
 use crate::options::Options;
-use crate::publish::{Batcher, Preparer};
+use crate::publish::Batcher;
 use crate::storage::{Claim, ClaimRequest, Claimed, NewRecord, Storage, Table};
 use crate::time::Due;
 use crate::transport::Transport;
@@ -67,16 +67,14 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) storage: Arc<dyn Storage>,
-    /// The same, for handlers that ask for it by its type.
-    pub(crate) any_storage: AnyStorage,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) options: Options,
     /// What governs outbox records.
     pub(crate) outbox_rules: Rules,
-    pub(crate) preparer: Arc<Preparer>,
+    /// What handlers ask for.
+    pub(crate) services: Arc<Services>,
     /// The topics that the service says it publishes, each once.
     pub(crate) published: Vec<Topic>,
-    pub(crate) states: Arc<States>,
     pub(crate) node: Node,
     pub(crate) scheduler: Scheduler,
     pub(crate) groups: Vec<Arc<Group>>,

@@ -24,7 +24,7 @@ const DOUBTS: usize = 32;
 pub(crate) struct Epoch {
     pub(crate) id: NodeId,
     /// Cancelled when the lease is lost: what this life holds may be another's.
-    pub(crate) fenced: CancellationToken,
+    pub(crate) fenced: Arc<CancellationToken>,
 }
 
 /// The node as the loops see it.
@@ -111,7 +111,7 @@ impl Node {
         self.doubts().clear();
         let mut end = FenceOnDrop(Some(self));
         self.take_over(storage, scheduler).await?;
-        let epoch = Epoch { id, fenced: CancellationToken::new() };
+        let epoch = Epoch { id, fenced: Arc::default() };
         tracing::info!(node = %id, storage = storage.describe(), "joined");
         self.epoch.send_replace(Some(epoch));
         scheduler.wake_table(Table::Outbox);

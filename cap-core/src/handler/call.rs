@@ -3,7 +3,7 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -18,22 +18,71 @@ use crate::name::{Group, Topic};
 use crate::publish::{Preparer, Publish, Reserved, json_bytes};
 use crate::storage::{NewRecord, Settlement};
 
+/// One attempt to handle a message: what its call, its context and its outbox share.
+pub(crate) struct Shared {
+    pub(crate) message: Message,
+    pub(crate) group: Group,
+    pub(crate) attempt: u32,
+    pub(crate) success: Settlement,
+    pub(crate) services: Arc<Services>,
+    /// Cancelled when the node lost its lease.
+    fenced: Arc<CancellationToken>,
+    /// Cancelled with that one, and when this attempt alone is to end. Made when somebody asks for it.
+    cancelled: OnceLock<CancellationToken>,
+    collected: Mutex<Collected>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        message: Message,
+        group: Group,
+        attempt: u32,
+        success: Settlement,
+        services: Arc<Services>,
+        fenced: Arc<CancellationToken>,
+    ) -> Arc<Self> {
+        let (cancelled, collected) = (OnceLock::new(), Mutex::default());
+        Arc::new(Self { message, group, attempt, success, services, fenced, cancelled, collected })
+    }
+
+    /// Tells the handler to give up.
+    pub(crate) fn cancel(&self) {
+        self.cancelled().cancel();
+    }
+
+    fn cancelled(&self) -> &CancellationToken {
+        self.cancelled.get_or_init(|| self.fenced.child_token())
+    }
+}
+
+/// What an engine has for its handlers.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) preparer: Preparer,
+    pub(crate) states: States,
+    pub(crate) storage: AnyStorage,
+}
+
 /// What a handler's [`tower::Service`] is called with.
 #[derive(Debug, Clone)]
 pub struct Call {
-    pub(crate) message: Arc<Message>,
-    pub(crate) context: Context,
-    pub(crate) outbox: Outbox,
-    pub(crate) success: Settlement,
-    pub(crate) states: Arc<States>,
-    pub(crate) storage: AnyStorage,
+    context: Context,
+    outbox: Outbox,
     pub(crate) slot: Arc<Slot>,
 }
 
 impl Call {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self { context: Context(Arc::clone(shared)), outbox: Outbox(Arc::clone(shared)), slot: Arc::default() }
+    }
+
+    pub(crate) fn services(&self) -> &Services {
+        &self.context.0.services
+    }
+
     /// The message.
     pub fn message(&self) -> &Message {
-        &self.message
+        &self.context.0.message
     }
 
     /// About this attempt.
@@ -48,50 +97,55 @@ impl Call {
 
     /// What a transactional handler writes in its own transaction to settle its record as succeeded.
     pub fn success(&self) -> &Settlement {
-        &self.success
+        &self.context.0.success
     }
 }
 
 /// About this attempt to handle a message; an extractor.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub(crate) id: MessageId,
-    pub(crate) topic: Topic,
-    pub(crate) group: Group,
-    pub(crate) attempt: u32,
-    pub(crate) cancelled: CancellationToken,
-}
+#[derive(Clone)]
+pub struct Context(Arc<Shared>);
 
 impl Context {
     /// The message's id: the key for making effects outside of the database idempotent.
     pub fn id(&self) -> &MessageId {
-        &self.id
+        &self.0.message.id
     }
 
     /// The message's topic.
     pub fn topic(&self) -> &Topic {
-        &self.topic
+        &self.0.message.topic
     }
 
     /// The effective group.
     pub fn group(&self) -> &Group {
-        &self.group
+        &self.0.group
     }
 
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.0.attempt
     }
 
     /// Whether the handler should give up: the engine stops and its drain time is over, or the node lost its lease and
     /// another works on the message.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.is_cancelled()
+        self.0.cancelled().is_cancelled()
     }
 
     /// Waits until the handler should give up.
     pub async fn cancelled(&self) {
-        self.cancelled.cancelled().await;
+        self.0.cancelled().cancelled().await;
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("id", self.id())
+            .field("topic", self.topic())
+            .field("group", self.group())
+            .field("attempt", &self.attempt())
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,12 +155,7 @@ impl Context {
 /// settled, under ids that depend only on the handled message, the group and the payload: if a crash makes the
 /// handler run again and it publishes the same, that is no second message. If the handler fails nothing is published.
 #[derive(Clone)]
-pub struct Outbox {
-    preparer: Arc<Preparer>,
-    origin: Arc<Message>,
-    group: Group,
-    collected: Arc<Mutex<Collected>>,
-}
+pub struct Outbox(Arc<Shared>);
 
 #[derive(Default)]
 struct Collected {
@@ -116,8 +165,8 @@ struct Collected {
 }
 
 impl Outbox {
-    pub(crate) fn new(preparer: Arc<Preparer>, origin: Arc<Message>, group: Group) -> Self {
-        Self { preparer, origin, group, collected: Arc::default() }
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self(Arc::clone(shared))
     }
 
     /// Adds a message whose payload is `payload` as JSON; answers its id.
@@ -138,16 +187,15 @@ impl Outbox {
 
     /// Adds the reply to the handled message, if it asks for one.
     pub(crate) fn reply(&self, payload: Bytes) -> Result<()> {
-        let Some(topic) = self.origin.callback() else { return Ok(()) };
+        let origin = &self.0.message;
+        let Some(topic) = origin.callback() else { return Ok(()) };
         let sequence =
-            self.origin.headers.get(headers::CORRELATION_SEQUENCE).and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-        let reserved = Reserved {
-            correlation_id: Some(self.origin.id.to_string()),
-            correlation_sequence: sequence.saturating_add(1),
-        };
+            origin.headers.get(headers::CORRELATION_SEQUENCE).and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        let reserved =
+            Reserved { correlation_id: Some(origin.id.to_string()), correlation_sequence: sequence.saturating_add(1) };
         let mut reply = json_bytes(topic, payload);
         reply.topic_is_final();
-        if let Some(trace) = self.origin.headers.get("traceparent") {
+        if let Some(trace) = origin.headers.get("traceparent") {
             reply = reply.header("traceparent", trace);
         }
         self.add(reply, reserved).map(|_| ())
@@ -158,14 +206,14 @@ impl Outbox {
         let index = records.len().to_string();
         let publish = publish.id_or_derived(|topic, payload| {
             MessageId::derive(&[
-                self.origin.id.as_str().as_bytes(),
-                self.group.as_str().as_bytes(),
+                self.0.message.id.as_str().as_bytes(),
+                self.0.group.as_str().as_bytes(),
                 index.as_bytes(),
                 topic.as_bytes(),
                 payload,
             ])
         });
-        let record = self.preparer.prepare_with(publish, reserved)?;
+        let record = self.0.services.preparer.prepare_with(publish, reserved)?;
         let id = record.message_id.clone();
         records.push(record);
         Ok(id)
@@ -192,13 +240,13 @@ impl Outbox {
     }
 
     fn collected(&self) -> MutexGuard<'_, Collected> {
-        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.collected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Outbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outbox").field("origin", &self.origin.id).finish_non_exhaustive()
+        f.debug_struct("Outbox").field("origin", &self.0.message.id).finish_non_exhaustive()
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned + Send> FromCall for Json<T> {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        call.message.json().map(Self).map_err(HandlerError::permanent)
+        call.message().json().map(Self).map_err(HandlerError::permanent)
     }
 }
 
@@ -69,7 +69,7 @@ pub struct State<S>(pub S);
 
 impl<S: Clone + Send + Sync + 'static> FromCall for State<S> {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        call.states.get().map(Self).ok_or_else(|| {
+        call.services().states.get().map(Self).ok_or_else(|| {
             HandlerError::retry(format!("no state of type `{}` was given to the builder", std::any::type_name::<S>()))
         })
     }
@@ -81,24 +81,24 @@ impl<S: Clone + Send + Sync + 'static> FromCall for State<S> {
 
 impl FromCall for Message {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        Ok(Self::clone(&call.message))
+        Ok(call.message().clone())
     }
 }
 
 impl FromCall for Headers {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        Ok(call.message.headers.clone())
+        Ok(call.message().headers.clone())
     }
 }
 
 impl FromCall for Context {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        Ok(call.context.clone())
+        Ok(call.context().clone())
     }
 }
 
 impl FromCall for Outbox {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        Ok(call.outbox.clone())
+        Ok(call.outbox().clone())
     }
 }

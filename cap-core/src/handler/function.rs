@@ -53,7 +53,7 @@ macro_rules! impl_handler {
                         };)*
                         self($($arg),*)
                     };
-                    let (slot, outbox) = (Arc::clone(&call.slot), call.outbox.clone());
+                    let (slot, outbox) = (Arc::clone(&call.slot), call.outbox().clone());
                     drop(call);
                     let handled = future.await.into_handled();
                     slot.finish(handled, |reply| outbox.take_with_reply(reply)).await

@@ -31,7 +31,7 @@ pub use handled::{Handled, IntoHandled};
 pub use transactional::TransactionalHandler;
 pub use tx::Tx;
 
-pub(crate) use call::States;
+pub(crate) use call::{Services, Shared, States};
 pub(crate) use extract::RequirementKind;
 pub(crate) use tx::AnyStorage;
 

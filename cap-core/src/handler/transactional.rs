@@ -47,14 +47,14 @@ macro_rules! impl_transactional_handler {
                     #[allow(non_snake_case)]
                     {
                         $(let $arg = $arg::from_call(&call).await?;)*
-                        let outbox = call.outbox.clone();
+                        let outbox = call.outbox().clone();
                         let work = move |tx: &mut S::Tx<'_>| {
                             match self(tx, $($arg),*).into_handled()? {
                                 Handled::Done(reply) => Ok(outbox.take_with_reply(reply)?),
                                 _ => Ok(outbox.take()),
                             }
                         };
-                        let success = call.success.clone();
+                        let success = call.success().clone();
                         settled(to_its_end(async move { storage.transact(success, Box::new(work)).await }).await)
                     }
                 })

@@ -113,13 +113,13 @@ impl<S: TransactAsync> Finish for Open<S> {
 
 impl<S: TransactAsync> FromCall for Tx<S> {
     async fn from_call(call: &Call) -> Result<Self, HandlerError> {
-        let storage: Arc<S> = Arc::clone(&call.storage)
+        let storage: Arc<S> = Arc::clone(&call.services().storage)
             .downcast()
             .map_err(|_| HandlerError::retry(format!("the engine's storage is no `{}`", std::any::type_name::<S>())))?;
         if !matches!(*call.slot.lent(), Lent::Never) {
             return Err(HandlerError::permanent("a handler has one transaction: `Tx` was asked for twice"));
         }
-        let (beginning, success) = (Arc::clone(&storage), call.success.clone());
+        let (beginning, success) = (Arc::clone(&storage), call.success().clone());
         match to_its_end(async move { beginning.begin(success).await }).await? {
             Some(transaction) => {
                 *call.slot.lent() = Lent::Out;

@@ -1,6 +1,6 @@
 //! How the server carries the statements out, however small or large the tables are.
 
-use sqlx::mysql::MySqlConnectOptions;
+use sqlx::mysql::{MySqlConnectOptions, MySqlRow};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row};
 
 use crate::schema;
@@ -102,8 +102,11 @@ async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
                 let explain = format!("EXPLAIN {}", script.text().trim());
                 let steps = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
                 let said = || format!("with {size}: {}", script.text());
-                assert_eq!(steps.len(), 1, "{}", said());
-                let step = |column: &str| steps[0].try_get::<Option<String>, _>(column).unwrap().unwrap_or_default();
+                let column = |step: &MySqlRow, name: &str| step.get::<Option<String>, _>(name).unwrap_or_default();
+                let (reads, others) = steps.split_last().unwrap();
+                let is_derived = |step: &MySqlRow| column(step, "table").starts_with("<derived");
+                assert!(others.iter().all(is_derived), "it reads more than once: {}", said());
+                let step = |name: &str| column(reads, name);
                 assert_eq!(step("key"), index, "{}", said());
                 // Of the whole index nothing is read but what is looked for, and in its order. (A message has few records.)
                 assert!(["range", "ref", "const"].contains(&&*step("type")), "{} {}", step("type"), said());

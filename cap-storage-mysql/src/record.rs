@@ -236,11 +236,13 @@ impl<'r> Batch<'r> {
 
     async fn store(&self, connection: &mut MySqlConnection, sql: &TableSql, end: &str) -> Fallible<Vec<Inserted>> {
         let first = self.write(connection, sql).await?;
-        let stored = match self.all_stored(connection, sql, first).await? {
+        // What is in flight has its token until we settle it, so that it can be looked for after the commit, too.
+        let (with_it, after_it) = if self.form() == Form::InFlight { (end, "") } else { ("", end) };
+        let stored = match self.all_stored(connection, sql, first, with_it).await? {
             Some(all) => all,
             None => self.stored(connection, sql).await?,
         };
-        Script::default().plain(end).run(connection).await?;
+        Script::default().plain(after_it).run(connection).await?;
         Ok(stored)
     }
 
@@ -262,17 +264,20 @@ impl<'r> Batch<'r> {
 
     /// Mostly nothing was there already: then as many rows as there are records have this batch's token, and their
     /// addresses ascend as the records do. `first` is the first of them. The look ends at the last: where it
-    /// locks what it reads, in a caller's transaction that is `SERIALIZABLE`, others still publish meanwhile.
+    /// locks what it reads, in a caller's transaction that is `SERIALIZABLE`, others still publish meanwhile. `end` is
+    /// carried out after it.
     async fn all_stored(
         &self,
         connection: &mut MySqlConnection,
         sql: &TableSql,
         first: i64,
+        end: &str,
     ) -> Fallible<Option<Vec<Inserted>>> {
         /// How far apart two addresses of a batch may be: servers in a cluster count in steps, and others insert
         /// meanwhile. What is farther off is found by its message id.
         const STEP: i64 = 8;
         if first == 0 {
+            Script::default().plain(end).run(connection).await?;
             return Ok(None);
         }
         let number = i64::try_from(self.records.len()).unwrap_or(i64::MAX);
@@ -283,8 +288,13 @@ impl<'r> Batch<'r> {
             ("token", &bytes(self.token.0.as_bytes())),
             ("limit", &number.to_string()),
         ];
-        let found = ids(&Script::default().then(&sql.all_stored, &values).run(connection).await?)?;
-        Ok((found.len() == self.records.len()).then(|| found.into_iter().map(Inserted::Stored).collect()))
+        let answers = Script::default().then(&sql.all_stored, &values).plain(end).run(connection).await?;
+        let Some(row) = answers.first().and_then(|found| found.rows.first()) else { return Err(out_of_step()) };
+        // A server may cut a long answer off.
+        let found: Option<Vec<i64>> = octets(row, 0)?.and_then(|found| serde_json::from_slice(found).ok());
+        let Some(mut found) = found.filter(|found| found.len() == self.records.len()) else { return Ok(None) };
+        found.sort_unstable();
+        Ok(Some(found.into_iter().map(|id| Inserted::Stored(RecordId(id))).collect()))
     }
 
     async fn stored(&self, connection: &mut MySqlConnection, sql: &TableSql) -> Fallible<Vec<Inserted>> {
@@ -452,26 +462,35 @@ pub(crate) async fn settle(
         return Ok(Vec::new());
     }
     let batch = Settlements::new(settlements);
-    let written = match within {
-        Within::Own => settle_at_once(connection, sql, &batch).await?,
-        Within::Handler => settle_held(connection, sql, &batch, "", sql::MARK_HANDLER).await?,
-    };
-    Ok(batch.answer(written))
+    match within {
+        Within::Own => settle_at_once(connection, sql, &batch).await,
+        Within::Handler => settle_held(connection, sql, &batch, "", sql::MARK_HANDLER).await,
+    }
 }
 
-/// In one round trip: mostly all are still held, and what is held nobody else locks.
+/// Mostly all are still held, and what is held nobody else locks. Then as many rows are found as there are outcomes; if
+/// they are fewer it is not known which, so of several nothing is committed before they are counted.
 async fn settle_at_once(
     connection: &mut MySqlConnection,
     sql: &TableSql,
     batch: &Settlements<'_>,
-) -> Fallible<HashSet<Holder>> {
+) -> Fallible<Vec<Settled>> {
     let all: Vec<&Settlement> = batch.first().collect();
-    match write(Script::begin(), sql, &sql.lock_held_at_once, &all).commit().run(connection).await {
-        Err(fault) if fault.is_locked() => {
+    let is_one = all.len() == 1;
+    let script = write(Script::begin(), sql, &sql.lock_held_at_once, &all);
+    let script = if is_one { script.commit() } else { script };
+    match script.run(connection).await.map(|answers| affected(&answers)) {
+        Ok(written) if written == all.len() as u64 => {
+            let end = if is_one { "" } else { sql::COMMIT };
+            Script::default().plain(end).run(connection).await?;
+            Ok(batch.answer(all.into_iter().map(holder)))
+        }
+        Ok(_) if is_one => Ok(batch.answer([])),
+        Err(fault) if !fault.is_locked() => Err(fault),
+        Ok(_) | Err(_) => {
             Script::default().plain(sql::ROLLBACK).run(connection).await?;
             settle_held(connection, sql, batch, sql::BEGIN, sql::COMMIT).await
         }
-        answers => holders(&answers?),
     }
 }
 
@@ -482,14 +501,18 @@ async fn settle_held(
     batch: &Settlements<'_>,
     begin: &str,
     end: &str,
-) -> Fallible<HashSet<Holder>> {
+) -> Fallible<Vec<Settled>> {
     let mut script = Script::default().plain(begin);
     for ids in ordered(batch.first().map(|settlement| settlement.record)).chunks(LIST) {
         script = script.then(&sql.held, &[("ids", &addresses(ids))]);
     }
     let held = holders(&script.run(connection).await?)?;
     let script = write(Script::default(), sql, &sql.lock_held, &batch.of(&held));
-    holders(&script.plain(end).run(connection).await?)
+    Ok(batch.answer(holders(&script.plain(end).run(connection).await?)?))
+}
+
+fn holder(settlement: &Settlement) -> Holder {
+    (settlement.record, settlement.token)
 }
 
 /// Locks the records of these settlements, and writes what becomes of those that are still held.

@@ -151,13 +151,15 @@ VALUES ({version}, {topic}, {group_literal}{content}, {attempts},
 const OR_NOTHING: &str = "
 ON DUPLICATE KEY UPDATE `Id` = `Id`";
 
-/// Whether a whole batch was stored: then all its rows are between two addresses, in their order.
+/// Whether a whole batch was stored: then all its rows are between two addresses. One row answers for all.
 const ALL_STORED: &str = "
-SELECT `Id`
-FROM {table} FORCE INDEX (PRIMARY)
-WHERE `Id` BETWEEN {first} AND {last} AND `Claim` = {token}
-ORDER BY `Id`
-LIMIT {limit}";
+SELECT JSON_ARRAYAGG(`Id`) FROM (
+    SELECT `Id`
+    FROM {table} FORCE INDEX (PRIMARY)
+    WHERE `Id` BETWEEN {first} AND {last} AND `Claim` = {token}
+    ORDER BY `Id`
+    LIMIT {limit}
+) AS found";
 
 /// Which of a batch were stored: those that have its token.
 const STORED: &str = "
@@ -200,9 +202,9 @@ const HELD: &str =
 const LOCK_HELD: &str = "
 SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE";
 
-/// The same, and an error if another has locked one of them.
+/// Locks them, with an error if another has locked one of them.
 const LOCK_HELD_AT_ONCE: &str = "
-SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY)
+SELECT COUNT(*) FROM {table} FORCE INDEX (PRIMARY)
 WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE NOWAIT";
 
 /// One for each outcome that some have in common.

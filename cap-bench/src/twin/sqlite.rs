@@ -9,7 +9,8 @@ use crate::backend::{Claimed, Fallible, Hand, InboxRow, Names, OutboxRow};
 use crate::database::{NOTE, sqlite};
 
 const NOW: &str = "(CAST(round(unixepoch('subsec') * 1000) AS INTEGER) * 1000)";
-const OWNER: &str = "twin";
+const OWNER: &str = "00000000-0000-0000-0000-000000000001";
+const TOKEN: &str = "00000000-0000-0000-0000-000000000002";
 
 /// The twin's connection.
 #[derive(Clone)]
@@ -27,7 +28,7 @@ impl SqliteHand {
     fn claim_where(&self, condition: &str, value: i64) -> Fallible<Vec<Claimed>> {
         let sql = format!(
             r#"UPDATE "cap.published"
-               SET StatusName = 'Queued', Retries = Retries + 1, DueAt = NULL, Owner = '{OWNER}', Claim = '{OWNER}'
+               SET StatusName = 'Queued', Retries = Retries + 1, DueAt = NULL, Owner = '{OWNER}', Claim = '{TOKEN}'
                WHERE Id IN ({condition}) RETURNING Id, MessageId, Content"#
         );
         self.with(|connection| {
@@ -42,7 +43,7 @@ impl SqliteHand {
     fn mark(&self, table: &str, ids: &[i64]) -> Fallible {
         let sql = format!(
             r#"UPDATE "{table}" SET StatusName = 'Succeeded', ExpiresAt = {NOW} + 86400000000, Owner = NULL, Claim = NULL
-               WHERE Id IN (SELECT value FROM json_each(?1)) AND Claim = '{OWNER}'"#
+               WHERE Id IN (SELECT value FROM json_each(?1)) AND Claim = '{TOKEN}'"#
         );
         let ids = serde_json::to_string(ids)?;
         self.with(|connection| Ok(connection.prepare_cached(&sql)?.execute([ids]).map(drop)?))
@@ -85,7 +86,7 @@ impl Hand for SqliteHand {
         let sql = format!(
             r#"INSERT INTO "cap.received"
                    (Version, Name, "Group", Content, Retries, Added, StatusName, MessageId, Owner, Claim)
-               VALUES ('v1', ?1, ?2, ?3, 1, {NOW}, 'Queued', ?4, '{OWNER}', '{OWNER}')
+               VALUES ('v1', ?1, ?2, ?3, 1, {NOW}, 'Queued', ?4, '{OWNER}', '{TOKEN}')
                ON CONFLICT (MessageId, "Group") DO NOTHING"#
         );
         let (topic, group) = (&names.topic, names.queue());

@@ -42,7 +42,8 @@
 //! - **CAP's collections.** They have the names and fields of .NET CAP's, and those that it has left are taken over.
 //!
 //! # The clock
-//! "Now" is the server's, in milliseconds, which is what BSON's dates have. Times that are given finer are rounded up, so
+//! "Now" is the server's, in milliseconds, which is what BSON's dates have. A session that
+//! publishes looks at it every ten seconds at most; in between, the process's monotonic clock counts on from there. Times that are given finer are rounded up, so
 //! that nothing is due too early. Of records that are due in the same millisecond the smaller address is first.
 //!
 //! # Addresses
@@ -58,10 +59,11 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `commands` (every filter, update, pipeline and index),
-//! `schema` (migrations applied), `session` (clients, transactions, time limits), `address`, `record` (documents),
+//! `schema` (migrations applied), `session` (clients, transactions, time limits), `clock`, `address`, `record` (documents),
 //! `storage`, `enlist`, `transact`, `watch`, `error`.
 
 mod address;
+mod clock;
 mod commands;
 mod config;
 mod enlist;

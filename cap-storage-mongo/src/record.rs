@@ -260,7 +260,7 @@ pub(crate) async fn publish(db: &Db, session: &mut ClientSession, records: &[New
     if records.is_empty() {
         return Ok(Vec::new());
     }
-    let now = db.clock().await?;
+    let now = db.clock_for(session).await?;
     let first = address::take(records.len()).start;
     let batch = Batch { table: Table::Outbox, records, first, now, held_by: None };
     let inserted = insert_in(db, session, &batch).await;

@@ -17,6 +17,7 @@ use mongodb::{Client, ClientSession, Collection, Cursor, Database};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
 use crate::error::{Fallible, Fault, check_reply, has_taken_key, is_address_taken};
@@ -88,10 +89,10 @@ impl Clients {
 
     fn new(work: Client, keepers: Client, place: String, options: &MongoOptions) -> Self {
         let names = Arc::new(Names::new(&options.prefix));
-        let lsids = Arc::new(Lsids::default());
+        let (lsids, clock) = (Arc::new(Lsids::default()), Arc::new(Clock::default()));
         let access = |client: Client, size: u32| {
             let concern = client.write_concern().filter(|_| options.weaken_durability).cloned();
-            let db = Db::new(client, options, (&names, &lsids), concern.unwrap_or_else(config::durable));
+            let db = Db::new(client, options, (&names, &lsids, &clock), concern.unwrap_or_else(config::durable));
             Access { db, permits: Arc::new(Semaphore::new(size as usize)) }
         };
         Self {
@@ -226,6 +227,7 @@ pub(crate) struct Db {
     pub(crate) names: Arc<Names>,
     pub(crate) deadline: Instant,
     pub(crate) lsids: Arc<Lsids>,
+    clock: Arc<Clock>,
     write_concern: WriteConcern,
 }
 
@@ -233,12 +235,12 @@ impl Db {
     fn new(
         client: Client,
         options: &MongoOptions,
-        (names, lsids): (&Arc<Names>, &Arc<Lsids>),
+        (names, lsids, clock): (&Arc<Names>, &Arc<Lsids>, &Arc<Clock>),
         write_concern: WriteConcern,
     ) -> Self {
         let database = database(&client, &options.database, &write_concern);
-        let (names, lsids) = (Arc::clone(names), Arc::clone(lsids));
-        Self { client, database, names, deadline: Instant::now(), lsids, write_concern }
+        let (names, lsids, clock) = (Arc::clone(names), Arc::clone(lsids), Arc::clone(clock));
+        Self { client, database, names, deadline: Instant::now(), lsids, clock, write_concern }
     }
 
     /// The same, over another client.
@@ -281,6 +283,16 @@ impl Db {
     pub(crate) async fn clock(&self) -> Fallible<DateTime> {
         let found = self.aggregate_one(&self.names.schema, commands::clock()).await?;
         found.as_ref().and_then(|found| found.get_datetime("Now").ok()).copied().ok_or_else(|| self.no_schema())
+    }
+
+    /// The same for a session, be it one of the caller's; without a look if there was one not long ago.
+    pub(crate) async fn clock_for(&self, session: &ClientSession) -> Fallible<DateTime> {
+        if let Some(now) = self.clock.now(session.id()) {
+            return Ok(now);
+        }
+        let now = self.clock().await?;
+        self.clock.heard(session.id(), now);
+        Ok(now)
     }
 
     pub(crate) fn no_schema(&self) -> Fault {

@@ -18,6 +18,7 @@ pub(crate) async fn consume<D: Database, B: Broker>(
     ready: impl FnOnce() + Send,
 ) -> Fallible {
     let names = broker.names().clone();
+    let group = names.queue();
     let mut inserter = database.hand().await?;
     let marker = database.another(&inserter).await?;
     let mut wire = broker.wire().await?;
@@ -30,7 +31,8 @@ pub(crate) async fn consume<D: Database, B: Broker>(
     while received < messages {
         let arrived = wire.receive(BATCH).await?;
         let tags = arrived.iter().map(|message| message.tag).collect();
-        let rows = arrived.into_iter().map(rows::inbox_row).collect::<Fallible<Vec<_>>>()?;
+        let rows = arrived.into_iter().map(|arrived| rows::inbox_row(arrived, &group));
+        let rows = rows.collect::<Fallible<Vec<_>>>()?;
         let ids = inserter.receive(&names, rows).await?;
         wire.ack(tags).await?;
         received += ids.len();

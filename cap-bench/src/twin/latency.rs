@@ -66,10 +66,12 @@ async fn consume<H: Hand, W: Wire>(
     names: Names,
     handled: mpsc::UnboundedSender<(i64, Instant)>,
 ) -> Fallible {
+    let group = names.queue();
     loop {
         let arrived = wire.receive(500).await?;
         let tags = arrived.iter().map(|message| message.tag).collect();
-        let rows = arrived.into_iter().map(rows::inbox_row).collect::<Fallible<Vec<_>>>()?;
+        let rows = arrived.into_iter().map(|arrived| rows::inbox_row(arrived, &group));
+        let rows = rows.collect::<Fallible<Vec<_>>>()?;
         let numbers: Vec<_> = rows.iter().filter_map(|row| rows::number_in(&row.content)).collect();
         let ids = hand.receive(&names, rows).await?;
         wire.ack(tags).await?;

@@ -38,9 +38,10 @@ pub(crate) fn opened(content: &str) -> Fallible<Opened<'_>> {
     Ok(serde_json::from_str(content)?)
 }
 
-/// The inbox row of a message that arrived, with all its headers.
-pub(crate) fn inbox_row(arrived: Arrived) -> Fallible<InboxRow> {
-    let Arrived { message_id, headers, body, .. } = arrived;
+/// The inbox row of a message that arrived, with all its headers and the group's.
+pub(crate) fn inbox_row(arrived: Arrived, group: &str) -> Fallible<InboxRow> {
+    let Arrived { message_id, mut headers, body, .. } = arrived;
+    headers.insert(cap_core::headers::MESSAGE_GROUP.to_owned(), group.to_owned());
     let (payload, headers) = (std::str::from_utf8(&body)?, serde_json::to_string(&headers)?);
     let content = format!(
         r#"{{"Id":"{message_id}","Timestamp":"2026-01-01T00:00:00.000000Z","Content":{payload},"CallbackName":null,"Headers":{headers}}}"#

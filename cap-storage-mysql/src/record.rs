@@ -143,7 +143,10 @@ pub(crate) async fn publish(
     let batch = Batch::new(Table::Outbox, records, None, packet);
     match records {
         [] => Ok(Vec::new()),
-        [record] => batch.store_one(connection, &sql.published.insert, record).await,
+        [record] => {
+            let query = batch.publish_query(sql, record);
+            store_one(connection, query).await
+        }
         _ => batch.store_all_or_none(connection, &sql.published).await,
     }
 }
@@ -167,19 +170,17 @@ impl<'r> Batch<'r> {
         Self { table, records, owner, token, packet }
     }
 
-    /// One statement: a duplicate is an error of it, which leaves the transaction as it was.
-    async fn store_one(
-        &self,
-        connection: &mut MySqlConnection,
-        insert: &Statement,
-        record: &'r NewRecord,
-    ) -> Fallible<Vec<Inserted>> {
-        let inserted = self.bind(insert.query(), record, Form::Any).execute(connection).await.map_err(Fault::from);
-        match inserted {
-            Ok(done) => Ok(vec![Inserted::Stored(RecordId(i64::try_from(done.last_insert_id()).unwrap_or(i64::MAX)))]),
-            Err(fault) if fault.is_duplicate_message() => Ok(vec![Inserted::Duplicate]),
-            Err(fault) => Err(fault),
-        }
+    /// The insert of a single record of the outbox.
+    fn publish_query<'q>(&self, sql: &'q Sql, record: &'q NewRecord) -> Query<'q, MySql, MySqlArguments> {
+        let NewRecord { message_id, version, topic, content, state, .. } = record;
+        let (0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
+            (attempts(state), state.expires(), state.reason(), Times::of(state, &RANGE))
+        else {
+            return self.bind(sql.published.insert.query(), record, Form::Any);
+        };
+        let query = sql.publish.query().bind(version.as_str().as_bytes()).bind(topic.as_str().as_bytes());
+        let query = query.bind(content.as_bytes()).bind(state.status().as_str().as_bytes());
+        query.bind(message_id.as_str().as_bytes()).bind(due_in)
     }
 
     /// A record that is in flight, in one round trip. On an error its transaction is left open.
@@ -365,6 +366,18 @@ impl<'r> Batch<'r> {
         let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
         let query = query.bind(expires_in).bind(state.status().as_str().as_bytes()).bind(message_id);
         query.bind(due_at).bind(due_in).bind(owner).bind(token).bind(state.reason().map(str::as_bytes))
+    }
+}
+
+/// One statement: a duplicate is an error of it, which leaves the transaction as it was.
+async fn store_one(
+    connection: &mut MySqlConnection,
+    insert: Query<'_, MySql, MySqlArguments>,
+) -> Fallible<Vec<Inserted>> {
+    match insert.execute(connection).await.map_err(Fault::from) {
+        Ok(done) => Ok(vec![Inserted::Stored(RecordId(i64::try_from(done.last_insert_id()).unwrap_or(i64::MAX)))]),
+        Err(fault) if fault.is_duplicate_message() => Ok(vec![Inserted::Duplicate]),
+        Err(fault) => Err(fault),
     }
 }
 

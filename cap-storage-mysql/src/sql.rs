@@ -125,6 +125,12 @@ const RECORD: &str = "
        TIMESTAMPDIFF(MICROSECOND, {epoch}, `DueAt`), TIMESTAMPDIFF(MICROSECOND, {epoch}, `ExpiresAt`), `Owner`,
        CAST(`Reason` AS BINARY)";
 
+/// A single row of the outbox that waits for its first attempt, which is what most business transactions publish. A
+/// duplicate is an error.
+const PUBLISH: &str = "
+INSERT INTO {published} (`Version`, `Name`, `Content`, `Retries`, `Added`, `StatusName`, `MessageId`, `DueAt`)
+VALUES (?, ?, ?, 0, {now}, ?, ?, {now} + INTERVAL ? MICROSECOND)";
+
 /// The rows follow, one [`ROW`] for each record.
 const INSERT: &str = "
 INSERT INTO {table} (`Version`, `Name`, {group_column}`Content`, `Retries`, `Added`, `ExpiresAt`, `StatusName`,
@@ -397,6 +403,7 @@ pub(crate) struct Sql {
     pub(crate) names: Names,
     pub(crate) published: TableSql,
     pub(crate) received: TableSql,
+    pub(crate) publish: Statement,
     pub(crate) lock_lease: Statement,
     pub(crate) lock_node: Statement,
     pub(crate) join: Statement,
@@ -456,6 +463,7 @@ impl Sql {
         Self {
             published: TableSql::new(&names, Table::Outbox),
             received: TableSql::new(&names, Table::Inbox),
+            publish: names.fill(PUBLISH),
             lock_lease: names.fill(LOCK_LEASE),
             lock_node: names.fill(LOCK_NODE),
             join: names.fill(JOIN),

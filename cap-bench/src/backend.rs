@@ -191,6 +191,12 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
     /// A connection of ours.
     fn transport(&self) -> impl Future<Output = Fallible<Self::Transport>> + Send;
 
+    /// The connection of a process that keeps its name when it is started again.
+    fn transport_of(&self, process: &str) -> impl Future<Output = Fallible<Self::Transport>> + Send {
+        let _ = process;
+        self.transport()
+    }
+
     /// A connection of the twin's.
     fn wire(&self) -> impl Future<Output = Fallible<Self::Wire>> + Send;
 

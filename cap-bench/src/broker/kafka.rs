@@ -48,6 +48,12 @@ impl KafkaBroker {
         config
     }
 
+    fn options(&self) -> KafkaOptions {
+        let options = KafkaOptions::new(self.address()).partitions(PARTITIONS);
+        let user: &[(&str, &str)] = if self.has_user { &USER } else { &[] };
+        user.iter().fold(options, |options, (name, value)| options.set(*name, *value))
+    }
+
     /// Subscribes as an engine does, which makes the topic and begins the group, and goes away again.
     async fn declare(&self, group: &str) -> Fallible {
         let transport = self.transport().await?;
@@ -95,10 +101,13 @@ impl Broker for KafkaBroker {
     }
 
     async fn transport(&self) -> Fallible<Kafka> {
-        let options = KafkaOptions::new(self.address()).partitions(PARTITIONS);
-        let user: &[(&str, &str)] = if self.has_user { &USER } else { &[] };
-        let options = user.iter().fold(options, |options, (name, value)| options.set(*name, *value));
-        Ok(Kafka::with_options(options)?)
+        Ok(Kafka::with_options(self.options())?)
+    }
+
+    /// A member that comes back under its name has its partitions again at once; as any other it would wait until the
+    /// broker has noticed that it was killed.
+    async fn transport_of(&self, process: &str) -> Fallible<Kafka> {
+        Ok(Kafka::with_options(self.options().set("group.instance.id", process))?)
     }
 
     async fn wire(&self) -> Fallible<KafkaWire> {

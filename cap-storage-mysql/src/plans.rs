@@ -1,11 +1,18 @@
 //! How the server carries the statements out, however small or large the tables are.
 
+use cap_testkit::server::Server;
 use sqlx::mysql::{MySqlConnectOptions, MySqlRow};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row};
 
 use crate::schema;
 use crate::script::{Script, bytes, text};
 use crate::sql::{Sql, Statement};
+
+const SERVER: Server = Server {
+    variable: "CAP_TEST_MYSQL_URL",
+    name: "mariadb",
+    hint: "set it to a server of yours, for a user who may create tables: mysql://user:password@localhost/database",
+};
 
 async fn run(connection: &mut MySqlConnection, sql: impl Into<String>) {
     sqlx::raw_sql(AssertSqlSafe(sql.into())).execute(connection).await.unwrap();
@@ -35,10 +42,7 @@ async fn fill(connection: &mut MySqlConnection, prefix: &str, from: u32, to: u32
 
 #[tokio::test]
 async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
-    let url = std::env::var("CAP_TEST_MYSQL_URL").unwrap_or_else(|_| {
-        panic!("CAP_TEST_MYSQL_URL is not set: `scripts/backends up mariadb`, then `eval \"$(scripts/backends env)\"`")
-    });
-    let options: MySqlConnectOptions = url.parse().unwrap();
+    let options: MySqlConnectOptions = SERVER.url().parse().unwrap();
     let mut connection = MySqlConnection::connect_with(&options).await.unwrap();
     let prefix = format!("plans {}", std::process::id());
     let sql = Sql::new(&prefix);

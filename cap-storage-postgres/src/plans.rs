@@ -1,10 +1,17 @@
 //! How the server carries the statements out, whatever its statistics say.
 
+use cap_testkit::server::Server;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::schema;
 use crate::sql::{Sql, Statement};
+
+const SERVER: Server = Server {
+    variable: "CAP_TEST_POSTGRES_URL",
+    name: "postgres",
+    hint: "set it to a server of yours, for a role that may create schemas: postgres://user:password@localhost/database",
+};
 
 const NODE: &str = "'00000000-0000-0000-0000-000000000001'";
 
@@ -41,12 +48,7 @@ async fn fill(connection: &mut PgConnection, sql: &Sql, from: u32, to: u32, wait
 
 #[tokio::test]
 async fn what_runs_often_uses_its_index_whatever_the_statistics_say() {
-    let url = std::env::var("CAP_TEST_POSTGRES_URL").unwrap_or_else(|_| {
-        panic!(
-            "CAP_TEST_POSTGRES_URL is not set: `scripts/backends up postgres`, then `eval \"$(scripts/backends env)\"`"
-        )
-    });
-    let options: PgConnectOptions = url.parse().unwrap();
+    let options: PgConnectOptions = SERVER.url().parse().unwrap();
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
     // A schema of its own that is never committed.
     let sql = Sql::new("cap plans");

@@ -125,11 +125,10 @@ async fn start<D: Database, B: Broker>(
     let lease = Duration::from_millis(role.lease_ms);
     let storage = database.storage().await?;
     let names = broker.names();
-    let mut builder = Cap::builder().storage(storage.clone()).transport(broker.transport_of(&role.name()).await?).options(Options {
-        lease,
-        heartbeat: lease / 5,
-        ..Options::default()
-    });
+    let mut builder = Cap::builder()
+        .storage(storage.clone())
+        .transport(broker.transport_of(&role.name()).await?)
+        .options(Options { lease, heartbeat: lease / 5, ..Options::default() });
     if role.kind.consumes() {
         let recorder = recorder.clone();
         let billing = database.billing(&storage, &names.topic, recorder.clone());

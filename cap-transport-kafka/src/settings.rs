@@ -239,6 +239,12 @@ impl Settings {
         self.options.connect_timeout
     }
 
+    /// How long a member that has lost its place in the group may take to get one again: a rebalance waits for others,
+    /// so it is some times what a new one may take.
+    pub(crate) fn rejoin_timeout(&self) -> Duration {
+        self.options.connect_timeout * 3
+    }
+
     pub(crate) fn commit_interval(&self) -> Duration {
         self.options.commit_interval
     }

@@ -67,6 +67,8 @@ struct State {
     committing: Option<Vec<Position>>,
     /// Partitions were assigned since the thread looked.
     is_changed: bool,
+    /// Since when it has lost its place in the group, and has not been given one again.
+    placeless: Option<Instant>,
 }
 
 /// What the thread has to do.
@@ -76,6 +78,7 @@ struct Orders {
     ends: bool,
     may_commit: bool,
     is_changed: bool,
+    placeless: Option<Instant>,
 }
 
 impl Post {
@@ -88,6 +91,7 @@ impl Post {
             ending: false,
             committing: None,
             is_changed: false,
+            placeless: None,
         };
         Arc::new(Self {
             place: settings.place.clone(),
@@ -198,6 +202,7 @@ impl Post {
             ends: state.ending || state.over.is_some(),
             may_commit: state.ledger.is_dirty() && state.committing.is_none(),
             is_changed: std::mem::take(&mut state.is_changed),
+            placeless: state.placeless,
         }
     }
 
@@ -301,6 +306,11 @@ impl Worker {
             }
             flow = self.regulate(consumer, flow, orders.room, orders.is_changed);
             let now = Instant::now();
+            let patience = self.settings.rejoin_timeout();
+            let too_late = orders.placeless.map(|since| since + patience);
+            if too_late.is_some_and(|end| now >= end) {
+                return self.post.give_up(self.placeless(patience));
+            }
             if orders.may_commit && now >= next_commit {
                 self.commit(consumer);
                 next_commit = now + self.settings.commit_interval();
@@ -310,7 +320,7 @@ impl Worker {
                 _ => None,
             };
             let commit = (orders.may_commit && now < next_commit).then_some(next_commit);
-            let timer = wake.into_iter().chain(commit).min();
+            let timer = wake.into_iter().chain(commit).chain(too_late).min();
             tokio::select! {
                 biased;
                 _ = closed.wait_for(|closed| *closed) => return,
@@ -319,6 +329,14 @@ impl Worker {
                 () = self.pull(&mut messages, orders.room), if !matches!(flow, Flow::Full(_)) => {}
             }
         }
+    }
+
+    /// Why a consumer that lost its place is over. A new one joins under another id, and if the group does not take it
+    /// either, `subscribe` says so.
+    fn placeless(&self, patience: Duration) -> Error {
+        let fault = self.post.fault().map(|fault| format!("; last: {}", fault.reason)).unwrap_or_default();
+        let reason = format!("it lost its partitions, and the group has given it none again for {patience:?}{fault}");
+        unavailable("receive from", self.post.subject(), reason)
     }
 
     /// Polls: hands events to the context, and messages to the ledger, as many as it has room for.
@@ -553,6 +571,7 @@ impl Context {
             state.ledger.assign(place, beginning);
         }
         state.is_changed = true;
+        state.placeless = None;
         drop(state);
         commit_now(consumer, &self.post, &first);
         tracing::debug!(group = %self.post.group, partitions = partitions.count(), "partitions were assigned");
@@ -578,7 +597,11 @@ impl Context {
         let mut state = self.post.lock();
         let positions = state.ledger.commit_of(&places);
         state.ledger.revoke(&places);
+        if is_lost {
+            state.placeless.get_or_insert_with(Instant::now);
+        }
         drop(state);
+        self.post.bell.notify_one();
         if !is_lost {
             commit_now(consumer, &self.post, &positions);
         }

@@ -141,6 +141,35 @@ async fn a_topic_without_a_leader_makes_a_message_unavailable_in_time() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_not_given_its_place_again_is_over_and_says_so() {
+    // A coordinator that serves nobody, which a real broker has only by chance.
+    let cluster = MockCluster::new(1).unwrap();
+    let topic: Topic = "order".parse().unwrap();
+    cluster.create_topic(topic.as_str(), 1, 1).unwrap();
+    let options = KafkaOptions::new(cluster.bootstrap_servers()).create_topics(CreateTopics::Never);
+    // The mock waits three seconds for further members.
+    let options = options.connect_timeout(Duration::from_secs(4)).set("heartbeat.interval.ms", "100");
+    let transport = Kafka::with_options(options).unwrap();
+    let scene = Scene::new();
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
+    confirmed(&transport, vec![message(&topic, &[])]).await;
+    take(&mut *consumer, 1).await;
+
+    let no_place = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS; 10_000];
+    cluster.request_errors(RDKafkaApiKey::JoinGroup, &no_place);
+    cluster.request_errors(RDKafkaApiKey::Heartbeat, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]);
+    let begun = Instant::now();
+    let over = tokio::time::timeout(PATIENCE, consumer.receive(1)).await.expect("it waits in silence");
+    refused(over, ErrorKind::Unavailable, &["lost its partitions", "12s"]);
+    assert!(begun.elapsed() >= Duration::from_secs(11), "a rebalance may take its time: {:?}", begun.elapsed());
+
+    cluster.clear_request_errors(RDKafkaApiKey::JoinGroup);
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
+    confirmed(&transport, vec![message(&topic, &[])]).await;
+    take(&mut *consumer, 1).await;
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_out_of_order_does_not_come_again() {
     let scene = Scene::new();
     let transport = scene.open(scene.options()).await;

@@ -42,9 +42,9 @@
 //! - **CAP's collections.** They have the names and fields of .NET CAP's, and those that it has left are taken over.
 //!
 //! # The clock
-//! "Now" is the server's, in milliseconds, which is what BSON's dates have. A session that
-//! publishes looks at it every ten seconds at most; in between, the process's monotonic clock counts on from there. Times that are given finer are rounded up, so
-//! that nothing is due too early. Of records that are due in the same millisecond the smaller address is first.
+//! "Now" is the server's, in milliseconds, which is what BSON's dates have. A session that publishes looks at it every ten
+//! seconds at most; in between, the process's monotonic clock counts on from there. Times that are given finer are rounded
+//! up, so that nothing is due too early. Of records that are due in the same millisecond the smaller address is first.
 //!
 //! # Addresses
 //! MongoDB has no sequence, and a counter in a document would put all publishers in a row. So addresses (`_id`, as in

@@ -245,6 +245,21 @@ async fn a_record_in_flight_that_nobody_claims_and_a_delivery_without_a_group_ar
 }
 
 #[tokio::test]
+async fn a_claim_of_nothing_is_answered_while_another_transaction_is_open() {
+    let file = File::new();
+    let storage = file.storage().await;
+    let node = node(&storage).await;
+    let open = file.business();
+    open.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Under the same lock a claim would wait for the busy timeout, and fail.
+    let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
+    assert!(claimed.records.is_empty());
+    let stranger = storage.claim(request(NodeId::generate(), Lane::Outbox, 10)).await.unwrap_err();
+    assert_eq!(stranger.kind(), ErrorKind::LeaseLost);
+    open.execute_batch("COMMIT").unwrap();
+}
+
+#[tokio::test]
 async fn a_failing_insert_fails_alone_among_those_that_wait() {
     let file = File::new();
     let storage = file.storage().await;

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use cap_core::{Cap, Publish, Storage, Subscribe, Transport};
+use cap_core::transport::Subscription;
+use cap_core::{Cap, Group, Publish, Storage, Subscribe, TopicPattern, Transport};
 use serde::{Deserialize, Serialize};
 
 use crate::crash::recorder::Recorder;
@@ -32,6 +33,18 @@ impl Names {
     /// The effective name of the group: that of its queue.
     pub(crate) fn queue(&self) -> String {
         format!("{}.{VERSION}", self.group)
+    }
+
+    /// One of the round's topics, by what is behind the first one's name.
+    pub(crate) fn topic_of(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.topic)
+    }
+
+    /// A subscription of a queue for several of them, of which one message is handed out at a time.
+    pub(crate) fn subscription(&self, queue: &str, suffixes: &[&str]) -> Fallible<Subscription> {
+        let topic = |suffix: &&str| Ok(TopicPattern::try_from(self.topic_of(suffix).as_str())?);
+        let topics = suffixes.iter().map(topic).collect::<Fallible<_>>()?;
+        Ok(Subscription { group: Group::try_from(queue)?, topics, prefetch: 1, prefetch_bytes: 64 * 1024 * 1024 })
     }
 
     /// The name of one of several groups of a crash run.
@@ -66,7 +79,7 @@ pub(crate) struct Business {
     pub(crate) invoices: Vec<(i64, i64)>,
 }
 
-/// A database with CAP's tables and the business tables `orders` and `invoices`.
+/// A database with CAP's tables and the business tables `orders`, `invoices` and `locks`.
 pub(crate) trait Database: Clone + Send + Sync + 'static {
     /// Our side.
     type Storage: Storage + Clone;
@@ -99,6 +112,9 @@ pub(crate) trait Database: Clone + Send + Sync + 'static {
 
     /// A transactional handler that writes an invoice for each order.
     fn billing(&self, storage: &Self::Storage, topic: &str, recorder: Recorder) -> Subscribe;
+
+    /// A transactional handler that locks the one row of `locks`, waits so long, and writes an invoice.
+    fn locking(&self, storage: &Self::Storage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe;
 
     /// What is in the business tables.
     fn business(&self) -> impl Future<Output = Fallible<Business>> + Send;
@@ -203,7 +219,7 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
     /// Declares what the twin needs for its own queue to get messages, but consumes nothing.
     fn prepare(&self) -> impl Future<Output = Fallible> + Send;
 
-    /// Declares the queues of the crash run's groups before anything is published: a group gets what is sent after it
+    /// Declares the queues of the crash run's groups, for all their topics, before anything is published: a group gets what is sent after it
     /// has subscribed for the first time, and nothing earlier.
     fn declare_groups(&self) -> impl Future<Output = Fallible> + Send;
 
@@ -211,9 +227,19 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
     /// consumer, one that acknowledges and forgets.
     fn sink(&self) -> impl Future<Output = Fallible> + Send;
 
+    /// A queue for this topic, beside the round's own, that is full and refuses what comes, until the answer is dropped;
+    /// `None` where a queue cannot be full.
+    fn full_queue(&self, topic: &str) -> impl Future<Output = Fallible<Option<FullQueue>>> + Send {
+        let _ = topic;
+        std::future::ready(Ok(None))
+    }
+
     /// Deletes what it made.
     fn discard(self) -> impl Future<Output = Fallible> + Send;
 }
+
+/// Keeps a queue full: a connection, or a consumer.
+pub(crate) type FullQueue = Box<dyn std::any::Any + Send>;
 
 /// A message that the twin got.
 #[derive(Debug, Clone)]

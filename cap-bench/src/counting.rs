@@ -1,4 +1,4 @@
-//! A storage that counts what it is asked, and asks another one.
+//! A storage that counts what it is asked, and asks another one: inserts into the inbox only while its gate is open.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,14 @@ use cap_core::storage::{
     Settlement, StorageCapabilities, TakenOver, Wake,
 };
 use cap_core::{NodeId, RecordId, Result, Storage, Table, Version};
+use tokio::sync::watch;
 
 /// The wrapper.
 #[derive(Debug, Clone)]
 pub(crate) struct Counting<S> {
     inner: S,
     calls: Calls,
+    gate: Option<watch::Receiver<bool>>,
 }
 
 /// Calls so far by method, and the records that these wrote or took.
@@ -54,7 +56,12 @@ impl Calls {
 
 impl<S> Counting<S> {
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, calls: Calls::default() }
+        Self { inner, calls: Calls::default(), gate: None }
+    }
+
+    /// Inserts into the inbox wait until `gate` says true: a database that hangs, but for the heartbeats.
+    pub(crate) fn gated(inner: S, gate: watch::Receiver<bool>) -> Self {
+        Self { gate: Some(gate), ..Self::new(inner) }
     }
 
     pub(crate) fn calls(&self) -> Calls {
@@ -93,7 +100,14 @@ impl<S: Storage> Storage for Counting<S> {
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         self.calls.count("insert");
         self.calls.records("insert", records.len());
-        self.inner.insert(table, records, claim)
+        let gate = self.gate.clone().filter(|_| table == Table::Inbox);
+        Box::pin(async move {
+            if let Some(mut gate) = gate {
+                // Without whoever opens it, it is open.
+                let _ = gate.wait_for(|is_open| *is_open).await;
+            }
+            self.inner.insert(table, records, claim).await
+        })
     }
 
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {

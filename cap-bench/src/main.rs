@@ -50,6 +50,12 @@ enum Command {
     Backlog(bench::Settings),
     /// What an idle node asks of its database.
     Idle(bench::Settings),
+    /// Inbox records whose processes died, with a killer among them, against as many without suspicion.
+    Crashloop(bench::crashloop::Settings),
+    /// The memory that large messages take in a consumer whose storage hangs.
+    Memory(bench::memory::Settings),
+    /// A healthy topic's rate beside others that are not well.
+    Neighbours(bench::neighbours::Settings),
     /// A short walk through all that a storage and a transport must do together, with their servers killed.
     Walk,
     /// Kills, freezes and cuts everything, and checks that nothing is lost, invented or done twice.
@@ -136,6 +142,25 @@ async fn on<D: Database, B: Broker>(arguments: Arguments) -> Fallible<bool> {
             ("backlog", json!(settings), figures)
         }
         Command::Idle(settings) => ("idle", json!(settings), bench::idle::run::<D, B>(settings).await?.figures()),
+        Command::Crashloop(settings) => {
+            if let Some(told) = &settings.child {
+                bench::crashloop::work::<D, B>(told).await?;
+                return Ok(true);
+            }
+            let figures = bench::crashloop::run::<D, B>(settings, [&storage, &transport]).await?;
+            ("crashloop", json!(settings), figures)
+        }
+        Command::Memory(settings) => {
+            if let Some(told) = &settings.child {
+                bench::memory::consume::<D, B>(told).await?;
+                return Ok(true);
+            }
+            let figures = bench::memory::run::<D, B>(settings, [&storage, &transport]).await?;
+            ("memory", json!(settings), figures)
+        }
+        Command::Neighbours(settings) => {
+            ("neighbours", json!(settings), bench::neighbours::run::<D, B>(settings).await?)
+        }
         Command::Walk => ("walk", json!(null), walk::run::<D, B>(&storage, &transport).await?),
         Command::Crash(settings) => {
             if let Some(role) = &settings.role {

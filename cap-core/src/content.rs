@@ -49,7 +49,49 @@ const ROOM: usize = 512;
 
 /// The wrapper object of `message`, as JSON text.
 pub fn wrap(message: &Message, published: Timestamp) -> String {
-    let json = as_embeddable_json(message);
+    write(message, as_embeddable_json(message), published)
+}
+
+/// The same in ASCII, for a database whose encoding is not Unicode: a payload that is not ASCII is kept in base64, to the
+/// byte, and what else is not ASCII is escaped.
+pub fn wrap_ascii(message: &Message, published: Timestamp) -> String {
+    let json = as_embeddable_json(message).filter(|raw| raw.get().is_ascii());
+    escaped(&write(message, json, published))
+}
+
+/// The wrapper object of a message that is too much for a database: in ASCII, without its payload, and with those headers
+/// that tell which message it was.
+pub fn without_payload(message: &Message, published: Timestamp) -> String {
+    let kept = [headers::MESSAGE_ID, headers::MESSAGE_NAME, headers::MESSAGE_GROUP, headers::CONTENT_TYPE];
+    let headers = kept.into_iter().filter_map(|name| Some((name, message.headers.get(name)?)));
+    let headers = headers.filter(|(_, value)| value.len() <= ROOM).collect();
+    let rest = Message { headers, payload: Bytes::from_static(b"null"), ..message.clone() };
+    escaped(&write(&rest, serde_json::from_str("null").ok(), published))
+}
+
+/// The SHA-256 of a payload, in hexadecimal (FIPS 180-4).
+pub fn digest(payload: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(payload).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// JSON text in ASCII: outside of strings it has nothing else, and within them an escape says the same (RFC 8259,
+/// section 7).
+fn escaped(json: &str) -> String {
+    let mut ascii = String::with_capacity(json.len());
+    for char in json.chars() {
+        if char.is_ascii() {
+            ascii.push(char);
+            continue;
+        }
+        for unit in char.encode_utf16(&mut [0; 2]) {
+            ascii.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    ascii
+}
+
+fn write(message: &Message, json: Option<&RawValue>, published: Timestamp) -> String {
     let (content, content_encoding) = match json {
         Some(raw) => (Payload::Json(raw), None),
         None => (Payload::Encoded(BASE64.encode(&message.payload)), Some("base64")),
@@ -218,6 +260,29 @@ mod tests {
             content,
             r#"{"Id":"65000000aabbccddee000001","Timestamp":"1970-01-01T00:00:00.000000Z","Content":{"id":"A-1"},"CallbackName":"paid","Headers":{"cap-callback-name":"paid"}}"#
         );
+    }
+
+    #[test]
+    fn in_ascii_nothing_of_a_message_is_lost() {
+        let original =
+            message("{\"name\":\"日本 𝄞\"}".as_bytes(), &[("x-name", "Ærøskøbing 𝄞"), ("cap-callback-name", "paid")]);
+        let content = wrap_ascii(&original, Timestamp::from_micros(0));
+        assert!(content.is_ascii(), "{content}");
+        assert_eq!(unwrap(&content, &original.topic, &original.id).unwrap(), original);
+        let plain = message(br#"{"id":"A-1"}"#, &[]);
+        assert_eq!(wrap_ascii(&plain, Timestamp::from_micros(0)), wrap(&plain, Timestamp::from_micros(0)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_message_without_its_payload_is_small_plain_and_readable() {
+        let long = "ä".repeat(100_000);
+        let large =
+            message(long.as_bytes(), &[("cap-msg-group", "billing.v1"), ("x-large", &long), ("cap-msg-type", "T")]);
+        let content = without_payload(&large, Timestamp::from_micros(0));
+        assert!(content.is_ascii() && content.len() < 1000, "{content}");
+        let read = unwrap(&content, &large.topic, &large.id).unwrap();
+        assert_eq!((read.id, read.headers.get("cap-msg-group")), (large.id, Some("billing.v1")));
+        assert_eq!(digest(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
+
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -17,8 +19,13 @@ pub enum ErrorKind {
     Unsupported,
     /// The backend cannot be reached or is overloaded now; the same call may work later.
     Unavailable,
-    /// The backend answered and refused for good (no rights, constraint, disk full until someone acts).
+    /// The backend answered and refuses just what it was given: a constraint, a text that its encoding does not have, a
+    /// content that is too large for it. The same can never work; something else may.
     Rejected,
+    /// The backend answered and refuses, and what it was given is not at fault: no rights, a full disk, a read-only
+    /// server, a missing table, a full queue. The same call works once somebody has put that right; it spends no attempt
+    /// of any message.
+    Environment,
     /// The tables belong to another schema version.
     Schema,
     /// Stored or received bytes cannot be understood.
@@ -34,9 +41,9 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether the same call may succeed later without anyone changing it.
+    /// Whether the same call may succeed later.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::Unavailable | Self::Unroutable | Self::LeaseLost)
+        matches!(self, Self::Unavailable | Self::Environment | Self::Unroutable | Self::LeaseLost)
     }
 }
 
@@ -142,10 +149,24 @@ impl fmt::Display for Error {
         let Inner { operation, subject, reason, .. } = &*self.0;
         write!(f, "cannot {operation} {subject}: {reason}")?;
         match self.0.kind {
+            ErrorKind::Environment => f.write_str(" (works once that is put right)"),
             kind if kind.is_retryable() => f.write_str(" (may work later)"),
             ErrorKind::Internal => f.write_str(" (a bug: please report it)"),
             _ => Ok(()),
         }
+    }
+}
+
+/// For logs and probes: `kind`, `operation`, `subject`, `reason`, `may_work_later`.
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut error = serializer.serialize_struct("Error", 5)?;
+        error.serialize_field("kind", &format!("{:?}", self.0.kind))?;
+        error.serialize_field("operation", &self.0.operation)?;
+        error.serialize_field("subject", &self.0.subject)?;
+        error.serialize_field("reason", &self.0.reason)?;
+        error.serialize_field("may_work_later", &self.is_retryable())?;
+        error.end()
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RetryPolicy, Rules};
 use crate::name::{Group, Topic, Version};
+use crate::time::FAR;
 
 /// Options of an engine. Reads from a config file, with durations written as `30s`; what is left out has its default.
 ///
@@ -44,7 +45,7 @@ pub struct Options {
     /// How many outbox records are claimed at once. Default 500.
     pub relay_batch: usize,
     /// How many outbox records may be claimed and not yet settled: waiting to be sent, on their way, or confirmed. Fewer
-    /// if they are large: together at most 64 MiB. Default 2000; at least `relay_batch`.
+    /// if they are large: together at most `in_flight_bytes`. Default 2000; at least `relay_batch`.
     pub relay_in_flight: usize,
     /// How often expired records are deleted, by one node for all. Default 5 min.
     #[serde(with = "humantime_serde")]
@@ -56,12 +57,22 @@ pub struct Options {
     pub poll: Duration,
     /// The largest payload that may be published, in bytes. Default 4 MiB.
     pub payload_limit: usize,
-    /// How long a stop waits for what is in flight before it gives it back. Default 30 s.
+    /// How long a stop waits for what is in flight before it gives it back. Default 30 s. If servers hang, it ends at the
+    /// latest some ten seconds after that.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
     /// How many deliveries a group takes from the broker before it has acknowledged them. Default 1000: two batches, one
     /// on its way while the other is being stored.
     pub prefetch: usize,
+    /// How many bytes of contents may be in memory in one direction: of the outbox, or of one group; there half of it is for
+    /// what is received and not yet stored, of which each message counts twice, as it came and as it is written, and half
+    /// for what is being handled. A single message may be larger. Default 64 MiB.
+    pub in_flight_bytes: usize,
+    /// How long a message waits in the inbox while no node of its group has a subscription for its topic, before it is
+    /// dead: a node that has one may come, in a deployment or after a rollback. Counted from its arrival, looked at every
+    /// ten minutes at the most. Default 7 days.
+    #[serde(with = "humantime_serde")]
+    pub unhandled_limit: Duration,
     /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
     /// and when the transport cannot tell. Default false: such topics are logged.
     pub require_routes: bool,
@@ -87,12 +98,31 @@ impl Default for Options {
             payload_limit: 4 * 1024 * 1024,
             drain: Duration::from_secs(30),
             prefetch: 1000,
+            in_flight_bytes: 64 * 1024 * 1024,
+            unhandled_limit: Duration::from_secs(7 * 24 * 3600),
             require_routes: false,
         }
     }
 }
 
 impl Options {
+    /// The same with no time longer than means anything ([`FAR`]): what is added to a clock never overflows.
+    #[must_use]
+    pub(crate) fn bounded(mut self) -> Self {
+        let times = [
+            &mut self.keep_succeeded,
+            &mut self.keep_dead,
+            &mut self.lease,
+            &mut self.heartbeat,
+            &mut self.collect_every,
+            &mut self.poll,
+            &mut self.drain,
+            &mut self.unhandled_limit,
+        ];
+        times.into_iter().for_each(|time| *time = (*time).min(FAR));
+        self
+    }
+
     /// Checks all options and names everything that is wrong.
     ///
     /// # Errors
@@ -106,7 +136,7 @@ impl Options {
         };
         require(!self.lease.is_zero(), "lease: it must be above zero".into());
         require(
-            !self.heartbeat.is_zero() && self.heartbeat * 3 <= self.lease,
+            !self.heartbeat.is_zero() && self.heartbeat.saturating_mul(3) <= self.lease,
             format!(
                 "heartbeat: {:?} must be above zero and at most a third of the lease, {:?}",
                 self.heartbeat, self.lease
@@ -117,6 +147,7 @@ impl Options {
             ("collect_batch", self.collect_batch),
             ("payload_limit", self.payload_limit),
             ("prefetch", self.prefetch),
+            ("in_flight_bytes", self.in_flight_bytes),
         ] {
             require(value > 0, format!("{name}: it must be at least 1"));
         }
@@ -193,6 +224,19 @@ mod tests {
         for part in ["lease", "heartbeat", "relay_batch", "default_group", "retry limit"] {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn the_longest_times_are_as_good_as_long_ones() {
+        let longest = Duration::MAX;
+        let options =
+            Options { lease: longest, heartbeat: longest, poll: longest, drain: longest, ..Options::default() };
+        let short = Options { lease: Duration::from_secs(1), ..options.clone() };
+        let error = short.validate().unwrap_err().to_string();
+        assert!(error.contains("heartbeat"), "{error}");
+        let bounded = Options { heartbeat: Duration::from_secs(5), ..options }.bounded();
+        bounded.validate().unwrap();
+        assert_eq!((bounded.lease, bounded.drain), (FAR, FAR));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | `Owner` | the node that holds it; none when nobody does |
 //! | `Claim` | the token that the owner claimed it with |
 //! | `Reason` | why the last attempt failed |
+//! | `Crashes` | how many attempts in a row ended with their process: more than none makes it a suspect |
 //!
 //! and two small ones: of nodes, with the end of each one's lease, and of chores, with the node that does each and until
 //! when.
@@ -26,6 +27,16 @@
 //! # Futures
 //! Core drives each future that a storage returns to its end, unless the whole runtime goes away; only
 //! [`Storage::watch`] is dropped at will. All methods may be called at the same time from many tasks.
+//!
+//! [`Storage::join`] and [`Storage::heartbeat`] are called from a thread with a Tokio runtime of its own, so that handlers
+//! that block every thread of the user's runtime do not cost the node its lease. A storage whose connections belong to
+//! the runtime that made them keeps one for these two alone.
+//!
+//! # Errors
+//! What a storage calls `Rejected` or `Invalid` is the fault of what it was given: core looks for the culprit in the
+//! batch, and parks it. All that somebody can put right without touching the message (rights, a full disk, a read-only
+//! server, a missing table) is `Environment`: core tries again, with pauses, and spends no attempt. If in doubt it is
+//! `Environment`.
 
 use std::fmt;
 use std::future::Future;
@@ -95,13 +106,16 @@ impl fmt::Display for Chore {
     }
 }
 
-/// What is claimed together: the whole outbox, or one group's part of the inbox.
+/// What is claimed together: the whole outbox, or one group's part of the inbox, in which suspects have a lane of their
+/// own, so that they delay nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Lane {
-    /// The outbox.
+    /// The outbox, all of it.
     Outbox,
-    /// The inbox records of one (effective) group.
+    /// The inbox records of one (effective) group, but for its suspects: those whose `Crashes` is 0.
     Inbox(Group),
+    /// The suspects of one (effective) group: its inbox records whose `Crashes` is above 0.
+    Suspects(Group),
 }
 
 impl Lane {
@@ -109,7 +123,15 @@ impl Lane {
     pub fn table(&self) -> Table {
         match self {
             Self::Outbox => Table::Outbox,
-            Self::Inbox(_) => Table::Inbox,
+            Self::Inbox(_) | Self::Suspects(_) => Table::Inbox,
+        }
+    }
+
+    /// The group, in the inbox.
+    pub fn group(&self) -> Option<&Group> {
+        match self {
+            Self::Outbox => None,
+            Self::Inbox(group) | Self::Suspects(group) => Some(group),
         }
     }
 }
@@ -150,6 +172,8 @@ pub struct Record {
     pub status: Status,
     /// How many attempts have begun, that of a fresh claim included.
     pub attempts: u32,
+    /// How many attempts in a row ended with their process.
+    pub crashes: u32,
     /// When it was inserted.
     pub added: Timestamp,
     /// When it is due, if it waits.
@@ -198,6 +222,18 @@ pub struct ClaimRequest {
     pub claim: Claim,
     /// At most so many records.
     pub limit: usize,
+    /// At most so many bytes of content together; the first record is taken whatever its size.
+    pub bytes: usize,
+    /// Records of these topics are left alone: this node cannot handle them, or may not send them now. Seldom more than a
+    /// few.
+    pub except: Vec<Topic>,
+}
+
+impl ClaimRequest {
+    /// A claim of at most `limit` records of any topic and size.
+    pub fn new(lane: Lane, version: Version, claim: Claim, limit: usize) -> Self {
+        Self { lane, version, claim, limit, bytes: usize::MAX, except: Vec::new() }
+    }
 }
 
 /// The answer to a claim.
@@ -205,8 +241,8 @@ pub struct ClaimRequest {
 pub struct Claimed {
     /// The records, now in flight, each with its attempt counted.
     pub records: Vec<Record>,
-    /// In how long the lane's next waiting record is due, when fewer than `limit` records were claimed. `None` when
-    /// none waits, or the limit was reached.
+    /// In how long the lane's next waiting record, of no excepted topic, is due, when fewer than `limit` records were
+    /// claimed. `None` when none waits, or the limit was reached.
     pub next_due: Option<Duration>,
 }
 
@@ -228,6 +264,8 @@ pub enum Settled {
     Written,
     /// The record is no longer held under this token; nothing was written.
     Lost,
+    /// An open transaction holds the record locked: nothing was written, and the same settlement may be written later.
+    Locked,
 }
 
 /// What a heartbeat learns.
@@ -331,23 +369,40 @@ pub struct StorageCapabilities {
     pub watches: bool,
     /// "Now" is the host's clock: right only while all nodes run on one host.
     pub host_clock: bool,
-    /// The longest `Content`, in bytes, if there is a limit worth knowing.
+    /// The longest `Content`, in bytes, if there is a limit worth knowing; learnt from the server where it can be asked.
     pub max_content: Option<usize>,
+    /// The database cannot store every text, since its encoding is not Unicode: core hands it `Content` and reasons in
+    /// ASCII (JSON escapes the rest), and refuses other names.
+    pub ascii_only: bool,
 }
 
 /// How a storage tells of commits made elsewhere. Cheap to clone; harmless to use too often.
 #[derive(Clone)]
-pub struct Wake(Arc<dyn Fn(Table) + Send + Sync>);
+pub struct Wake {
+    wake: Arc<dyn Fn(Table) + Send + Sync>,
+    listens: Arc<dyn Fn() + Send + Sync>,
+}
 
 impl Wake {
     /// Calls `wake` for each table in which something may be due.
     pub fn new(wake: impl Fn(Table) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(wake))
+        Self { wake: Arc::new(wake), listens: Arc::new(|| {}) }
+    }
+
+    /// Calls `listens` each time the storage says that it listens.
+    #[must_use]
+    pub fn on_listening(self, listens: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { listens: Arc::new(listens), ..self }
     }
 
     /// Something may be due in `table`.
     pub fn wake(&self, table: Table) {
-        (self.0)(table);
+        (self.wake)(table);
+    }
+
+    /// From here on commits are told of: the watch works, or works again.
+    pub fn listens(&self) {
+        (self.listens)();
     }
 }
 
@@ -366,7 +421,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Kind and place for people, without secrets: `sqlite /var/lib/orders.db`.
     fn describe(&self) -> String;
 
-    /// What it offers. Constant.
+    /// What it offers. Constant once [`prepare`](Storage::prepare) has answered: that may have asked the server.
     fn capabilities(&self) -> StorageCapabilities;
 
     /// Makes the tables ready: creates or upgrades them where the storage is allowed to, and checks them otherwise.
@@ -391,6 +446,10 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 6. A claim by a node without a live lease is refused with `LeaseLost` and nothing is stored.
     /// 7. A `Queued` record without a claim, which nobody would ever work on, and an inbox record without a group are
     ///    refused with `Invalid`, and nothing is stored.
+    /// 8. Does not wait for an open transaction that has the record of the same id locked, such as that of a handler at
+    ///    work on it, where the database can (a storage with one writer may wait for it): it is `Duplicate`.
+    /// 9. What is refused because of a record is `Rejected` or `Invalid`; what is refused whatever the records are is
+    ///    `Environment` or `Unavailable`.
     fn insert(
         &self,
         table: Table,
@@ -400,15 +459,17 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
     /// Takes due records of a lane for a node.
     ///
-    /// 1. Takes only committed records of this lane and version that are due by the database's clock and held by
-    ///    nobody; each becomes `Queued` with owner and token, and its attempts grow by one, atomically.
+    /// 1. Takes only committed records of this lane and version, of no excepted topic, that are due by the database's
+    ///    clock and held by nobody; each becomes `Queued` with owner and token, and its attempts grow by one, atomically.
     /// 2. However many claims run at once, on however many handles, a record is in exactly one answer.
     /// 3. Earliest due first, also within the answer; at most `limit`, and 0 answers none.
     /// 4. Does not wait for records that other claims or open transactions hold, where the database can (a storage
     ///    with one writer may wait for it).
     /// 5. A node without a live lease is refused with `LeaseLost`.
     /// 6. `next_due` is right: never later than the next waiting record, zero if one was due and skipped.
-    /// 7. Costs nothing that grows with the number of terminal or delayed records.
+    /// 7. Costs nothing that grows with the number of terminal or delayed records, nor with those of the other lanes.
+    /// 8. Contents together have at most `bytes` bytes, unless it is a single record. If that is why fewer than `limit`
+    ///    were taken, `next_due` is zero.
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>>;
 
     /// Writes the outcomes of attempts, in one transaction.
@@ -417,16 +478,21 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///    record is untouched. One that is lost does not hinder the others.
     /// 2. One answer for each, in their order. After `Written` the record is held by nobody unless its state is
     ///    `Queued`.
-    /// 3. Status, attempts, due time, expiry and reason are those of the state, times counted from the database's
-    ///    clock. Nothing else changes: never `Content`.
+    /// 3. Status, attempts, crashes, due time, expiry and reason are those of the state, times counted from the
+    ///    database's clock. Nothing else changes: never `Content`.
     /// 4. On an error nothing is written, unless its kind is `Unavailable`: then either all or nothing is.
+    /// 5. Does not wait for an open transaction that has a record locked, such as that of an abandoned handler, where the
+    ///    database can (a storage with one writer may wait for it): that one is `Locked`, and the others are written.
+    /// 6. What is refused because of a state is `Rejected`; what is refused whatever the states are is `Environment` or
+    ///    `Unavailable`.
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>>;
 
-    /// Undoes a claim, or an insert with one, whose answer never arrived: whatever is held under this token is due at once, the attempt not
-    /// counted.
+    /// Undoes a claim, or an insert with one, whose answer never arrived: whatever is held under this token is due at
+    /// once, the attempt not counted.
     ///
     /// 1. Answers how many records that were; 0 when the claim never took place or is settled.
-    /// 2. Records held under other tokens are untouched. (Here and below, what becomes due again keeps its reason.)
+    /// 2. Records held under other tokens are untouched. (Here and below, what becomes due again keeps its reason, and its
+    ///    crashes where nothing else is said.)
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>>;
 
     /// In how long the next waiting record of each lane is due: zero if one is due now, `None` if none waits.
@@ -449,17 +515,20 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>>;
 
     /// Takes from the dead: every record that is held by a node without a live lease becomes due at once, its attempts
-    /// unchanged, and the nodes whose leases ran out are forgotten.
+    /// unchanged and its crashes one more, and the nodes whose leases ran out are forgotten.
     ///
     /// 1. Nothing is taken from a node with a live lease, however long ago it claimed.
     /// 2. Everything is taken from a node without one, however old the record.
     /// 3. Afterwards the former owner's settlements are `Lost`.
     /// 4. Safe when several nodes call it at once.
+    /// 5. Does not wait for an open transaction that has a record locked, where the database can: that record is taken by
+    ///    the first call after its end.
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>>;
 
     /// Signs a node off: its lease ends, and what it still holds becomes due at once, the attempts not counted.
     ///
-    /// 1. As a takeover, but of this node only, and at once.
+    /// 1. As a takeover, but of this node only, and at once; no crash is counted. What an open transaction has locked is
+    ///    not waited for: a takeover finds it later.
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>>;
 
     /// Takes a chore for a node, or renews its right to it: from now on the node may do it, alone, until `term` has
@@ -508,6 +577,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 1. Not declared in `capabilities().watches`: answers `Unsupported` at once.
     /// 2. Declared: a committed insert of another handle wakes its table; extra wake-ups are harmless.
     /// 3. May be dropped at any await.
+    /// 4. Says [`Wake::listens`] as soon as commits are told of, and again after each gap.
     fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
         let _ = wake;
         Box::pin(async move { Err(Error::unsupported("watch for commits in", self.describe())) })

@@ -10,7 +10,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
+/// The longest delay, lease and retention that means anything: a thousand years. Longer ones are cut to it, so that no sum
+/// with a clock overflows.
+pub const FAR: Duration = Duration::from_secs(365_250 * 24 * 3600);
+
 impl Timestamp {
+    /// The first moment that is told apart: 1970-01-01T00:00:00Z.
+    pub const EARLIEST: Self = Self(0);
+    /// The last moment that is told apart: 9000-01-01T00:00:00Z. Every database has it.
+    pub const LATEST: Self = Self(221_845_392_000_000_000);
+
     /// From microseconds since the Unix epoch.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
@@ -43,9 +52,10 @@ impl From<SystemTime> for Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// RFC 3339 in UTC with microseconds: `2026-11-23T08:00:00.000000Z`.
+    /// RFC 3339 in UTC with microseconds: `2026-11-23T08:00:00.000000Z`. What is later than [`Timestamp::LATEST`] is told
+    /// as that.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_rfc3339_micros(self.to_system_time()).fmt(f)
+        humantime::format_rfc3339_micros((*self).min(Self::LATEST).to_system_time()).fmt(f)
     }
 }
 
@@ -66,6 +76,16 @@ pub enum Due {
 }
 
 impl Due {
+    /// The same, but no farther off than can be told apart ([`FAR`], [`Timestamp::LATEST`]).
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        match self {
+            Self::Now => Self::Now,
+            Self::In(delay) => Self::In(delay.min(FAR)),
+            Self::At(moment) => Self::At(moment.clamp(Timestamp::EARLIEST, Timestamp::LATEST)),
+        }
+    }
+
     /// The due time in microseconds since the epoch, given the database's present time in the same unit. For storages
     /// that compute times outside of their query language.
     pub fn resolve(self, database_now: i64) -> i64 {
@@ -84,6 +104,14 @@ mod tests {
     #[test]
     fn a_timestamp_prints_as_rfc_3339_in_utc() {
         assert_eq!(Timestamp::from_micros(1_500_000).to_string(), "1970-01-01T00:00:01.500000Z");
+    }
+
+    #[test]
+    fn the_bounds_are_years_that_every_database_has() {
+        assert_eq!(Timestamp::LATEST.to_string(), "9000-01-01T00:00:00.000000Z");
+        assert_eq!(Timestamp::EARLIEST.to_string(), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(Timestamp::from_micros(i64::MAX).to_string(), Timestamp::LATEST.to_string());
+        assert_eq!(Timestamp::from_micros(i64::MIN).to_string(), Timestamp::EARLIEST.to_string());
     }
 
     #[test]

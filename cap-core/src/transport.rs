@@ -89,6 +89,9 @@ pub struct Subscription {
     pub topics: Vec<TopicPattern>,
     /// At most so many deliveries may be handed out and neither acknowledged nor released; at least 1.
     pub prefetch: usize,
+    /// At most so many bytes of bodies may be in this process that were neither acknowledged nor released, handed out or
+    /// not; one message is allowed whatever its size.
+    pub prefetch_bytes: usize,
 }
 
 /// Identifies a delivery to the consumer that it came from.
@@ -147,12 +150,24 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     ///    group that wants it; for a transport that is not durable, only after each of these groups acknowledged it.
     /// 2. A message that no group wants is reported as `Unroutable`.
     /// 3. A broker that is not there, or a connection lost with the outcome unknown, is `Unavailable`; a message that
-    ///    the broker refuses for what it is (too large, malformed) is `Invalid`; any other refusal is `Rejected`.
+    ///    the broker refuses for what it is (too large, malformed) is `Invalid`; what lies in the state of its topic or of
+    ///    the broker (a full queue, no right to write, no leader) is `Environment`; any other refusal is `Rejected`.
     /// 4. Each outcome is the message's own: one that fails does not hinder the others.
     /// 5. Every outcome is reported within a bounded time, also when the broker hangs or the transport is closed.
     /// 6. Id, topic, headers and payload arrive unchanged, `cap-*` headers included.
     /// 7. Confirms are not waited for one by one: many are outstanding at once.
+    /// 8. If the broker breaks off (closes the channel, the connection) because of one message, that message is found
+    ///    among all that were on their way and gets the outcome of 3; the others are sent all the same, and what is sent
+    ///    later does not wait for it.
     fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()>;
+
+    /// Why nothing can be sent at present although the broker is connected, if so: an alarm by which it takes nothing
+    /// more. Answers at once, from what the broker has told.
+    ///
+    /// 1. `Some` from when the broker has said so until it says that it is over, or the connection ends.
+    fn obstacle(&self) -> Option<Error> {
+        None
+    }
 
     /// Begins to consume for a group, declaring what is missing.
     ///
@@ -192,7 +207,8 @@ pub trait Consumer: fmt::Debug + Send {
     /// Waits for deliveries: at least one, at most `max`.
     ///
     /// 1. Cancel-safe: dropped before it answers, it loses no delivery.
-    /// 2. Never more than the subscription's prefetch are out at once.
+    /// 2. Never more than the subscription's prefetch are out at once, and no more bytes than its `prefetch_bytes`, but
+    ///    for a single message that is larger: memory is bounded, whatever the broker has and whoever is slow.
     /// 3. An error means that this consumer is over: whatever it handed out will be delivered again, to another.
     fn receive(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>>>;
 

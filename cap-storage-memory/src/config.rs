@@ -24,11 +24,15 @@ pub struct MemoryStorageOptions {
     /// answers `Unavailable`. Default: 5 s.
     #[serde(with = "humantime_serde")]
     pub lock_wait: Duration,
+    /// Whether the open transaction of a handler keeps its record locked, as it does in a database: nobody settles the
+    /// record or takes it over before the transaction ends. Otherwise a commit that comes too late is refused. Default:
+    /// no.
+    pub lock_records: bool,
 }
 
 impl Default for MemoryStorageOptions {
     fn default() -> Self {
-        Self { max_records: 1_000_000, max_content: None, lock_wait: Duration::from_secs(5) }
+        Self { max_records: 1_000_000, max_content: None, lock_wait: Duration::from_secs(5), lock_records: false }
     }
 }
 

@@ -33,7 +33,7 @@ pub struct MemoryTransaction {
     shared: Arc<Shared>,
     id: u64,
     staged: Vec<Staged>,
-    /// The record that it settles, if it was lent to a handler.
+    /// The inbox record that it settles, and may have locked, if it was lent to a handler.
     settlement: Option<Settlement>,
 }
 
@@ -106,10 +106,9 @@ impl MemoryTransaction {
 
     /// Commits together with the settlement that it was begun with.
     pub(crate) fn commit_own(mut self) -> Settled {
-        match self.settlement.take() {
-            Some(settlement) => self.commit_settled(Table::Inbox, &settlement),
-            None => Settled::Lost,
-        }
+        let Some(settlement) = self.settlement.take() else { return Settled::Lost };
+        self.shared.lock().records(Table::Inbox).unlock(settlement.record);
+        self.commit_settled(Table::Inbox, &settlement)
     }
 
     /// Commits together with a settlement, or does nothing when the record is not held any more.
@@ -118,8 +117,9 @@ impl MemoryTransaction {
         let published = {
             let mut database = shared.lock();
             let now = database.now();
-            if database.records(table).settle(settlement, now) == Settled::Lost {
-                return Settled::Lost;
+            let settled = database.records(table).settle(settlement, now);
+            if settled != Settled::Written {
+                return settled;
             }
             self.apply(&mut database)
         };
@@ -193,6 +193,9 @@ impl MemoryTransaction {
 
 impl Drop for MemoryTransaction {
     fn drop(&mut self) {
+        if let Some(settlement) = self.settlement.take() {
+            self.shared.lock().records(Table::Inbox).unlock(settlement.record);
+        }
         if !self.staged.is_empty() {
             let undone = std::mem::take(&mut self.staged);
             self.unlock(&undone);

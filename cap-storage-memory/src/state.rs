@@ -1,11 +1,13 @@
 //! The tables and their indexes. Everything here runs under one lock and never waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cap_core::lifecycle::State;
-use cap_core::storage::{Chore, Claim, Counts, Inserted, NewRecord, Query, Record, Settled, Settlement, Table};
+use cap_core::storage::{
+    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Table,
+};
 use cap_core::{ClaimToken, Group, MessageId, NodeId, RecordId, Status, Timestamp, Topic, Version};
 
 /// The key of the uniqueness rule: a message id, together with the group in the inbox.
@@ -21,6 +23,7 @@ pub(crate) struct Row {
     content: Arc<str>,
     status: Status,
     attempts: u32,
+    crashes: u32,
     reason: Option<String>,
     added: i64,
     due: Option<i64>,
@@ -38,6 +41,7 @@ impl Row {
             content: Arc::clone(&record.content),
             status: record.state.status(),
             attempts: 0,
+            crashes: 0,
             reason: None,
             added: now,
             due: None,
@@ -56,6 +60,7 @@ impl Row {
     fn write(&mut self, state: &State, now: i64) {
         self.status = state.status();
         self.attempts = state.attempts();
+        self.crashes = state.crashes();
         self.reason = state.reason().map(ToOwned::to_owned);
         self.due = state.due().map(|due| due.resolve(now));
         self.expires = state.expires().map(|keep| after(now, keep));
@@ -69,8 +74,9 @@ impl Row {
         self.status = Status::Scheduled;
         self.due = Some(now);
         self.held = None;
-        if counted == Counted::No {
-            self.attempts = self.attempts.saturating_sub(1);
+        match counted {
+            Counted::AsCrash => self.crashes = self.crashes.saturating_add(1),
+            Counted::No => self.attempts = self.attempts.saturating_sub(1),
         }
     }
 
@@ -83,7 +89,12 @@ impl Row {
     }
 
     fn lane(&self) -> LaneKey {
-        (self.version.clone(), self.group.clone())
+        let lane = match self.group.clone() {
+            None => Lane::Outbox,
+            Some(group) if self.crashes == 0 => Lane::Inbox(group),
+            Some(group) => Lane::Suspects(group),
+        };
+        (self.version.clone(), lane)
     }
 
     fn matches(&self, query: &Query) -> bool {
@@ -107,6 +118,7 @@ impl Row {
             content: Arc::clone(&self.content),
             status: self.status,
             attempts: self.attempts,
+            crashes: self.crashes,
             added: Timestamp::from_micros(self.added),
             due: self.due.map(Timestamp::from_micros),
             expires: self.expires.map(Timestamp::from_micros),
@@ -119,12 +131,12 @@ impl Row {
 /// Whether the attempt that a claim began counts when the record is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
-    Yes,
+    AsCrash,
     No,
 }
 
-/// What is claimed together: the group is `None` in the outbox.
-pub(crate) type LaneKey = (Version, Option<Group>);
+/// What is claimed together.
+pub(crate) type LaneKey = (Version, Lane);
 
 /// `published` or `received`.
 #[derive(Debug, Default)]
@@ -134,6 +146,8 @@ pub(crate) struct Records {
     /// Waiting records of each lane by due time: a claim reads what it takes and one record more.
     waiting: HashMap<LaneKey, BTreeSet<(i64, i64)>>,
     held: BTreeSet<(NodeId, ClaimToken, i64)>,
+    /// What the open transactions of handlers are at work on: nobody writes to it before they end.
+    locked: HashSet<i64>,
     expiring: BTreeSet<(i64, i64)>,
     counts: HashMap<Version, HashMap<(Status, bool), u64>>,
     last_id: i64,
@@ -207,18 +221,30 @@ impl Records {
         self.by_key.remove(&row.key());
     }
 
-    pub(crate) fn claim(&mut self, lane: &LaneKey, claim: Claim, limit: usize, now: i64) -> Vec<Record> {
-        let due = self.waiting.get(lane).into_iter().flatten().take_while(|(due, _)| *due <= now);
-        let ids: Vec<i64> = due.take(limit).map(|(_, id)| *id).collect();
+    pub(crate) fn claim(&mut self, request: &ClaimRequest, now: i64) -> Claimed {
+        let waiting = self.waiting.get(&(request.version.clone(), request.lane.clone()));
+        let wanted = waiting.into_iter().flatten().filter_map(|(due, id)| Some((*due, *id, self.rows.get(id)?)));
+        let mut wanted = wanted.filter(|(_, _, row)| !request.except.contains(&row.topic)).peekable();
+        let (mut ids, mut bytes) = (Vec::new(), 0_usize);
+        while ids.len() < request.limit
+            && let Some((_, id, row)) = wanted.next_if(|(due, _, row)| {
+                *due <= now && (ids.is_empty() || bytes.saturating_add(row.content.len()) <= request.bytes)
+            })
+        {
+            bytes = bytes.saturating_add(row.content.len());
+            ids.push(id);
+        }
+        let next_due = (ids.len() < request.limit).then(|| wanted.peek().map(|(due, _, _)| until(*due, now))).flatten();
         for id in &ids {
             self.change(*id, |row| {
                 row.status = Status::Queued;
                 row.attempts = row.attempts.saturating_add(1);
                 row.due = None;
-                row.held = Some(claim);
+                row.held = Some(request.claim);
             });
         }
-        ids.iter().filter_map(|id| self.rows.get(id).map(|row| row.record(*id))).collect()
+        let records = ids.iter().filter_map(|id| self.rows.get(id).map(|row| row.record(*id))).collect();
+        Claimed { records, next_due }
     }
 
     pub(crate) fn next_due(&self, lane: &LaneKey, now: i64) -> Option<Duration> {
@@ -233,6 +259,9 @@ impl Records {
     pub(crate) fn settle(&mut self, settlement: &Settlement, now: i64) -> Settled {
         if !self.is_held(settlement.record, settlement.token) {
             return Settled::Lost;
+        }
+        if self.locked.contains(&settlement.record.0) {
+            return Settled::Locked;
         }
         self.change(settlement.record.0, |row| row.write(&settlement.state, now));
         Settled::Written
@@ -252,10 +281,21 @@ impl Records {
         self.give_back(&ids, now, Counted::No)
     }
 
-    /// Gives back what is held by the nodes that `from` names.
+    /// Gives back what is held by the nodes that `from` names, and not locked.
     pub(crate) fn take(&mut self, from: impl Fn(&NodeId) -> bool, now: i64, counted: Counted) -> u64 {
-        let ids: Vec<i64> = self.held.iter().filter(|(node, _, _)| from(node)).map(|(_, _, id)| *id).collect();
+        let Self { held, locked, .. } = self;
+        let taken = held.iter().filter(|(node, _, id)| from(node) && !locked.contains(id));
+        let ids: Vec<i64> = taken.map(|(_, _, id)| *id).collect();
         self.give_back(&ids, now, counted)
+    }
+
+    /// Locks a record for a transaction, unless another has it locked.
+    pub(crate) fn lock(&mut self, id: RecordId) -> bool {
+        self.locked.insert(id.0)
+    }
+
+    pub(crate) fn unlock(&mut self, id: RecordId) {
+        self.locked.remove(&id.0);
     }
 
     pub(crate) fn collect(&mut self, limit: usize, now: i64) -> u64 {
@@ -407,7 +447,7 @@ impl Database {
     pub(crate) fn take_from_dead(&mut self, table: Table, now: i64) -> u64 {
         let Self { published, received, nodes, .. } = self;
         let records = if table == Table::Outbox { published } else { received };
-        records.take(|node| !nodes.contains_key(node), now, Counted::Yes)
+        records.take(|node| !nodes.contains_key(node), now, Counted::AsCrash)
     }
 }
 

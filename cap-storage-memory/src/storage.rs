@@ -192,6 +192,7 @@ impl Storage for MemoryStorage {
             watches: true,
             host_clock: true,
             max_content: self.shared.options.max_content,
+            ascii_only: false,
         }
     }
 
@@ -215,17 +216,12 @@ impl Storage for MemoryStorage {
 
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         at_once(move || {
-            let ClaimRequest { lane, version, claim, limit } = request;
             let mut database = self.shared.lock();
             let now = database.now();
-            if !database.is_live(claim.node, now) {
-                return Err(Self::without_lease("claim from", claim.node));
+            if !database.is_live(request.claim.node, now) {
+                return Err(Self::without_lease("claim from", request.claim.node));
             }
-            let records = database.records(lane.table());
-            let key = (version, group_of(lane));
-            let claimed = records.claim(&key, claim, limit, now);
-            let next_due = if claimed.len() < limit { records.next_due(&key, now) } else { None };
-            Ok(Claimed { records: claimed, next_due })
+            Ok(database.records(request.lane.table()).claim(&request, now))
         })
     }
 
@@ -254,7 +250,7 @@ impl Storage for MemoryStorage {
             let now = database.now();
             let next_due = |lane: Lane| {
                 let table = lane.table();
-                database.records(table).next_due(&(version.clone(), group_of(lane)), now)
+                database.records(table).next_due(&(version.clone(), lane), now)
             };
             Ok(lanes.into_iter().map(next_due).collect())
         })
@@ -355,6 +351,7 @@ impl Storage for MemoryStorage {
         let mut commits = self.shared.commits.subscribe();
         let mut seen = *commits.borrow_and_update();
         Box::pin(async move {
+            wake.listens();
             while commits.changed().await.is_ok() {
                 let [outbox, inbox] = std::mem::replace(&mut seen, *commits.borrow_and_update());
                 if seen[Table::Outbox as usize] != outbox {
@@ -366,12 +363,5 @@ impl Storage for MemoryStorage {
             }
             Ok(())
         })
-    }
-}
-
-fn group_of(lane: Lane) -> Option<cap_core::Group> {
-    match lane {
-        Lane::Outbox => None,
-        Lane::Inbox(group) => Some(group),
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cap_core::HandlerError;
-use cap_core::error::{ErrorKind, Result};
+use cap_core::error::{Error, ErrorKind, Result};
 use cap_core::storage::{BoxFuture, NewRecord, Settled, Settlement, Table, Transact, TransactAsync, Transacted, Work};
 
 use crate::enlist::MemoryTransaction;
@@ -29,22 +29,38 @@ impl Transact for MemoryStorage {
             };
             // The transaction may hold ids of its own while it waits; `lock_wait` ends a deadlock.
             self.unless_locked(|| tx.publish(self, &messages)).await?;
-            Ok(match tx.commit_settled(Table::Inbox, &settlement) {
-                Settled::Written => Transacted::Committed,
-                Settled::Lost => Transacted::Lost,
-            })
+            match tx.commit_settled(Table::Inbox, &settlement) {
+                Settled::Written => Ok(Transacted::Committed),
+                Settled::Lost => Ok(Transacted::Lost),
+                Settled::Locked => Err(locked()),
+            }
         })
     }
 }
 
-/// The record is not locked meanwhile: a commit that comes too late is refused.
+fn locked() -> Error {
+    let reason = "another open transaction has the record locked";
+    MemoryStorage::error(ErrorKind::Unavailable, "run a handler in", reason)
+}
+
+/// A commit that comes too late is refused, unless the record is locked meanwhile
+/// ([`lock_records`](crate::MemoryStorageOptions::lock_records)): then it cannot be too late.
 impl TransactAsync for MemoryStorage {
     type Tx = MemoryTransaction;
 
     fn begin(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<MemoryTransaction>>> {
         Box::pin(async move {
-            let is_held = self.shared.lock().records(Table::Inbox).is_held(settlement.record, settlement.token);
-            Ok(is_held.then(|| MemoryStorage::begin(self).settling(settlement)))
+            {
+                let mut database = self.shared.lock();
+                let inbox = database.records(Table::Inbox);
+                if !inbox.is_held(settlement.record, settlement.token) {
+                    return Ok(None);
+                }
+                if self.shared.options.lock_records && !inbox.lock(settlement.record) {
+                    return Err(locked());
+                }
+            }
+            Ok(Some(MemoryStorage::begin(self).settling(settlement)))
         })
     }
 
@@ -53,7 +69,7 @@ impl TransactAsync for MemoryStorage {
             self.unless_locked(|| tx.publish(self, &records)).await?;
             match tx.commit_own() {
                 Settled::Written => Ok(()),
-                Settled::Lost => {
+                Settled::Lost | Settled::Locked => {
                     let reason = "the record is another node's by now";
                     Err(Self::error(ErrorKind::LeaseLost, "commit a handler's work in", reason))
                 }

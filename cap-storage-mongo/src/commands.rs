@@ -14,12 +14,12 @@
 
 use cap_core::lifecycle::State;
 use cap_core::storage::{Lane, NewRecord, Query, Table};
-use cap_core::{Group, NodeId, Status, Topic, Version};
+use cap_core::{Group, MessageId, NodeId, Status, Topic, Version};
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use uuid::Uuid;
 
-use crate::record::{Moment, Times, attempts};
+use crate::record::{Moment, Times, attempts, crashes};
 
 /// Earlier than anything that is stored.
 pub(crate) const EARLY: DateTime = DateTime::from_millis(-62_135_596_800_000);
@@ -31,8 +31,17 @@ pub(crate) const AT_ONCE: usize = 64;
 pub(crate) const DUE: &str = "cap_due";
 pub(crate) const OWNER: &str = "cap_owner";
 pub(crate) const EXPIRED: &str = "cap_expired";
-const MESSAGE: &str = "cap_message";
-pub(crate) const INDEXES: [&str; 4] = [MESSAGE, DUE, OWNER, EXPIRED];
+pub(crate) const LANE: &str = "cap_lane";
+const SUSPECTS: &str = "cap_suspects";
+pub(crate) const MESSAGE: &str = "cap_message";
+
+/// Those of a collection.
+pub(crate) fn indexes(table: Table) -> &'static [&'static str] {
+    match table {
+        Table::Outbox => &[MESSAGE, DUE, OWNER, EXPIRED],
+        Table::Inbox => &[MESSAGE, LANE, SUSPECTS, OWNER, EXPIRED],
+    }
+}
 
 /// The document that is held while a schema is migrated.
 pub(crate) const LOCK: &str = "lock";
@@ -104,6 +113,11 @@ fn key(table: Table, record: &NewRecord) -> Document {
     key
 }
 
+/// The records of some messages, in any group.
+pub(crate) fn of_messages<'m>(ids: impl Iterator<Item = &'m MessageId>) -> Document {
+    doc! { "MessageId": { "$in": ids.map(MessageId::as_str).collect::<Vec<_>>() } }
+}
+
 /// An insert as an upsert: one whose key is there already changes nothing and is no error, which would end a
 /// transaction. `now` is the server's.
 pub(crate) struct Upsert {
@@ -123,6 +137,7 @@ impl Upsert {
             "Added": now,
             "Retries": attempts(state),
             "StatusName": state.status().as_str(),
+            "Crashes": crashes(state),
         };
         if let Some(due) = times.due {
             fields.insert("DueAt", due.after(now));
@@ -152,21 +167,49 @@ impl Upsert {
     }
 }
 
-/// What of a lane is due `now`; in the index [`DUE`], in its order.
-pub(crate) fn due(version: &Version, lane: &Lane, now: DateTime) -> (Table, Document) {
-    let mut filter = waiting(version, lane);
+/// What of a lane is due `now`, but for some topics; in the index of [`waiting`], in its order.
+pub(crate) fn due(version: &Version, lane: &Lane, except: &[Topic], now: DateTime) -> Document {
+    let mut filter = waiting(version, lane, except);
     filter.insert("DueAt", doc! { "$gt": EARLY, "$lte": now });
-    (lane.table(), filter)
+    filter
 }
 
-/// What of a lane waits, be it due or not; in the index [`DUE`], in its order.
-pub(crate) fn waiting(version: &Version, lane: &Lane) -> Document {
+/// What of a lane waits, be it due or not, but for some topics. In its order in the index [`DUE`] for the outbox,
+/// [`LANE`] for the inbox and [`SUSPECTS`] for these.
+pub(crate) fn waiting(version: &Version, lane: &Lane, except: &[Topic]) -> Document {
     let mut filter = doc! { "Version": version.as_str() };
-    if let Lane::Inbox(group) = lane {
-        filter.insert("Group", group.as_str());
+    match lane {
+        Lane::Outbox => {}
+        Lane::Inbox(group) => {
+            filter.insert("Group", group.as_str());
+            filter.insert("Crashes", 0);
+        }
+        Lane::Suspects(group) => {
+            filter.insert("Group", group.as_str());
+            filter.insert("Crashes", doc! { "$gt": 0 });
+        }
     }
     filter.insert("DueAt", doc! { "$gt": EARLY });
+    if !except.is_empty() {
+        filter.insert("Name", doc! { "$nin": except.iter().map(Topic::as_str).collect::<Vec<_>>() });
+    }
     filter
+}
+
+/// The address of a record and how long its content is.
+pub(crate) fn size() -> Document {
+    let content = doc! { "$cond": [{ "$eq": [{ "$type": "$Content" }, "string"] }, "$Content", ""] };
+    doc! { "Size": { "$strLenBytes": content } }
+}
+
+/// What waits in the inbox and was written by a node of the version before, which knows no crashes; in the index [`LANE`].
+pub(crate) fn without_crashes() -> Document {
+    doc! { "Crashes": null, "DueAt": { "$gt": EARLY } }
+}
+
+/// Such records are in the lane of those that are no suspects.
+pub(crate) fn set_crashes(ids: &[i64]) -> Vec<Document> {
+    many(ids, |ids| doc! { "q": { "_id": ids, "Crashes": null }, "u": { "$set": { "Crashes": 0 } }, "multi": true })
 }
 
 pub(crate) fn earliest_first() -> Document {
@@ -215,6 +258,7 @@ pub(crate) fn write(state: &State) -> Vec<Document> {
     let mut set = doc! {
         "StatusName": state.status().as_str(),
         "Retries": attempts(state),
+        "Crashes": crashes(state),
     };
     let mut unset = Vec::new();
     let mut field = |name: &str, value: Option<Bson>| match value {
@@ -250,18 +294,23 @@ pub(crate) fn settle(ids: &[i64], token: &Bson, state: &State) -> Vec<Document> 
 /// What makes a held record due at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
-    /// The attempt has begun and counts.
-    Yes,
+    /// The attempt has begun and counts, and its process is dead.
+    AsCrash,
     /// It never took place.
     No,
 }
 
 /// Makes held records due at once, those of them that `owners` still have.
 pub(crate) fn give_back(ids: &[i64], holder: &Document, counted: Counted) -> Vec<Document> {
+    let crashes = doc! { "$ifNull": ["$Crashes", 0] };
     let mut set = doc! { "StatusName": Status::Scheduled.as_str(), "DueAt": "$$NOW" };
-    if counted == Counted::No {
-        set.insert("Retries", doc! { "$max": [{ "$subtract": ["$Retries", 1] }, 0] });
-    }
+    match counted {
+        Counted::AsCrash => set.insert("Crashes", doc! { "$add": [crashes, 1] }),
+        Counted::No => {
+            set.insert("Crashes", crashes);
+            set.insert("Retries", doc! { "$max": [{ "$subtract": ["$Retries", 1] }, 0] })
+        }
+    };
     let update = vec![doc! { "$set": set }, doc! { "$unset": ["Owner", "Claim"] }];
     many(ids, |ids| {
         let mut filter = doc! { "_id": ids, "StatusName": Status::Queued.as_str() };
@@ -367,7 +416,7 @@ pub(crate) fn next_due(names: &Names, version: &Version, lanes: &[Lane]) -> Vec<
     let mut pipeline = clock();
     for (number, lane) in (0_i64..).zip(lanes) {
         let earliest = vec![
-            doc! { "$match": waiting(version, lane) },
+            doc! { "$match": waiting(version, lane, &[]) },
             doc! { "$sort": earliest_first() },
             doc! { "$limit": 1 },
             doc! { "$project": { "DueAt": 1, "Lane": { "$literal": number } } },
@@ -458,7 +507,7 @@ fn record_version(names: &Names, version: i64) -> Document {
 
 /// The schema, one list of commands for each version, from 1. Each may be run again.
 pub(crate) fn migrations(names: &Names) -> Vec<Vec<Document>> {
-    let mut versions = vec![version_1(names)];
+    let mut versions = vec![version_1(names), version_2(names)];
     for (version, commands) in (1..).zip(&mut versions) {
         commands.push(record_version(names, version));
         for command in commands {
@@ -485,6 +534,24 @@ fn version_1(names: &Names) -> Vec<Document> {
         ] });
     }
     commands
+}
+
+/// The lanes of the inbox. The index [`DUE`] stays: nodes of the version before claim by it while they are replaced.
+fn version_2(names: &Names) -> Vec<Document> {
+    let waits = doc! { "DueAt": { "$gt": EARLY } };
+    let suspects = doc! { "DueAt": { "$gt": EARLY }, "Crashes": { "$gt": 0 } };
+    let lane = doc! { "Crashes": 1, "Version": 1, "Group": 1, "DueAt": 1, "_id": 1, "Name": 1 };
+    let suspect = doc! { "Group": 1, "Version": 1, "DueAt": 1, "_id": 1, "Name": 1 };
+    let missing = doc! { "Crashes": { "$exists": false }, "DueAt": { "$gt": EARLY } };
+    vec![
+        doc! { "update": &names.received, "updates": [
+            { "q": missing, "u": { "$set": { "Crashes": 0 } }, "multi": true },
+        ] },
+        doc! { "createIndexes": &names.received, "indexes": [
+            { "key": lane, "name": LANE, "partialFilterExpression": waits },
+            { "key": suspect, "name": SUSPECTS, "partialFilterExpression": suspects },
+        ] },
+    ]
 }
 
 /// Documents without a message id are .NET CAP's. In it a published document's id is the message's; a received one has
@@ -574,8 +641,8 @@ fn given_up() -> (Document, Vec<Document>) {
 
 #[cfg(test)]
 mod tests {
+    use cap_core::Due;
     use cap_core::lifecycle;
-    use cap_core::{Due, MessageId};
 
     use super::*;
 
@@ -609,7 +676,7 @@ mod tests {
             keep_dead: std::time::Duration::ZERO,
         };
         let failed = lifecycle::Outcome::Failed("$Owner".to_owned());
-        let pipeline = write(&lifecycle::settle(1, failed, &rules, 0.0));
+        let pipeline = write(&lifecycle::settle(&lifecycle::Begun::first(), failed, &rules, 0.0));
         let reason = pipeline[0].get_document("$set").unwrap().get_document("Reason").unwrap();
         assert!(reason.get_str("$literal").unwrap().contains("$Owner"), "{pipeline:?}");
     }

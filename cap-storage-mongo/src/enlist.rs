@@ -7,7 +7,7 @@ use mongodb::ClientSession;
 
 use crate::error::{Fallible, Fault};
 use crate::record;
-use crate::session::{Db, Via, is_in_transaction};
+use crate::session::{Db, is_in_transaction};
 use crate::storage::MongoStorage;
 
 const PUBLISH: Attempt = Attempt::on("publish to", Table::Outbox);
@@ -19,7 +19,7 @@ impl<'c> Enlist<&'c mut ClientSession> for MongoStorage {
     type Receipt = BoxFuture<'c, Result<Vec<Inserted>>>;
 
     fn enlist(&self, session: &'c mut ClientSession, records: Vec<NewRecord>) -> Self::Receipt {
-        let db = self.clients().db(Via::Work);
+        let db = self.clients().db();
         Box::pin(async move {
             // Where it was written the caller knows best: the session is theirs.
             let place = "the caller's mongodb session";
@@ -34,12 +34,12 @@ async fn publish(db: &Db, session: &mut ClientSession, records: &[NewRecord]) ->
                       fate of your data";
         return Err(Fault::said(ErrorKind::Invalid, reason));
     }
-    record::check(Table::Outbox, records, None)?;
+    record::check(Table::Outbox, records, None, db.longest())?;
     // Over the session's own client: it may be another one than the storage's.
     let db = db.over(session.client());
     record::publish(&db, session, records).await.map_err(|fault| match fault {
-        Fault::Said(ErrorKind::Schema, reason) => Fault::said(
-            ErrorKind::Schema,
+        Fault::Said(ErrorKind::Environment, reason) => Fault::said(
+            ErrorKind::Environment,
             format!("{reason}; or the session is one of another cluster than the storage's"),
         ),
         other => other,

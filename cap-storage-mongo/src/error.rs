@@ -9,6 +9,8 @@ use mongodb::error::{
     ErrorKind as DriverKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure,
 };
 
+use crate::commands;
+
 /// Why an operation failed, before it is known where it ran.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -61,8 +63,37 @@ impl Fault {
         matches!(self, Self::Mongo(error) if error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT))
     }
 
+    /// Whether another transaction has a document that this one needs, or was quicker with it.
+    pub(crate) fn is_conflict(&self) -> bool {
+        match self {
+            Self::Mongo(error) => matches!(code(error), Some(WRITE_CONFLICT | LOCK_TIMEOUT)),
+            Self::Conflict => true,
+            Self::Said(..) | Self::AddressTaken => false,
+        }
+    }
+
     pub(crate) fn is_duplicate_key(&self) -> bool {
         matches!(self, Self::Mongo(error) if code(error) == Some(DUPLICATE_KEY))
+    }
+
+    /// Whether a message's key is there already; another key that is unique may be one of somebody else's index.
+    pub(crate) fn is_message_taken(&self) -> bool {
+        matches!(self, Self::Mongo(error)
+            if code(error) == Some(DUPLICATE_KEY) && is_about(&text_of(error), commands::MESSAGE))
+    }
+
+    /// The same where nothing of the kind may be the fault of what was given: in a constructor it is an operator's.
+    pub(crate) fn of_setup(self) -> Self {
+        match self {
+            Self::Mongo(error) if kind_of(&error) == ErrorKind::Environment => {
+                let reason = match advice(&error) {
+                    Some(advice) => format!("{}: {advice}", text_of(&error)),
+                    None => text_of(&error),
+                };
+                Self::Said(ErrorKind::Rejected, reason)
+            }
+            other => other,
+        }
     }
 }
 
@@ -99,6 +130,7 @@ pub fn driver_error(error: &Error) -> Option<&mongodb::error::Error> {
 
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 const WRITE_CONFLICT: i32 = 112;
+const LOCK_TIMEOUT: i32 = 24;
 const NO_SUCH_TRANSACTION: i32 = 251;
 const NO_RIGHTS: i32 = 13;
 const WRONG_CREDENTIALS: i32 = 18;
@@ -106,7 +138,7 @@ const WRONG_CREDENTIALS: i32 = 18;
 const LATER: [i32; 25] = [
     6,
     7,
-    24,
+    LOCK_TIMEOUT,
     46,
     50,
     64,
@@ -143,6 +175,10 @@ pub(crate) fn code(error: &mongodb::error::Error) -> Option<i32> {
     }
 }
 
+/// What lies in the data: a wrong value or type, a broken rule of validation, a key that is too long or there already in
+/// an index of somebody else's, a document that is too large.
+const DATA: [i32; 10] = [2, 14, 22, 52, 121, 10334, DUPLICATE_KEY, 17280, 17419, 17420];
+
 /// What the errors of single statements in the answer to a command mean: the driver leaves that to us.
 pub(crate) fn check_reply(reply: &Document) -> Fallible<()> {
     if let Ok(errors) = reply.get_array("writeErrors")
@@ -151,7 +187,8 @@ pub(crate) fn check_reply(reply: &Document) -> Fallible<()> {
         let code = error.get_i32("code").unwrap_or_default();
         return Err(match code {
             DUPLICATE_KEY if is_about_address(error) => Fault::AddressTaken,
-            DUPLICATE_KEY | WRITE_CONFLICT => Fault::Conflict,
+            DUPLICATE_KEY if is_about_message(error) => Fault::Conflict,
+            WRITE_CONFLICT => Fault::Conflict,
             code => Fault::said(kind_of_code(code), error.get_str("errmsg").unwrap_or("it says no reason")),
         });
     }
@@ -166,7 +203,7 @@ pub(crate) fn check_reply(reply: &Document) -> Fallible<()> {
 pub(crate) fn has_taken_key(reply: &Document) -> bool {
     let errors = reply.get_array("writeErrors").ok();
     let error = errors.and_then(|errors| errors.first()).and_then(|error| error.as_document());
-    error.is_some_and(|error| error.get_i32("code") == Ok(DUPLICATE_KEY) && !is_about_address(error))
+    error.is_some_and(|error| error.get_i32("code") == Ok(DUPLICATE_KEY) && is_about_message(error))
 }
 
 /// Whether it is the index of `_id` in which a key was there already.
@@ -175,6 +212,19 @@ fn is_about_address(error: &Document) -> bool {
         Ok(pattern) => pattern.contains_key("_id"),
         Err(_) => error.get_str("errmsg").is_ok_and(|text| text.contains("index: _id_")),
     }
+}
+
+/// Whether it is the index of the messages' keys.
+fn is_about_message(error: &Document) -> bool {
+    match error.get_document("keyPattern") {
+        Ok(pattern) => pattern.contains_key("MessageId"),
+        Err(_) => error.get_str("errmsg").is_ok_and(|text| is_about(text, commands::MESSAGE)),
+    }
+}
+
+/// Whether an error names this index, or none.
+fn is_about(text: &str, index: &str) -> bool {
+    !text.contains("index: ") || text.contains(&format!("index: {index}"))
 }
 
 /// The same for the error of the driver's own commands.
@@ -217,7 +267,7 @@ pub(crate) fn kind_of(error: &mongodb::error::Error) -> ErrorKind {
         DriverKind::Authentication { .. }
         | DriverKind::InvalidTlsConfig { .. }
         | DriverKind::IncompatibleServer { .. }
-        | DriverKind::SessionsNotSupported => ErrorKind::Rejected,
+        | DriverKind::SessionsNotSupported => ErrorKind::Environment,
         DriverKind::BsonDeserialization(_) | DriverKind::InvalidResponse { .. } => ErrorKind::Corrupt,
         DriverKind::BsonSerialization(_) => ErrorKind::Rejected,
         DriverKind::Shutdown => ErrorKind::Stopped,
@@ -225,14 +275,12 @@ pub(crate) fn kind_of(error: &mongodb::error::Error) -> ErrorKind {
     }
 }
 
+/// What somebody can put right without touching the data is `Environment`, which is what it is in doubt.
 fn kind_of_code(code: i32) -> ErrorKind {
     match code {
         code if LATER.contains(&code) => ErrorKind::Unavailable,
-        code if MISSING.contains(&code) => ErrorKind::Schema,
-        // Out of disk space: until someone acts.
-        14031 => ErrorKind::Rejected,
-        1 | 8 => ErrorKind::Internal,
-        _ => ErrorKind::Rejected,
+        code if DATA.contains(&code) => ErrorKind::Rejected,
+        _ => ErrorKind::Environment,
     }
 }
 
@@ -304,9 +352,8 @@ mod tests {
     fn each_class_of_codes_says_what_the_caller_can_do() {
         for (codes, kind) in [
             (&[112, 251, 91, 10107, 13435, 50, 64][..], ErrorKind::Unavailable),
-            (&[13, 18, 20, 11000, 14031, 10334, 9], ErrorKind::Rejected),
-            (&[26, 27, 85, 86], ErrorKind::Schema),
-            (&[1, 8], ErrorKind::Internal),
+            (&[2, 14, 121, 10334, 11000, 17280], ErrorKind::Rejected),
+            (&[1, 8, 13, 18, 20, 26, 27, 85, 86, 14031, 987_654], ErrorKind::Environment),
         ] {
             for code in codes {
                 assert_eq!(kind_of_code(*code), kind, "{code}");
@@ -328,6 +375,9 @@ mod tests {
         let duplicate = |pattern: Document| doc! { "writeErrors": [{ "code": 11000, "keyPattern": pattern }] };
         assert!(matches!(check_reply(&duplicate(doc! { "_id": 1 })), Err(Fault::AddressTaken)));
         assert!(matches!(check_reply(&duplicate(doc! { "MessageId": 1 })), Err(Fault::Conflict)));
+        let foreign = check_reply(&duplicate(doc! { "Name": 1 }));
+        assert!(matches!(foreign, Err(Fault::Said(ErrorKind::Rejected, _))), "{foreign:?}");
+        assert!(!has_taken_key(&duplicate(doc! { "Name": 1 })));
         assert!(has_taken_key(&duplicate(doc! { "MessageId": 1 })));
         assert!(!has_taken_key(&duplicate(doc! { "_id": 1 })) && !has_taken_key(&doc! { "n": 1 }));
         let refused = doc! { "writeErrors": [{ "code": 10334, "errmsg": "too large" }] };

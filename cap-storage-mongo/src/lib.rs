@@ -33,6 +33,8 @@
 //! - **Any number of nodes.** Claims are updates of single documents: a record is in one of them, and none waits for an
 //!   open transaction. A claim looks at its node's lease again after it has written, so that a takeover, which forgets
 //!   the node first, either sees what was claimed or makes the claim be given back.
+//! - **Nobody waits for an open transaction.** A record that one has written is settled later, those beside it at once;
+//!   an insert of what is there is a duplicate; a takeover comes again.
 //! - **Batches.** A batch is inserted, claimed or settled in a few commands, whatever its size, and in one transaction
 //!   where it must be all or nothing.
 //! - **Nothing but the insert** is in your transaction. A message whose id is there already leaves it usable: it is an
@@ -60,9 +62,10 @@
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `commands` (every filter, update, pipeline and index),
 //! `schema` (migrations applied), `session` (clients, transactions, time limits), `clock`, `address`, `record` (documents),
-//! `storage`, `enlist`, `transact`, `watch`, `error`.
+//! `claim`, `settle`, `storage`, `enlist`, `transact`, `watch`, `error`.
 
 mod address;
+mod claim;
 mod clock;
 mod commands;
 mod config;
@@ -72,6 +75,7 @@ mod lsid;
 mod record;
 mod schema;
 mod session;
+mod settle;
 mod storage;
 mod transact;
 mod watch;

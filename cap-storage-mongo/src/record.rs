@@ -1,18 +1,17 @@
 //! Records to and from documents.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cap_core::backend::{Alike, Holder, Settlements, refuse};
+use cap_core::backend::refuse;
 use cap_core::lifecycle::{State, Status};
-use cap_core::storage::{
-    Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Table,
-};
-use cap_core::{ClaimToken, Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
+use cap_core::storage::{Claim, Counts, Inserted, Lane, NewRecord, Query, Record, Table};
+use cap_core::{Due, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version, micros};
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use mongodb::options::Hint;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::address;
@@ -20,17 +19,21 @@ use crate::commands::{self, AT_ONCE, Counted, Upsert, binary};
 use crate::error::{Fallible, Fault, is_address_taken};
 use crate::session::{Db, End, all, matched};
 
-/// The longest content, in bytes: a document has at most 16 MiB, with all its fields.
-pub(crate) const MAX_CONTENT: usize = 15 << 20;
+/// The longest content, in bytes, as long as the server was not asked: a document has at most 16 MiB.
+pub(crate) const MAX_CONTENT: usize = (16 << 20) - ROOM;
+
+/// What the other fields of a document have.
+pub(crate) const ROOM: usize = 1 << 20;
 
 /// How many bytes of content one command carries, unless a single record has more.
 const MAX_COMMAND: usize = 8 << 20;
 
-/// Times beyond this many milliseconds (some 73 000 years) are cut to it, so that sums with the clock stay in range.
-const FAR: i64 = i64::MAX / 4_000;
+/// Durations beyond this many milliseconds, a thousand years, are cut to it, so that sums with the clock are dates that
+/// everything knows which reads BSON: none beyond the year 9999.
+const FAR: i64 = 365_250 * 24 * 3600 * 1000;
 
-/// How often a claim looks again when others took what it had seen.
-const ROUNDS: usize = 8;
+/// The last moment that is told apart, in milliseconds.
+const LATEST: i64 = Timestamp::LATEST.as_micros() / 1_000;
 
 /// How often an insert is done again under other addresses.
 const TRIES: usize = 5;
@@ -48,13 +51,18 @@ fn millis_up(micros: i64) -> i64 {
 }
 
 /// A limit as the server counts it; 0 would be none to it.
-fn limit(limit: usize) -> i64 {
+pub(crate) fn limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// A count of attempts as the server counts it.
 pub(crate) fn attempts(state: &State) -> i32 {
     i32::try_from(state.attempts()).unwrap_or(i32::MAX)
+}
+
+/// A count of crashes as the server counts it.
+pub(crate) fn crashes(state: &State) -> i32 {
+    i32::try_from(state.crashes()).unwrap_or(i32::MAX)
 }
 
 /// A time to be written.
@@ -94,19 +102,17 @@ impl Times {
         let due = state.due().map(|due| match due {
             Due::Now => Moment::In(0),
             Due::In(delay) => Moment::In(span(delay)),
-            Due::At(moment) => Moment::At(DateTime::from_millis(millis_up(moment.as_micros()).clamp(0, FAR))),
+            Due::At(moment) => Moment::At(DateTime::from_millis(millis_up(moment.as_micros()).clamp(0, LATEST))),
         });
         Self { due, expires: state.expires().map(|expires| Moment::In(span(expires))) }
     }
 }
 
 /// Refuses what can never work, and a content that fits into no document.
-pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>) -> Fallible<()> {
-    if let Some(NewRecord { message_id, content, .. }) =
-        records.iter().find(|record| record.content.len() > MAX_CONTENT)
-    {
+pub(crate) fn check(table: Table, records: &[NewRecord], claim: Option<Claim>, longest: usize) -> Fallible<()> {
+    if let Some(NewRecord { message_id, content, .. }) = records.iter().find(|record| record.content.len() > longest) {
         let length = content.len();
-        let reason = format!("the content of message {message_id} has {length} bytes, the limit is {MAX_CONTENT}");
+        let reason = format!("the content of message {message_id} has {length} bytes, the limit is {longest}");
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
     refuse(table, records, claim.is_some()).map_or(Ok(()), |reason| Err(Fault::said(ErrorKind::Invalid, reason)))
@@ -184,28 +190,77 @@ async fn insert_one(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {
         Err(error) => {
             let fault = Fault::from(error);
             // Another insert of the same id was quicker by a hair.
-            if fault.is_duplicate_key() { None } else { return Err(fault) }
+            if fault.is_message_taken() { None } else { return Err(fault) }
         }
     };
     Ok(vec![inserted.map_or(Inserted::Duplicate, |id| Inserted::Stored(RecordId(id)))])
 }
 
 /// Mostly all are new, and then an insert costs the server much less than upserts. A key that is there already ends the
-/// transaction: only then is each asked for.
+/// transaction: only then is each asked for. What is there, and what an open transaction has written, is not waited for.
 async fn insert_many(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<Inserted>> {
-    let all_new = db.transact(batch, |db, session, batch| {
-        Box::pin(async move {
-            let are_stored = insert_new(db, session, batch).await?;
-            Ok(if are_stored { End::Commit(true) } else { End::Abort(false) })
-        })
-    });
-    if all_new.await? {
-        return Ok((0..batch.records.len()).map(|place| Inserted::Stored(RecordId(batch.address(place)))).collect());
+    loop {
+        let all_new = db.try_transact(batch, |db, session, batch| {
+            Box::pin(async move {
+                let are_stored = insert_new(db, session, batch).await?;
+                Ok(if are_stored { End::Commit(true) } else { End::Abort(false) })
+            })
+        });
+        if all_new.await? == Some(true) {
+            return Ok((0..batch.records.len())
+                .map(|place| Inserted::Stored(RecordId(batch.address(place))))
+                .collect());
+        }
+        let each = db.try_transact(batch, |db, session, batch| {
+            Box::pin(async move { Ok(End::Commit(insert_in(db, session, batch).await?)) })
+        });
+        if let Some(answers) = each.await? {
+            return Ok(answers);
+        }
+        let known = known(db, batch).await?;
+        if known.iter().any(|known| *known) {
+            return insert_unknown(db, batch, &known).await;
+        }
+        // Another transaction inserts one of them, and only its end tells.
+        if Instant::now() >= db.deadline {
+            return Err(Fault::Conflict);
+        }
     }
-    let each = db.transact(batch, |db, session, batch| {
-        Box::pin(async move { Ok(End::Commit(insert_in(db, session, batch).await?)) })
-    });
-    each.await
+}
+
+/// Which of them are there already, as a majority knows.
+async fn known(db: &Db, batch: &Batch<'_>) -> Fallible<Vec<bool>> {
+    let mut found = HashSet::new();
+    for records in batch.records.chunks(AT_ONCE) {
+        let of_messages = commands::of_messages(records.iter().map(|record| &record.message_id));
+        let stored = db.table(batch.table);
+        let find = stored.find(of_messages).projection(doc! { "MessageId": 1, "Group": 1 });
+        for document in all(find.await?).await? {
+            let text = |name: &str| document.get_str(name).ok().map(ToOwned::to_owned);
+            found.insert((text("MessageId"), text("Group")));
+        }
+    }
+    let is_known = |record: &NewRecord| {
+        let group = record.group.as_ref().filter(|_| batch.table == Table::Inbox);
+        let key = (Some(record.message_id.to_string()), group.map(|group| group.as_str().to_owned()));
+        found.contains(&key)
+    };
+    Ok(batch.records.iter().map(is_known).collect())
+}
+
+/// Inserts those that are not there, in the places of the batch.
+async fn insert_unknown(db: &Db, batch: &Batch<'_>, known: &[bool]) -> Fallible<Vec<Inserted>> {
+    let places: Vec<usize> = (0..known.len()).filter(|place| !known[*place]).collect();
+    let records: Vec<NewRecord> = places.iter().map(|place| batch.records[*place].clone()).collect();
+    let mut answers = vec![Inserted::Duplicate; known.len()];
+    if records.is_empty() {
+        return Ok(answers);
+    }
+    let rest = Batch { records: &records, held_by: batch.held_by.clone(), ..*batch };
+    for (place, inserted) in places.into_iter().zip(Box::pin(insert_many(db, &rest)).await?) {
+        answers[place] = inserted;
+    }
+    Ok(answers)
 }
 
 /// Answers `false`, with the transaction at its end, if a key is there already.
@@ -273,77 +328,12 @@ pub(crate) async fn publish(db: &Db, session: &mut ClientSession, records: &[New
 /// Looks at the node's lease again after its claim was written. A takeover forgets the node first and looks for what it
 /// held afterwards. So if the node is still there, the takeover is yet to come, and will see the claim; if it is not,
 /// the claim is given back.
-async fn confirm(db: &Db, table: Table, claim: Claim) -> Fallible<()> {
+pub(crate) async fn confirm(db: &Db, table: Table, claim: Claim) -> Fallible<()> {
     let Err(fault) = db.lease(claim.node).await else { return Ok(()) };
     if matches!(fault, Fault::Said(ErrorKind::LeaseLost, _)) {
         give_back(db, table, commands::holder(claim.node, Some(claim.token.0)), Counted::No).await?;
     }
     Err(fault)
-}
-
-/// Takes due records, earliest first.
-pub(crate) async fn claim(db: &Db, request: &ClaimRequest) -> Fallible<Claimed> {
-    let ClaimRequest { lane, version, claim, limit: most } = request;
-    let table = lane.table();
-    let now = db.lease(claim.node).await?;
-    let (owner, token) = (binary(claim.node.0), binary(claim.token.0));
-    let mut order: HashMap<i64, usize> = HashMap::new();
-    let mut taken = 0;
-    for _ in 0..ROUNDS {
-        let due = due(db, commands::due(version, lane, now), most - taken).await?;
-        for id in &due {
-            let place = order.len();
-            order.entry(*id).or_insert(place);
-        }
-        let won = db.update(db.names.of(table), commands::claim(&due, now, &owner, &token)).await?;
-        taken += usize::try_from(won).unwrap_or(due.len());
-        // If others took some of them, what they left comes next.
-        if won == due.len() as u64 {
-            break;
-        }
-    }
-    let confirmed = confirm(db, table, *claim);
-    let next_due = next_due(db, version, lane, now);
-    // None of them is dropped under way.
-    let (records, confirmed, next_due) = match (order.is_empty(), taken < *most) {
-        (true, true) => (Ok(Vec::new()), Ok(()), next_due.await),
-        (true, false) => return Ok(Claimed::default()),
-        (false, true) => tokio::join!(won(db, table, &owner, &token), confirmed, next_due),
-        (false, false) => {
-            let (records, confirmed) = tokio::join!(won(db, table, &owner, &token), confirmed);
-            (records, confirmed, Ok(None))
-        }
-    };
-    confirmed?;
-    let mut records = records?;
-    records.sort_unstable_by_key(|record| order.get(&record.id.0).copied());
-    Ok(Claimed { records, next_due: next_due? })
-}
-
-/// The addresses of those that are due, the earliest first.
-async fn due(db: &Db, (table, filter): (Table, Document), most: usize) -> Fallible<Vec<i64>> {
-    if most == 0 {
-        return Ok(Vec::new());
-    }
-    let records = db.table(table);
-    let find = records.find(filter).sort(commands::earliest_first()).projection(doc! { "DueAt": 1 }).limit(limit(most));
-    let found = all(find.await?).await?;
-    Ok(found.iter().filter_map(|found| found.get("_id").and_then(whole)).collect())
-}
-
-/// In how long the next of a lane is due that waits now.
-async fn next_due(db: &Db, version: &Version, lane: &Lane, now: DateTime) -> Fallible<Option<Duration>> {
-    let records = db.table(lane.table());
-    let find = records
-        .find_one(commands::waiting(version, lane))
-        .sort(commands::earliest_first())
-        .projection(doc! { "DueAt": 1 });
-    Ok(find.await?.and_then(|found| Some(until(*found.get_datetime("DueAt").ok()?, now))))
-}
-
-/// What a claim has won.
-async fn won(db: &Db, table: Table, owner: &Bson, token: &Bson) -> Fallible<Vec<Record>> {
-    Ok(read_all(all(db.table(table).find(commands::held(owner, token)).await?).await?))
 }
 
 /// How long it is until then; zero when it has passed.
@@ -368,89 +358,6 @@ pub(crate) async fn waits(db: &Db, version: &Version, lanes: &[Lane]) -> Fallibl
         }
     }
     Ok(answers)
-}
-
-fn statements(settlements: &[&Settlement]) -> Vec<Document> {
-    let written = |alike: Alike<'_>| {
-        let ids: Vec<i64> = alike.records.iter().map(|record| record.0).collect();
-        commands::settle(&ids, &binary(alike.token.0), alike.state)
-    };
-    Alike::group(settlements.iter().copied()).into_iter().flat_map(written).collect()
-}
-
-/// Writes outcomes, in one transaction.
-pub(crate) async fn settle(db: &Db, table: Table, settlements: &[Settlement]) -> Fallible<Vec<Settled>> {
-    let batch = Settlements::new(settlements);
-    let first: Vec<&Settlement> = batch.first().collect();
-    let written = match first[..] {
-        [] => HashSet::new(),
-        [only] if settle_one(db, table, only).await? => HashSet::from([(only.record, only.token)]),
-        [_] => HashSet::new(),
-        _ => settle_many(db, table, &batch, &first).await?,
-    };
-    Ok(batch.answer(written))
-}
-
-/// A single document needs no transaction, and the driver tries again by itself where that is safe.
-async fn settle_one(db: &Db, table: Table, settlement: &Settlement) -> Fallible<bool> {
-    let Settlement { record, token, state } = settlement;
-    let filter = commands::still_held(record.0, &binary(token.0));
-    Ok(db.table(table).update_one(filter, commands::write(state)).await?.matched_count > 0)
-}
-
-/// Mostly all are still held; only when they are not, it is asked which.
-async fn settle_many(db: &Db, table: Table, batch: &Settlements<'_>, all: &[&Settlement]) -> Fallible<HashSet<Holder>> {
-    let context = (table, batch, all);
-    let are_all_written = db.transact(&context, |db, session, (table, _, all)| {
-        Box::pin(async move {
-            let reply = db.update_in(session, *table, statements(all)).await?;
-            let is_complete = matched(&reply) == all.len() as u64;
-            Ok(if is_complete { End::Commit(true) } else { End::Abort(false) })
-        })
-    });
-    if are_all_written.await? {
-        return Ok(all.iter().map(|settlement| (settlement.record, settlement.token)).collect());
-    }
-    let settle_held = db.transact(&context, |db, session, (table, batch, all)| {
-        Box::pin(async move {
-            let held = held(db, session, *table, all).await?;
-            let ours = batch.of(&held);
-            let written: HashSet<Holder> =
-                ours.iter().map(|settlement| (settlement.record, settlement.token)).collect();
-            if written.is_empty() {
-                return Ok(End::Abort(written));
-            }
-            let reply = db.update_in(session, *table, statements(&ours)).await?;
-            if matched(&reply) != written.len() as u64 {
-                return Err(Fault::Conflict);
-            }
-            Ok(End::Commit(written))
-        })
-    });
-    settle_held.await
-}
-
-/// Which of them are still held, as this transaction sees it.
-async fn held(
-    db: &Db,
-    session: &mut ClientSession,
-    table: Table,
-    settlements: &[&Settlement],
-) -> Fallible<HashSet<Holder>> {
-    let ids: Vec<i64> = settlements.iter().map(|settlement| settlement.record.0).collect();
-    let mut held = HashSet::new();
-    for ids in ids.chunks(AT_ONCE) {
-        let records = db.table(table);
-        let find = records.find(commands::all_held(ids)).projection(doc! { "Claim": 1 });
-        let mut cursor = find.session(&mut *session).await?;
-        while cursor.advance(session).await? {
-            let found = cursor.deserialize_current()?;
-            if let (Some(id), Some(token)) = (found.get("_id").and_then(whole), found.get("Claim").and_then(uuid)) {
-                held.insert((RecordId(id), ClaimToken(token)));
-            }
-        }
-    }
-    Ok(held)
 }
 
 /// Makes due at once what somebody holds; answers how many that were. What an open transaction has in its hands is
@@ -507,7 +414,25 @@ pub(crate) async fn take_over(db: &Db, table: Table) -> Fallible<u64> {
     if dead.is_empty() {
         return Ok(0);
     }
-    give_back(db, table, doc! { "Owner": commands::among(&dead) }, Counted::Yes).await
+    give_back(db, table, doc! { "Owner": commands::among(&dead) }, Counted::AsCrash).await
+}
+
+/// Puts what nodes of the version before have made due into its lane.
+pub(crate) async fn count_crashes(db: &Db) -> Fallible<()> {
+    let records = db.table(Table::Inbox);
+    let find = records.find(commands::without_crashes()).projection(doc! { "_id": 1 }).limit(limit(GIVEN_BACK));
+    let found = all(find.hint(Hint::Name(commands::LANE.to_owned())).await?).await?;
+    let ids: Vec<i64> = found.iter().filter_map(|found| found.get("_id").and_then(whole)).collect();
+    for ids in ids.chunks(AT_ONCE) {
+        db.try_transact(&ids, |db, session, ids| {
+            Box::pin(async move {
+                db.update_in(session, Table::Inbox, commands::set_crashes(ids)).await?;
+                Ok(End::Commit(()))
+            })
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// Deletes expired records, the longest expired first.
@@ -555,7 +480,7 @@ pub(crate) fn addresses(records: &[RecordId]) -> Vec<i64> {
     records.iter().map(|record| record.0).collect()
 }
 
-fn read_all(documents: Vec<Document>) -> Vec<Record> {
+pub(crate) fn read_all(documents: Vec<Document>) -> Vec<Record> {
     documents.into_iter().filter_map(read).collect()
 }
 
@@ -573,6 +498,9 @@ fn read(mut document: Document) -> Option<Record> {
         let moment = document.get_datetime(name).ok()?;
         Some(Timestamp::from_micros(moment.timestamp_millis().saturating_mul(1_000)))
     };
+    let number = |name: &str| {
+        document.get(name).and_then(whole).and_then(|number| u32::try_from(number.max(0)).ok()).unwrap_or(0)
+    };
     Some(Record {
         id,
         message_id: MessageId::from_stored(message_id.as_deref(), id),
@@ -581,7 +509,8 @@ fn read(mut document: Document) -> Option<Record> {
         group: group.as_deref().map(Group::from_stored),
         content: Arc::from(content.unwrap_or_default()),
         status: status.unwrap_or_default().parse().unwrap_or(Status::Failed),
-        attempts: document.get("Retries").and_then(whole).and_then(|number| u32::try_from(number).ok()).unwrap_or(0),
+        attempts: number("Retries"),
+        crashes: number("Crashes"),
         added: moment("Added").unwrap_or(Timestamp::from_micros(0)),
         due: moment("DueAt"),
         expires: moment("ExpiresAt"),
@@ -621,6 +550,7 @@ mod tests {
         let at = |micros| Times::of(&lifecycle::scheduled(Due::At(Timestamp::from_micros(micros)))).due.unwrap();
         assert_eq!(at(1_000_001), Moment::At(DateTime::from_millis(1_001)));
         assert_eq!(at(-5), Moment::At(DateTime::from_millis(0)), "before 1970 is long past");
+        assert_eq!(at(i64::MAX), Moment::At(DateTime::from_millis(LATEST)));
     }
 
     #[test]
@@ -636,7 +566,7 @@ mod tests {
         assert_eq!(how_many_fit(&[record(MAX_CONTENT), record(1)]), 1);
         assert_eq!(how_many_fit(&[record(MAX_COMMAND / 2), record(MAX_COMMAND / 2), record(1)]), 2);
         assert_eq!(how_many_fit(&[record(1), record(1)]), 2);
-        let error = check(Table::Outbox, &[record(MAX_CONTENT + 1)], None).unwrap_err();
+        let error = check(Table::Outbox, &[record(MAX_CONTENT + 1)], None, MAX_CONTENT).unwrap_err();
         assert!(matches!(error, Fault::Said(ErrorKind::Rejected, _)), "{error:?}");
     }
 

@@ -12,7 +12,7 @@ use crate::error::{Fallible, Fault, code};
 use crate::session::Db;
 
 /// The schema version that this code knows.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 
 /// How long to wait before the lock is tried again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -109,7 +109,7 @@ async fn is_complete(db: &Db) -> Fallible<bool> {
             return Ok(false);
         }
         let indexes = db.table(table).list_index_names().await?;
-        if commands::INDEXES.iter().any(|index| !indexes.iter().any(|found| found == index)) {
+        if commands::indexes(table).iter().any(|index| !indexes.iter().any(|found| found == index)) {
             return Ok(false);
         }
     }

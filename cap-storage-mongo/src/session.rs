@@ -5,7 +5,8 @@
 //! limit is on the wait for it.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::backend::Attempt;
@@ -14,6 +15,7 @@ use cap_core::{BoxFuture, Error, ErrorKind, NodeId, Result};
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::{Acknowledgment, ClientOptions, DatabaseOptions, ReadConcern, WriteConcern};
 use mongodb::{Client, ClientSession, Collection, Cursor, Database};
+use tokio::runtime;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -22,6 +24,7 @@ use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
 use crate::error::{Fallible, Fault, check_reply, has_taken_key, is_address_taken};
 use crate::lsid::Lsids;
+use crate::record::{MAX_CONTENT, ROOM};
 
 /// The first pause before something is done again that the server took back for the sake of another transaction.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -52,8 +55,10 @@ pub(crate) struct Clients {
     pub(crate) place: String,
     /// The user's, or the storage's own.
     work: Access,
-    /// For leases.
+    /// For what must not wait for the work of others.
     keepers: Access,
+    /// For heartbeats, if the clients are the storage's own.
+    leases: Option<Leases>,
     statement_timeout: Duration,
     connect_timeout: Duration,
     weakened: bool,
@@ -61,9 +66,17 @@ pub(crate) struct Clients {
 
 /// A client, and how many calls may be under way over it at once: one that was given up still counts, so that a server
 /// which answers nothing is not sent ever more.
+#[derive(Clone)]
 struct Access {
     db: Db,
     permits: Arc<Semaphore>,
+}
+
+/// How heartbeats go out: over a client that belongs to the runtime which asks for them. It is made there, since a client
+/// does nothing while every thread of the runtime is blocked in which it was made.
+struct Leases {
+    connect: ClientOptions,
+    access: Mutex<Option<(runtime::Id, Access)>>,
 }
 
 /// Which client.
@@ -71,6 +84,7 @@ struct Access {
 pub(crate) enum Via {
     Work,
     Keepers,
+    Leases,
 }
 
 impl Clients {
@@ -84,25 +98,37 @@ impl Clients {
         let place = place(Some(&connect), &options.database);
         let mut keepers = connect.clone();
         keepers.max_pool_size = Some(KEEPERS);
-        Ok(Self::new(Client::with_options(connect)?, Client::with_options(keepers)?, place, options))
+        let leases = Leases { connect: keepers.clone(), access: Mutex::default() };
+        let clients = Self::new(Client::with_options(connect)?, Client::with_options(keepers)?, place, options);
+        Ok(Self { leases: Some(leases), ..clients })
     }
 
     fn new(work: Client, keepers: Client, place: String, options: &MongoOptions) -> Self {
-        let names = Arc::new(Names::new(&options.prefix));
-        let (lsids, clock) = (Arc::new(Lsids::default()), Arc::new(Clock::default()));
+        let common = Common {
+            names: Arc::new(Names::new(&options.prefix)),
+            lsids: Arc::default(),
+            clock: Arc::default(),
+            longest: Arc::new(AtomicUsize::new(MAX_CONTENT)),
+        };
         let access = |client: Client, size: u32| {
             let concern = client.write_concern().filter(|_| options.weaken_durability).cloned();
-            let db = Db::new(client, options, (&names, &lsids, &clock), concern.unwrap_or_else(config::durable));
+            let db = Db::new(client, options, common.clone(), concern.unwrap_or_else(config::durable));
             Access { db, permits: Arc::new(Semaphore::new(size as usize)) }
         };
         Self {
             place,
             work: access(work, options.pool_size),
             keepers: access(keepers, KEEPERS),
+            leases: None,
             statement_timeout: options.statement_timeout,
             connect_timeout: options.connect_timeout,
             weakened: options.weaken_durability,
         }
+    }
+
+    /// How many bytes a content may have.
+    pub(crate) fn longest(&self) -> usize {
+        self.work.db.longest()
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -114,15 +140,19 @@ impl Clients {
     }
 
     /// A view of the database for work that begins now and has the time limit.
-    pub(crate) fn db(&self, via: Via) -> Db {
-        let access = self.access(via);
+    pub(crate) fn db(&self) -> Db {
+        self.at(&self.work)
+    }
+
+    fn at(&self, access: &Access) -> Db {
         Db { deadline: Instant::now() + self.statement_timeout, ..access.db.clone() }
     }
 
-    fn access(&self, via: Via) -> &Access {
-        match via {
-            Via::Work => &self.work,
-            Via::Keepers => &self.keepers,
+    fn access(&self, via: Via) -> Fallible<Access> {
+        match (via, &self.leases) {
+            (Via::Work, _) => Ok(self.work.clone()),
+            (Via::Leases, Some(leases)) => leases.access(&self.keepers),
+            (Via::Keepers | Via::Leases, _) => Ok(self.keepers.clone()),
         }
     }
 
@@ -142,9 +172,10 @@ impl Clients {
         F: Future<Output = Fallible<T>> + Send + 'static,
         W: FnOnce(Db) -> F,
     {
-        let db = self.db(via);
+        let access = self.access(via)?;
+        let db = self.at(&access);
         let deadline = db.deadline;
-        let permits = Arc::clone(&self.access(via).permits);
+        let permits = access.permits;
         let Ok(permit) = tokio::time::timeout_at(deadline, permits.acquire_owned()).await else {
             let reason = format!("all connections were busy for {:?}", self.statement_timeout);
             return Err(Fault::said(ErrorKind::Unavailable, reason));
@@ -179,7 +210,7 @@ impl Clients {
                  unless this write concern is as good as `majority` with a journal"
             );
         }
-        let task = tokio::spawn(work(self.db(Via::Work)));
+        let task = tokio::spawn(work(self.db()));
         let answer = task.await.unwrap_or_else(|panic| Err(Fault::said(ErrorKind::Internal, panic.to_string())));
         answer.map_err(|fault| self.explain(fault, attempt))
     }
@@ -187,7 +218,7 @@ impl Clients {
     /// Asks the server what it is, within the connect timeout.
     pub(crate) async fn try_connect(&self) -> Result<()> {
         let attempt = Attempt::on_database("connect to");
-        let db = self.db(Via::Work);
+        let db = self.db();
         // The driver gives up by itself, and says more than that it took too long.
         let limit = self.connect_timeout.saturating_add(Duration::from_millis(500));
         let asked = tokio::time::timeout(limit, tokio::spawn(async move { db.look().await })).await;
@@ -196,7 +227,7 @@ impl Clients {
             Ok(Err(panic)) => Err(Fault::said(ErrorKind::Internal, panic.to_string())),
             Err(_) => Err(Fault::said(ErrorKind::Unavailable, format!("no answer within {:?}", self.connect_timeout))),
         };
-        answer.map_err(|fault| self.explain(fault, attempt))
+        answer.map_err(|fault| self.explain(fault.of_setup(), attempt))
     }
 
     pub(crate) fn explain(&self, fault: Fault, attempt: Attempt) -> Error {
@@ -207,6 +238,21 @@ impl Clients {
         let limit = self.statement_timeout;
         let reason = format!("no answer within {limit:?}: it may have been carried out or not");
         Fault::said(ErrorKind::Unavailable, reason)
+    }
+}
+
+impl Leases {
+    /// The client of this runtime, made when it is first asked for. Otherwise as `like`.
+    fn access(&self, like: &Access) -> Fallible<Access> {
+        let runtime = runtime::Handle::current().id();
+        let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, access)) = access.as_ref().filter(|(made_in, _)| *made_in == runtime) {
+            return Ok(access.clone());
+        }
+        let client = Client::with_options(self.connect.clone())?;
+        let made = Access { db: like.db.over(client), permits: Arc::new(Semaphore::new(KEEPERS as usize)) };
+        *access = Some((runtime, made.clone()));
+        Ok(made)
     }
 }
 
@@ -228,19 +274,29 @@ pub(crate) struct Db {
     pub(crate) deadline: Instant,
     pub(crate) lsids: Arc<Lsids>,
     clock: Arc<Clock>,
+    longest: Arc<AtomicUsize>,
     write_concern: WriteConcern,
 }
 
+/// What the views of one database share.
+#[derive(Clone)]
+struct Common {
+    names: Arc<Names>,
+    lsids: Arc<Lsids>,
+    clock: Arc<Clock>,
+    longest: Arc<AtomicUsize>,
+}
+
 impl Db {
-    fn new(
-        client: Client,
-        options: &MongoOptions,
-        (names, lsids, clock): (&Arc<Names>, &Arc<Lsids>, &Arc<Clock>),
-        write_concern: WriteConcern,
-    ) -> Self {
+    fn new(client: Client, options: &MongoOptions, common: Common, write_concern: WriteConcern) -> Self {
         let database = database(&client, &options.database, &write_concern);
-        let (names, lsids, clock) = (Arc::clone(names), Arc::clone(lsids), Arc::clone(clock));
-        Self { client, database, names, deadline: Instant::now(), lsids, clock, write_concern }
+        let Common { names, lsids, clock, longest } = common;
+        Self { client, database, names, deadline: Instant::now(), lsids, clock, longest, write_concern }
+    }
+
+    /// How many bytes a content may have, as far as is known.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest.load(Ordering::Relaxed)
     }
 
     /// The same, over another client.
@@ -260,6 +316,10 @@ impl Db {
     /// What the server is. One that runs alone has no transactions.
     async fn look(&self) -> Fallible<()> {
         let hello = self.database.run_command(doc! { "hello": 1 }).await?;
+        if let Some(limit) = hello.get("maxBsonObjectSize").and_then(crate::record::whole) {
+            let longest = usize::try_from(limit).unwrap_or(0).saturating_sub(ROOM).max(1);
+            self.longest.store(longest, Ordering::Relaxed);
+        }
         let is_router = hello.get_str("msg").is_ok_and(|message| message == "isdbgrid");
         if !is_router && hello.get_str("setName").is_err() {
             let reason = "the server runs alone, and transactions need a replica set: start it with --replSet and call \
@@ -300,7 +360,7 @@ impl Db {
         let reason = format!(
             "the collections {prefix}.* are missing: call `prepare`, or apply the printed schema, to this database"
         );
-        Fault::said(ErrorKind::Schema, reason)
+        Fault::said(ErrorKind::Environment, reason)
     }
 
     /// The server's clock, if the node has a live lease.
@@ -409,11 +469,12 @@ impl Db {
     pub(crate) async fn try_transact<C: Sync, T>(&self, context: &C, work: Work<C, T>) -> Fallible<Option<T>> {
         match self.transact_until(Instant::now() + SHORT_PATIENCE, context, work).await {
             Ok(answer) => Ok(Some(answer)),
-            Err(fault) if fault.is_victim() => Ok(None),
+            Err(fault) if fault.is_conflict() => Ok(None),
             Err(fault) => Err(fault),
         }
     }
 
+    /// Conflicts with other transactions are waited for until `end`, whatever else passes until the time limit.
     async fn transact_until<C: Sync, T>(&self, end: Instant, context: &C, work: Work<C, T>) -> Fallible<T> {
         let mut session = self.start_session().await?;
         let mut pause = PAUSE;
@@ -427,6 +488,7 @@ impl Db {
             // nothing is done again.
             let reconnects = may_reconnect && fault.is_lost_connection() && !fault.is_unknown_commit();
             may_reconnect = false;
+            let end = if fault.is_conflict() { end } else { self.deadline };
             if !(fault.is_victim() || reconnects) || Instant::now() + pause >= end {
                 return Err(fault);
             }

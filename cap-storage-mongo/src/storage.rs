@@ -20,7 +20,7 @@ use crate::config::MongoOptions;
 use crate::error::{Fallible, Fault, text_of};
 use crate::session::{Clients, Db, End, Via, all};
 use crate::watch::{self, Position};
-use crate::{record, schema};
+use crate::{claim, record, schema, settle};
 
 /// A storage in MongoDB. A handle: cheap to clone, and any number of handles on one database, in this process or in
 /// others, work together.
@@ -88,7 +88,8 @@ impl MongoStorage {
     /// A storage over a client that is there already, with the default options. It does no I/O.
     ///
     /// The client's read and write concerns do not apply. Leases are renewed over it too: give it room for the
-    /// storage's calls beside yours (`maxPoolSize`).
+    /// storage's calls beside yours (`maxPoolSize`), and do not let handlers block every thread of the runtime in which
+    /// it was made, where the lease would be lost. [`connect`](Self::connect) has no such condition.
     pub fn new(client: Client) -> Self {
         let options = MongoOptions::default();
         Self::over(Clients::over(client, &options), &options)
@@ -160,7 +161,8 @@ impl Storage for MongoStorage {
             savepoints: false,
             watches: true,
             host_clock: false,
-            max_content: Some(record::MAX_CONTENT),
+            max_content: Some(self.0.clients.longest()),
+            ascii_only: false,
         }
     }
 
@@ -184,19 +186,20 @@ impl Storage for MongoStorage {
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
             let attempt = Attempt::on("insert into", table);
-            record::check(table, &records, claim).map_err(|fault| self.0.clients.explain(fault, attempt))?;
+            let checked = record::check(table, &records, claim, self.0.clients.longest());
+            checked.map_err(|fault| self.0.clients.explain(fault, attempt))?;
             self.work(attempt, |db| async move { record::insert(&db, table, &records, claim).await }).await
         })
     }
 
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         let attempt = Attempt::on("claim from", request.lane.table());
-        Box::pin(self.work(attempt, |db| async move { record::claim(&db, &request).await }))
+        Box::pin(self.work(attempt, |db| async move { claim::claim(&db, &request).await }))
     }
 
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
         let attempt = Attempt::on("settle records in", table);
-        Box::pin(self.work(attempt, move |db| async move { record::settle(&db, table, &settlements).await }))
+        Box::pin(self.work(attempt, move |db| async move { settle::settle(&db, table, &settlements).await }))
     }
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
@@ -212,7 +215,8 @@ impl Storage for MongoStorage {
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
         let lease = record::span(lease);
-        Box::pin(self.keep(Attempt::on_database("register a node in"), move |db| async move {
+        let attempt = Attempt::on_database("register a node in");
+        Box::pin(self.0.clients.run(Via::Leases, attempt, move |db| async move {
             // Before the collections are made, this would make one.
             db.clock().await?;
             let nodes = db.collection(&db.names.nodes);
@@ -224,7 +228,8 @@ impl Storage for MongoStorage {
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
         let lease = record::span(lease);
         let attempt = Attempt::on_database("renew a node's lease in");
-        Box::pin(self.keep(attempt, move |db| async move { heartbeat(&db, node, lease).await }))
+        let renew = move |db| async move { heartbeat(&db, node, lease).await };
+        Box::pin(self.0.clients.run(Via::Leases, attempt, renew))
     }
 
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
@@ -312,6 +317,7 @@ async fn take_over(db: &Db) -> Fallible<TakenOver> {
     }
     let outbox = record::take_over(db, Table::Outbox).await?;
     let inbox = record::take_over(db, Table::Inbox).await?;
+    record::count_crashes(db).await?;
     Ok(TakenOver { nodes, outbox, inbox })
 }
 

@@ -98,7 +98,7 @@ async fn commit(db: &Db, tx: MongoTransaction, records: &[NewRecord]) -> Fallibl
 }
 
 async fn write(db: &Db, session: &mut ClientSession, settlement: &Settlement, records: &[NewRecord]) -> Fallible<()> {
-    record::check(Table::Outbox, records, None)?;
+    record::check(Table::Outbox, records, None, db.longest())?;
     record::publish(db, session, records).await?;
     let Settlement { record, token, state } = settlement;
     let statements = commands::settle(&[record.0], &binary(token.0), state);

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::commands;
 use crate::error::{Fallible, Fault};
-use crate::session::{Db, Via};
+use crate::session::Db;
 use crate::storage::MongoStorage;
 
 const WATCH: Attempt = Attempt::on_database("watch for commits in");
@@ -26,8 +26,15 @@ const WATCH: Attempt = Attempt::on_database("watch for commits in");
 /// still has a connection.
 const HELD_BACK: Duration = Duration::from_millis(1_000);
 
-/// What the stream told: a table in which something is due, if any, and where the stream was then.
-type Told = (Option<Table>, Option<ResumeToken>);
+/// What the stream told, and where it was then.
+type Told = (Change, Option<ResumeToken>);
+
+enum Change {
+    /// From here on the stream tells.
+    Listens,
+    Due(Table),
+    None,
+}
 
 /// Where the stream of changes was last seen.
 #[derive(Default)]
@@ -52,9 +59,11 @@ pub(crate) async fn watch(storage: MongoStorage, wake: Wake) -> Result<()> {
         let storage = storage.clone();
         async move { follow(&storage, &sender).await }
     });
-    while let Some((table, position)) = told.recv().await {
-        if let Some(table) = table {
-            wake.wake(table);
+    while let Some((change, position)) = told.recv().await {
+        match change {
+            Change::Listens => wake.listens(),
+            Change::Due(table) => wake.wake(table),
+            Change::None => {}
         }
         // Only now: what nobody was woken for is told again.
         storage.position().set(position);
@@ -64,11 +73,11 @@ pub(crate) async fn watch(storage: MongoStorage, wake: Wake) -> Result<()> {
 }
 
 async fn follow(storage: &MongoStorage, told: &mpsc::Sender<Told>) -> Fallible<()> {
-    let db = storage.clients().db(Via::Work);
+    let db = storage.clients().db();
     let mut stream = open(&db, storage).await?;
     // What was committed before we listened.
-    for table in [Table::Outbox, Table::Inbox] {
-        let _ = told.send((Some(table), stream.resume_token())).await;
+    for change in [Change::Listens, Change::Due(Table::Outbox), Change::Due(Table::Inbox)] {
+        let _ = told.send((change, stream.resume_token())).await;
     }
     while stream.is_alive() {
         let event = match stream.next_if_any().await.map_err(Fault::from) {
@@ -81,11 +90,11 @@ async fn follow(storage: &MongoStorage, told: &mpsc::Sender<Told>) -> Fallible<(
                 return Err(fault);
             }
         };
-        let table = event.map(|event| {
+        let change = event.map_or(Change::None, |event| {
             let collection = event.get_document("ns").and_then(|name| name.get_str("coll")).unwrap_or_default();
-            if collection == db.names.published { Table::Outbox } else { Table::Inbox }
+            Change::Due(if collection == db.names.published { Table::Outbox } else { Table::Inbox })
         });
-        if told.send((table, stream.resume_token())).await.is_err() {
+        if told.send((change, stream.resume_token())).await.is_err() {
             return Ok(());
         }
     }

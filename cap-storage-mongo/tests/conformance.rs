@@ -74,11 +74,17 @@ impl StorageFixture for MongoFixture {
             watches: true,
             host_clock: false,
             max_content: Some(15 << 20),
+            ascii_only: false,
         }
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Arc<dyn Storage>>> {
-        Box::pin(async { Ok(Arc::new(self.database.storage().await) as Arc<dyn Storage>) })
+        Box::pin(async {
+            // With clients of its own: only those can be used from every runtime.
+            let options = MongoOptions::new(self.database.url().await).database(&self.database.name);
+            let storage = MongoStorage::connect_lazy(options.statement_timeout(Duration::from_secs(300))).await?;
+            Ok(Arc::new(storage) as Arc<dyn Storage>)
+        })
     }
 
     fn begin(&self) -> BoxFuture<'_, Result<Box<dyn UserTransaction>>> {
@@ -128,6 +134,11 @@ impl StorageFixture for MongoFixture {
             effects.sort();
             Ok(effects)
         })
+    }
+
+    /// A handler's transaction writes the settlement last.
+    fn locks_records(&self) -> bool {
+        false
     }
 
     fn reads_in_order(&self) -> bool {

@@ -98,7 +98,7 @@ impl MySqlOptions {
     }
 
     /// The greatest number of connections of the storage's own pool; 10 by default. Every transactional handler at
-    /// work needs one. Up to two more are used beside the pool, for leases, so that a busy pool never costs a node its
+    /// work needs one. Up to three more are used beside the pool, for leases, so that a busy pool never costs a node its
     /// life.
     #[must_use]
     pub fn pool_size(mut self, pool_size: u32) -> Self {

@@ -10,7 +10,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{MySql, MySqlConnection, Transaction};
 
 use crate::error::Numbered;
-use crate::record;
+use crate::insert;
 use crate::session::MySqlServer;
 use crate::sql::Sql;
 use crate::storage::MySqlStorage;
@@ -23,8 +23,8 @@ fn enlist<'c>(
     let (sql, packet, assumed) = (Arc::clone(storage.sql()), storage.packet(), storage.packet_or_least());
     Box::pin(async move {
         let inserted = async {
-            record::check(Table::Outbox, &records, None, packet)?;
-            record::publish(connection, &sql, &records, assumed).await
+            insert::check(Table::Outbox, &records, None, packet)?;
+            insert::publish(connection, &sql, &records, assumed).await
         };
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's mysql connection";

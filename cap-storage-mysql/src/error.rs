@@ -64,16 +64,42 @@ const VICTIM: [u16; 4] = [DEADLOCK, LOCK_WAIT_TIMEOUT, CHANGED_SINCE_READ, STILL
 const SHUTDOWN: [u16; 4] = [1053, 1152, 1927, 4031];
 /// A table, a column, or an index that a statement wants to be used.
 const MISSING: [u16; 3] = [1146, 1054, 1176];
-/// No connection or no memory is left, the disk or the table is full, the server or its cluster takes no writes now,
-/// the network failed, or a statement was interrupted or took too long.
-const BUSY: [u16; 22] = [
-    1021, 1037, 1038, 1040, 1041, 1047, 1114, 1135, 1158, 1159, 1160, 1161, 1180, 1203, 1226, 1290, 1317, 1836, 1969,
-    3024, 3100, 3101,
+/// No connection or no memory is left, the server or its cluster is not ready, the network failed, a statement was
+/// interrupted or took too long, or another transaction has what it would not wait for.
+const BUSY: [u16; 20] = [
+    1037,
+    1038,
+    1040,
+    1041,
+    1047,
+    1135,
+    1158,
+    1159,
+    1160,
+    1161,
+    1180,
+    1203,
+    1226,
+    1317,
+    1969,
+    3024,
+    3100,
+    3101,
+    LOCK_NOWAIT,
+    2013,
 ];
-/// A broken table or index.
-const BROKEN: [u16; 4] = [1034, 1194, 1195, 1712];
-/// The host may not connect, no database was named, the packet is too large, or the binary log is of statements.
-const REFUSED: [u16; 5] = [1046, 1129, 1130, 1153, 1665];
+/// The server takes no writes: it is a replica, or was made read-only.
+const READ_ONLY: [u16; 4] = [1290, 1792, 1836, 3858];
+/// A prepared statement is not there: a proxy gave the session away.
+const POOLED_AWAY: [u16; 2] = [1243, 1615];
+/// The packet is too large, a value that has no place in its column, JSON or a constraint that says no, a row that is too
+/// long, and what a trigger raised.
+const REFUSED: [u16; 22] = [
+    1048, 1062, 1118, 1153, 1169, 1264, 1265, 1292, 1300, 1364, 1366, 1406, 1451, 1452, 1586, 1644, 3140, 3141, 3819,
+    3988, 4025, 1301,
+];
+/// A wrong password, no such database, no right to it, or to connect from here.
+const NO_ENTRY: [u16; 11] = [1044, 1045, 1046, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698];
 
 /// The number of the error, if the server itself refused.
 fn number(error: &sqlx::Error) -> Option<u16> {
@@ -87,7 +113,8 @@ fn sqlstate(error: &sqlx::Error) -> Option<&str> {
 
 impl Errors for MySqlServer {
     fn kind(error: &sqlx::Error) -> ErrorKind {
-        number(error).map_or(ErrorKind::Internal, |number| kind_of_number(number, sqlstate(error).unwrap_or_default()))
+        number(error)
+            .map_or(ErrorKind::Environment, |number| kind_of_number(number, sqlstate(error).unwrap_or_default()))
     }
 
     fn advice(error: &sqlx::Error) -> Option<&'static str> {
@@ -109,21 +136,28 @@ impl Errors for MySqlServer {
     fn is_farewell(error: &sqlx::Error) -> bool {
         number(error).is_some_and(|number| SHUTDOWN.contains(&number))
     }
+
+    fn is_stale(error: &sqlx::Error) -> bool {
+        number(error).is_some_and(|number| READ_ONLY.contains(&number) || POOLED_AWAY.contains(&number))
+    }
+
+    fn is_no_entry(error: &sqlx::Error) -> bool {
+        number(error).is_some_and(|number| NO_ENTRY.contains(&number))
+    }
 }
 
 /// MySQL has few SQLSTATEs, so most is told by the number.
 fn kind_of_number(number: u16, sqlstate: &str) -> ErrorKind {
     match number {
-        number if MISSING.contains(&number) => ErrorKind::Schema,
         number if [&VICTIM[..], &SHUTDOWN, &BUSY].iter().any(|known| known.contains(&number)) => ErrorKind::Unavailable,
-        number if BROKEN.contains(&number) => ErrorKind::Corrupt,
         number if REFUSED.contains(&number) => ErrorKind::Rejected,
         _ => match sqlstate.get(..2).unwrap_or_default() {
             // Connection, victim of a conflict.
             "08" | "40" => ErrorKind::Unavailable,
-            // Data, constraint, transaction state, authorization, catalog, access rule, not supported.
-            "21" | "22" | "23" | "25" | "28" | "3D" | "42" | "0A" => ErrorKind::Rejected,
-            _ => ErrorKind::Internal,
+            // Data and constraints.
+            "21" | "22" | "23" => ErrorKind::Rejected,
+            // Rights, a full disk, a server that takes no writes, missing and broken tables, and whatever else there is.
+            _ => ErrorKind::Environment,
         },
     }
 }
@@ -140,7 +174,7 @@ fn advice_on_number(number: u16) -> Option<&'static str> {
         1142 | 1143 | 1227 | 1370 => "the user lacks the right: have it granted, see the README on rights",
         1040 | 1203 | 1226 => "too many connections: make the pools smaller or the server's `max_connections` greater",
         1021 | 1114 => "make room on the server's disk; until then nothing can be stored",
-        1290 | 1836 => "the server takes no writes: is it a replica?",
+        number if READ_ONLY.contains(&number) => "the server takes no writes: is it a replica?",
         1153 => "the message is larger than the server takes: make its `max_allowed_packet` greater",
         1665 => "set the server's `binlog_format` to ROW or MIXED",
         DEADLOCK | CHANGED_SINCE_READ => {
@@ -166,17 +200,17 @@ mod tests {
     fn each_error_of_the_server_says_what_the_caller_can_do() {
         for (numbers, kind) in [
             (
-                &[(1213, "40001"), (1205, "HY000"), (1040, "08004"), (1053, "08S01"), (1290, "HY000")][..],
+                &[(1213, "40001"), (1205, "HY000"), (1040, "08004"), (1053, "08S01"), (2013, "HY000")][..],
                 ErrorKind::Unavailable,
             ),
             (
-                &[(1045, "28000"), (1049, "42000"), (1044, "42000"), (1062, "23000"), (1406, "22001")],
+                &[(1366, "HY000"), (1406, "22001"), (1153, "08S01"), (1062, "23000"), (1048, "23000"), (3140, "22032")],
                 ErrorKind::Rejected,
             ),
-            (&[(1142, "42000"), (1153, "08S01"), (1665, "HY000"), (1130, "HY000")], ErrorKind::Rejected),
-            (&[(1146, "42S02"), (1054, "42S22"), (1176, "42000")], ErrorKind::Schema),
-            (&[(1712, "HY000")], ErrorKind::Corrupt),
-            (&[(1105, "HY000"), (0, ""), (65535, "?")], ErrorKind::Internal),
+            (&[(1142, "42000"), (1143, "42000"), (1044, "42000"), (1045, "28000")], ErrorKind::Environment),
+            (&[(1021, "HY000"), (1114, "HY000"), (1290, "HY000"), (1792, "25006")], ErrorKind::Environment),
+            (&[(1146, "42S02"), (1054, "42S22"), (1176, "42000"), (1712, "HY000")], ErrorKind::Environment),
+            (&[(1105, "HY000"), (0, ""), (65535, "?")], ErrorKind::Environment),
         ] {
             for (number, sqlstate) in numbers {
                 assert_eq!(kind_of_number(*number, sqlstate), kind, "{number}");

@@ -49,11 +49,13 @@
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `script`
 //! (statements sent together), `schema` (migrations applied), `server` (which one it is), `session` (pools, time
-//! limits), `record` (rows), `storage`, `enlist`, `transact`, `error`.
+//! limits), `record` (rows), `insert`, `claim`, `settle`, `storage`, `enlist`, `transact`, `error`.
 
+mod claim;
 mod config;
 mod enlist;
 mod error;
+mod insert;
 #[cfg(test)]
 mod plans;
 mod record;
@@ -61,6 +63,7 @@ mod schema;
 mod script;
 mod server;
 mod session;
+mod settle;
 mod sql;
 mod storage;
 mod transact;

@@ -6,10 +6,12 @@ use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
 use crate::error::Numbered;
-use crate::record::{self, Packet};
+use crate::insert::Packet;
+use crate::record;
 use crate::script::{Script, text};
 use crate::server;
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
+use crate::storage::Learnt;
 
 /// The columns of .NET CAP's tables; the first one only the inbox has.
 const CAP_COLUMNS: [&str; 9] =
@@ -21,11 +23,11 @@ pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 /// Brings the tables to [`VERSION`]. Of several nodes that start at once one does it, under a lock of the server's, and
 /// the others find it done. Where nothing is to be done nothing but reading is needed. A migration that was cut off is
 /// finished: its version is recorded last, and each of its statements may be run again.
-pub(crate) async fn apply(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Packet> {
-    let packet = server::ask(connection).await?;
+pub(crate) async fn apply(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Learnt> {
+    let at_once = server::ask(connection).await?;
     if version(connection, sql).await? == VERSION {
         check_tables(connection, sql).await?;
-        return Ok(packet);
+        return learn(connection, sql, at_once).await;
     }
     let prefix = text(Some(&sql.names.prefix));
     Script::default().plain(sql::MIGRATION_SESSION).run(connection).await?;
@@ -41,7 +43,17 @@ pub(crate) async fn apply(connection: &mut MySqlConnection, sql: &Sql) -> Fallib
     migrate(connection, sql).await?;
     Script::default().plain_with(sql::UNLOCK_MIGRATION, &[("prefix", &prefix)]).run(connection).await?;
     check_tables(connection, sql).await?;
-    Ok(packet)
+    learn(connection, sql, at_once).await
+}
+
+/// What the tables can hold. They may have been made by somebody else, or altered.
+async fn learn(connection: &mut MySqlConnection, sql: &Sql, at_once: u64) -> Fallible<Learnt> {
+    let names = [&sql.names.published, &sql.names.received].map(|name| text(Some(name.trim_matches('`'))));
+    let script = Script::default().plain_with(sql::TEXTS, &[("tables", &names.join(","))]);
+    let answers = script.run(connection).await?;
+    let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(record::out_of_step()) };
+    let content = record::maybe_integer(row, 1)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX);
+    Ok(Learnt { packet: Packet { at_once, content }, ascii_only: record::integer(row, 0)? > 0 })
 }
 
 async fn migrate(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
@@ -70,10 +82,10 @@ fn statements(script: &Statement) -> impl Iterator<Item = &str> {
 }
 
 /// Whether the server will do, and the tables are there, of exactly [`VERSION`].
-pub(crate) async fn check(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Packet> {
-    let packet = server::ask(connection).await?;
+pub(crate) async fn check(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Learnt> {
+    let at_once = server::ask(connection).await?;
     check_tables(connection, sql).await?;
-    Ok(packet)
+    learn(connection, sql, at_once).await
 }
 
 async fn check_tables(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
@@ -179,7 +191,7 @@ mod tests {
         let script = print("my bus");
         assert!(script.contains("CREATE TABLE IF NOT EXISTS `my bus.published`"), "{script}");
         assert!(script.contains("TABLE_NAME = 'my bus.received'"), "{script}");
-        assert!(script.contains(&format!("VALUES ({VERSION}, UTC_TIMESTAMP(6));")), "{script}");
+        assert!(script.contains(&format!("VALUES ({VERSION}, UTC_TIMESTAMP(6)) ON")), "{script}");
     }
 
     #[test]

@@ -11,9 +11,12 @@ use sqlx::{AssertSqlSafe, Either, MySql, MySqlConnection};
 
 use crate::sql::{self, Statement};
 
-/// Statements that are sent together. The first that fails is the last that is carried out.
+/// Statements that are sent together, as far as a packet goes. The first that fails is the last that is carried out.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Script(String);
+pub(crate) struct Script(Vec<String>);
+
+/// How many bytes are sent at once, unless a single statement has more: less than any server takes.
+const PACKET: usize = 256 << 10;
 
 /// What one statement of a script came to.
 #[derive(Debug)]
@@ -55,54 +58,73 @@ impl Script {
     }
 
     fn append(mut self, template: &str, values: &[(&str, &str)]) -> Self {
-        if !self.0.is_empty() && !template.is_empty() {
-            self.0.push_str("; ");
+        if template.is_empty() {
+            return self;
         }
-        let mut rest = template;
-        while let Some((before, after)) = rest.split_once('{') {
-            self.0.push_str(before);
-            let known = values.iter().find_map(|(name, value)| {
-                let after = after.strip_prefix(name)?.strip_prefix('}')?;
-                Some((*value, after))
-            });
-            match known {
-                Some((value, after)) => {
-                    self.0.push_str(value);
-                    rest = after;
-                }
-                None => {
-                    self.0.push('{');
-                    rest = after;
-                }
+        let statement = filled(template, values);
+        match self.0.last_mut() {
+            Some(packet) if packet.len() + statement.len() < PACKET => {
+                packet.push_str("; ");
+                packet.push_str(&statement);
             }
+            _ => self.0.push(statement),
         }
-        self.0.push_str(rest);
         self
     }
 
     #[cfg(test)]
-    pub(crate) fn text(&self) -> &str {
-        &self.0
+    pub(crate) fn text(&self) -> String {
+        self.0.join("; ")
     }
 
     /// Runs it to its end; an answer for each statement. One without statements asks nothing.
     pub(crate) async fn run(self, connection: &mut MySqlConnection) -> Fallible<Vec<Answer>> {
-        if self.0.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut results = sqlx::raw_sql(AssertSqlSafe(self.0)).fetch_many::<_, MySql>(connection);
-        let (mut answers, mut rows) = (Vec::new(), Vec::new());
-        while let Some(result) = poll_fn(|context| results.as_mut().poll_next(context)).await {
-            match result? {
-                Either::Right(row) => rows.push(row),
-                Either::Left(done) => {
-                    let (affected, inserted) = (done.rows_affected(), done.last_insert_id());
-                    answers.push(Answer { rows: std::mem::take(&mut rows), affected, inserted });
-                }
-            }
+        let mut answers = Vec::new();
+        for packet in self.0 {
+            send(packet, connection, &mut answers).await?;
         }
         Ok(answers)
     }
+}
+
+async fn send(packet: String, connection: &mut MySqlConnection, answers: &mut Vec<Answer>) -> Fallible<()> {
+    let mut results = sqlx::raw_sql(AssertSqlSafe(packet)).fetch_many::<_, MySql>(connection);
+    let mut rows = Vec::new();
+    while let Some(result) = poll_fn(|context| results.as_mut().poll_next(context)).await {
+        match result? {
+            Either::Right(row) => rows.push(row),
+            Either::Left(done) => {
+                let (affected, inserted) = (done.rows_affected(), done.last_insert_id());
+                answers.push(Answer { rows: std::mem::take(&mut rows), affected, inserted });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The template with `{name}` in it replaced by the literal of that name.
+fn filled(template: &str, values: &[(&str, &str)]) -> String {
+    let mut statement = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        statement.push_str(before);
+        let known = values.iter().find_map(|(name, value)| {
+            let after = after.strip_prefix(name)?.strip_prefix('}')?;
+            Some((*value, after))
+        });
+        match known {
+            Some((value, after)) => {
+                statement.push_str(value);
+                rest = after;
+            }
+            None => {
+                statement.push('{');
+                rest = after;
+            }
+        }
+    }
+    statement.push_str(rest);
+    statement
 }
 
 pub(crate) fn number(value: Option<i64>) -> String {
@@ -151,6 +173,14 @@ mod tests {
     #[test]
     fn holes_are_filled_once_and_statements_are_separated() {
         let script = Script::default().append("a {x} {1,2} {y", &[("x", "{y}"), ("y", "no")]).plain("").plain("b");
-        assert_eq!(script.0, "a {y} {1,2} {y; b");
+        assert_eq!(script.text(), "a {y} {1,2} {y; b");
+    }
+
+    #[test]
+    fn what_is_too_much_for_a_packet_is_sent_in_several() {
+        let long = "x".repeat(PACKET / 3);
+        let script = (0..5).fold(Script::begin(), |script, _| script.plain(&long)).commit();
+        assert!(script.0.len() > 1 && script.0.iter().all(|packet| packet.len() <= PACKET), "{}", script.0.len());
+        assert_eq!(script.text().matches(&long).count(), 5);
     }
 }

@@ -4,7 +4,7 @@ use cap_core::ErrorKind;
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
-use crate::record::{self, Packet};
+use crate::record;
 use crate::script::Script;
 use crate::sql;
 
@@ -12,13 +12,13 @@ use crate::sql;
 const OLDEST_MYSQL: (u32, u32) = (8, 0);
 const OLDEST_MARIADB: (u32, u32) = (10, 6);
 
-/// Refuses a server that is too old; answers how much it takes at once.
-pub(crate) async fn ask(connection: &mut MySqlConnection) -> Fallible<Packet> {
+/// Refuses a server that is too old; answers how much it takes at once, in bytes.
+pub(crate) async fn ask(connection: &mut MySqlConnection) -> Fallible<u64> {
     let answers = Script::default().plain(sql::SERVER).run(connection).await?;
     let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(record::out_of_step()) };
     let version = record::octets(row, 0)?.map(String::from_utf8_lossy).unwrap_or_default();
     check(&version).map_err(|reason| Fault::said(ErrorKind::Rejected, reason))?;
-    Ok(Packet(u64::try_from(record::integer(row, 1)?).unwrap_or(0)))
+    Ok(u64::try_from(record::integer(row, 1)?).unwrap_or(0))
 }
 
 /// `version` is what `VERSION()` answers: `8.0.36`, `10.11.6-MariaDB-log`.

@@ -64,7 +64,8 @@ pub(crate) async fn end(pools: &Pools, connection: &mut MySqlConnection) -> Fall
     Ok(())
 }
 
-/// How long a statement waits for a lock, in seconds: a part of the time limit, so that there is time to try again.
+/// How long a statement waits for a lock, in seconds: a part of the time limit, so that there is time to try again, and
+/// not long, since others may wait behind it. (For a handler nobody waits: this is for whatever else may have a lock.)
 fn lock_wait(statement_timeout: Duration) -> u64 {
-    (statement_timeout.as_secs() / 3).max(1)
+    (statement_timeout.as_secs() / 3).clamp(1, 3)
 }

@@ -3,7 +3,7 @@
 //!
 //! Invariants of both tables: `DueAt` is set exactly while a record waits; `Owner` is set exactly while it is `Queued`;
 //! `ExpiresAt` is set exactly when it is terminal. `Claim` holds the token of the claim, and until the first one that of
-//! the batch it was inserted with. Content is written by `INSERT` alone.
+//! the batch it was inserted with; `Suspect` is 1 exactly when `Crashes` is above 0. Content is written by `INSERT` alone.
 //!
 //! Habits, each for a reason:
 //! - A call is one or two scripts: several statements in one round trip, from `BEGIN` to `COMMIT`. Values in them are
@@ -15,6 +15,8 @@
 //!   nothing that is further back in this order, so nobody waits in a circle.
 //! - Whoever writes an owner shares a lock on the node's row, so that a takeover, which deletes the row first, waits for
 //!   claims under way and then sees what they took.
+//! - What a handler's open transaction may have locked is looked at without a lock, or with one that skips it, before
+//!   anything is written: nobody waits for a handler.
 //! - Indexes are forced: in a small table the optimizer would rather read all, and wait for rows that others have locked.
 //! - A list of values has at most [`LIST`] of them: MariaDB makes a join of longer ones, with plans of its own.
 
@@ -42,7 +44,7 @@ pub(crate) fn from_now(micros: i64) -> String {
 }
 
 /// The schema, one script for each version, from 1.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
 
 /// The most values in a list.
 pub(crate) const LIST: usize = 500;
@@ -107,7 +109,9 @@ CREATE TABLE IF NOT EXISTS {versions} (
 
 const SCHEMA_VERSION: &str = "SELECT CAST(COALESCE(MAX(`Version`), 0) AS SIGNED) FROM {versions}";
 
-const RECORD_VERSION: &str = "INSERT INTO {versions} (`Version`, `AppliedAt`) VALUES ({version}, {now})";
+/// A script that was cut off is applied once more.
+const RECORD_VERSION: &str = "
+INSERT INTO {versions} (`Version`, `AppliedAt`) VALUES ({version}, {now}) ON DUPLICATE KEY UPDATE `Version` = `Version`";
 
 /// Fails unless all tables are there.
 const TABLES_THERE: &str = "
@@ -115,15 +119,27 @@ SELECT 1 FROM {published} LIMIT 0; SELECT 1 FROM {received} LIMIT 0; SELECT 1 FR
 SELECT 1 FROM {chores} LIMIT 0
 ";
 
+/// The charsets of what people write, and the most bytes of a content.
+pub(crate) const TEXTS: &str = "
+SELECT COUNT(CASE WHEN CHARACTER_SET_NAME <> 'utf8mb4' THEN 1 END),
+       CAST(MIN(CASE COLUMN_NAME WHEN 'Content' THEN CHARACTER_OCTET_LENGTH END) AS SIGNED)
+FROM information_schema.COLUMNS
+WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({tables}) AND COLUMN_NAME IN ('Content', 'Reason')";
+
 /// The names of a table's columns come first in each row.
 const COLUMNS_THERE: &str = "SHOW COLUMNS FROM {table}";
 
 /// What [`read`](crate::record::read) reads. Text is sent as it is stored, whatever the session's charset.
 const RECORD: &str = "
-       `Id`, `MessageId`, CAST(`Version` AS BINARY), CAST(`Name` AS BINARY), {group}, CAST(`Content` AS BINARY),
+       `Id`, `MessageId`, CAST(`Version` AS BINARY), CAST(`Name` AS BINARY), {group}, {content_read},
        CAST(`StatusName` AS BINARY), COALESCE(`Retries`, 0), TIMESTAMPDIFF(MICROSECOND, {epoch}, `Added`),
        TIMESTAMPDIFF(MICROSECOND, {epoch}, `DueAt`), TIMESTAMPDIFF(MICROSECOND, {epoch}, `ExpiresAt`), `Owner`,
-       CAST(`Reason` AS BINARY)";
+       CAST(`Reason` AS BINARY), `Crashes`";
+
+const CONTENT: &str = "CAST(`Content` AS BINARY)";
+
+/// Content that is longer than its share of what a claim may take is read afterwards, if it is taken.
+const CONTENT_IN_SHARE: &str = "CASE WHEN LENGTH(`Content`) <= {share} THEN CAST(`Content` AS BINARY) END";
 
 /// A single row of the outbox that waits for its first attempt, which is what most business transactions publish. A
 /// duplicate is an error.
@@ -134,16 +150,16 @@ VALUES (?, ?, ?, 0, {now}, ?, ?, {now} + INTERVAL ? MICROSECOND)";
 /// The rows follow, one [`ROW`] for each record.
 const INSERT: &str = "
 INSERT INTO {table} (`Version`, `Name`, {group_column}`Content`, `Retries`, `Added`, `ExpiresAt`, `StatusName`,
-                     `MessageId`, `DueAt`, `Owner`, `Claim`, `Reason`)
+                     `MessageId`, `DueAt`, `Owner`, `Claim`, `Reason`, `Crashes`, `Suspect`)
 VALUES ";
 
 const ROW: &str = "
 (?, ?, {group_given}?, ?, {now}, {now} + INTERVAL ? MICROSECOND, ?,
- ?, COALESCE({epoch} + INTERVAL ? MICROSECOND, {now} + INTERVAL ? MICROSECOND), ?, ?, ?)";
+ ?, COALESCE({epoch} + INTERVAL ? MICROSECOND, {now} + INTERVAL ? MICROSECOND), ?, ?, ?, ?, ?)";
 
 /// A row of a record that is in flight from the beginning, as deliveries are: of these there are many.
 const ROW_IN_FLIGHT: &str = "
-(?, ?, {group_given}?, ?, {now}, NULL, 'Queued', ?, NULL, ?, ?, NULL)";
+(?, ?, {group_given}?, ?, {now}, NULL, 'Queued', ?, NULL, ?, ?, NULL, 0, 0)";
 
 /// One row that is in flight, and an error if the node has no live lease: then there is no time that it could be added.
 const INSERT_HELD: &str = "
@@ -156,6 +172,10 @@ VALUES ({version}, {topic}, {group_literal}{content}, {attempts},
 /// Nothing is written over a row that is there already. `INSERT IGNORE` would do the same, and hide every other error.
 const OR_NOTHING: &str = "
 ON DUPLICATE KEY UPDATE `Id` = `Id`";
+
+/// Which of a batch are there already. It locks nothing.
+const KNOWN: &str = "
+SELECT `MessageId`, {group} FROM {table} FORCE INDEX ({message_index}) WHERE `MessageId` IN ({message_ids})";
 
 /// Whether a whole batch was stored: then all its rows are between two addresses. One row answers for all.
 const ALL_STORED: &str = "
@@ -176,13 +196,18 @@ WHERE `MessageId` IN ({message_ids}) AND `Claim` = {token}";
 /// Answers no row when the node has no live lease.
 const LOCK_LEASE: &str = "SELECT 1 FROM {nodes} WHERE `Node` = {node} AND `LeaseUntil` > {now} LOCK IN SHARE MODE";
 
+/// The length of the content comes last.
 const DUE: &str = "
-SELECT {record}
+SELECT {record}, LENGTH(`Content`)
 FROM {table} FORCE INDEX ({due_index})
-WHERE `Version` = {version} AND {in_lane} AND `DueAt` <= {now}
+WHERE `Version` = {version} AND {in_lane} AND `DueAt` <= {now}{and_no_topic_of}
 ORDER BY `DueAt`, `Id`
 LIMIT {limit}
 FOR UPDATE SKIP LOCKED";
+
+/// What [`DUE`] left out. The rows are locked.
+const CONTENTS: &str =
+    "SELECT `Id`, CAST(`Content` AS BINARY) FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids})";
 
 const HOLD: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
@@ -195,7 +220,7 @@ const NEXT_IN_LANE: &str = "
 SELECT (
     SELECT TIMESTAMPDIFF(MICROSECOND, {now}, `DueAt`)
     FROM {table} FORCE INDEX ({due_index})
-    WHERE `Version` = {version} AND {in_lane} AND `DueAt` IS NOT NULL
+    WHERE `Version` = {version} AND {in_lane} AND `DueAt` IS NOT NULL{and_no_topic_of}
     ORDER BY `DueAt` LIMIT 1
 )";
 
@@ -208,6 +233,11 @@ const HELD: &str =
 const LOCK_HELD: &str = "
 SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY) WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE";
 
+/// The same without those that another has locked.
+const LOCK_FREE: &str = "
+SELECT `Id`, `Claim` FROM {table} FORCE INDEX (PRIMARY)
+WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE SKIP LOCKED";
+
 /// Locks them, with an error if another has locked one of them.
 const LOCK_HELD_AT_ONCE: &str = "
 SELECT COUNT(*) FROM {table} FORCE INDEX (PRIMARY)
@@ -217,10 +247,11 @@ WHERE `Id` IN ({ids}) AND `StatusName` = 'Queued' FOR UPDATE NOWAIT";
 const SETTLE: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
 SET `Retries` = {attempts}, `Reason` = {reason}, `DueAt` = {due}, `ExpiresAt` = {expires}, `Owner` = {owner},
-    `Claim` = {claim}, `StatusName` = {status}
+    `Claim` = {claim}, `Crashes` = {crashes}, `Suspect` = {suspect}, `StatusName` = {status}
 WHERE `Id` IN ({ids}) AND `Claim` = {token} AND `StatusName` = 'Queued'";
 
-/// Waits for claims of this node that are under way: what they take is seen afterwards.
+/// Waits for claims of this node that are under way: what they take is seen afterwards, in another transaction, so that a
+/// heartbeat never waits for what that waits for.
 const LOCK_NODE: &str = "SELECT 1 FROM {nodes} WHERE `Node` = {node} FOR UPDATE";
 
 const HELD_UNDER_TOKEN: &str = "
@@ -251,14 +282,15 @@ SELECT `Id` FROM {table} FORCE INDEX ({owner_index})
 WHERE `Owner` IN ({owners}) AND `StatusName` = 'Queued'
 ORDER BY `Id`";
 
-const LOCK_HELD_BY_DEAD: &str = "
+/// Without those that another has locked.
+const LOCK_HELD_BY: &str = "
 SELECT `Id` FROM {table} FORCE INDEX (PRIMARY)
 WHERE `Id` IN ({ids}) AND `Owner` IN ({owners}) AND `StatusName` = 'Queued'
 FOR UPDATE SKIP LOCKED";
 
 const TAKE_OVER: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
-SET `StatusName` = 'Scheduled', `DueAt` = {now}, `Owner` = NULL, `Claim` = NULL
+SET `StatusName` = 'Scheduled', `DueAt` = {now}, `Crashes` = `Crashes` + 1, `Suspect` = 1, `Owner` = NULL, `Claim` = NULL
 WHERE `Id` IN ({ids})";
 
 const EXPIRED: &str = "
@@ -298,7 +330,8 @@ LIMIT {limit}";
 
 const REQUEUE: &str = "
 UPDATE {table} FORCE INDEX (PRIMARY)
-SET `Retries` = {attempts}, `Reason` = {reason}, `DueAt` = {due}, `ExpiresAt` = {expires}, `StatusName` = {status}
+SET `Retries` = {attempts}, `Reason` = {reason}, `DueAt` = {due}, `ExpiresAt` = {expires}, `Crashes` = {crashes},
+    `Suspect` = {suspect}, `StatusName` = {status}
 WHERE `Id` IN ({ids}) AND `Owner` IS NULL
   AND (`StatusName` = 'Succeeded' OR (`StatusName` = 'Failed' AND `DueAt` IS NULL))";
 
@@ -355,7 +388,7 @@ pub(crate) struct Names {
     pub(crate) prefix: String,
     /// Quoted.
     pub(crate) published: String,
-    received: String,
+    pub(crate) received: String,
     nodes: String,
     chores: String,
     versions: String,
@@ -431,13 +464,16 @@ pub(crate) struct TableSql {
     inserts: Vec<Statement>,
     /// The same for records in flight.
     inserts_in_flight: Vec<Statement>,
+    pub(crate) known: Statement,
     pub(crate) all_stored: Statement,
     pub(crate) stored: Statement,
     pub(crate) due: Statement,
+    pub(crate) contents: Statement,
     pub(crate) hold: Statement,
     pub(crate) next: Statement,
     pub(crate) held: Statement,
     pub(crate) lock_held: Statement,
+    pub(crate) lock_free: Statement,
     pub(crate) lock_held_at_once: Statement,
     pub(crate) settle: Statement,
     pub(crate) held_under_token: Statement,
@@ -445,7 +481,7 @@ pub(crate) struct TableSql {
     pub(crate) give_back: Statement,
     pub(crate) dead_owners: Statement,
     pub(crate) held_by_dead: Statement,
-    pub(crate) lock_held_by_dead: Statement,
+    pub(crate) lock_held_by: Statement,
     pub(crate) take_over: Statement,
     pub(crate) expired: Statement,
     pub(crate) collect: Statement,
@@ -495,12 +531,19 @@ impl TableSql {
         // What only the inbox has: the column as it is read and compared, where it is written, and the lane's condition.
         let [group, group_column, group_given, group_literal, in_lane] = match table {
             Table::Outbox => ["NULL", "", "", "", "TRUE"],
-            Table::Inbox => ["CAST(`Group` AS BINARY)", "`Group`, ", "?, ", "{lane}, ", "`Group` = {lane}"],
+            Table::Inbox => [
+                "CAST(`Group` AS BINARY)",
+                "`Group`, ",
+                "?, ",
+                "{lane}, ",
+                "`Group` = {lane} AND `Suspect` = {suspects}",
+            ],
         };
         let fill = |template: &str| {
             let index = |of: &str| format!("`{}_{of}`", table.as_str());
             let template = template
                 .replace("{record}", RECORD)
+                .replace("{content_read}", CONTENT)
                 .replace("{table}", names.of(table))
                 .replace("{group}", group)
                 .replace("{group_column}", group_column)
@@ -524,13 +567,16 @@ impl TableSql {
             insert_held: fill(INSERT_HELD),
             inserts: inserts(ROW),
             inserts_in_flight: inserts(ROW_IN_FLIGHT),
+            known: fill(KNOWN),
             all_stored: fill(ALL_STORED),
             stored: fill(STORED),
-            due: fill(DUE),
+            due: fill(&DUE.replace("{record}", &RECORD.replace("{content_read}", CONTENT_IN_SHARE))),
+            contents: fill(CONTENTS),
             hold: fill(HOLD),
             next: fill(NEXT_IN_LANE),
             held: fill(HELD),
             lock_held: fill(LOCK_HELD),
+            lock_free: fill(LOCK_FREE),
             lock_held_at_once: fill(LOCK_HELD_AT_ONCE),
             settle: fill(SETTLE),
             held_under_token: fill(HELD_UNDER_TOKEN),
@@ -538,7 +584,7 @@ impl TableSql {
             give_back: fill(GIVE_BACK),
             dead_owners: fill(DEAD_OWNERS),
             held_by_dead: fill(HELD_BY_DEAD),
-            lock_held_by_dead: fill(LOCK_HELD_BY_DEAD),
+            lock_held_by: fill(LOCK_HELD_BY),
             take_over: fill(TAKE_OVER),
             expired: fill(EXPIRED),
             collect: fill(COLLECT),
@@ -584,6 +630,12 @@ mod tests {
         "{first}",
         "{group_asked}",
         "{id}",
+        "{and_no_topic_of}",
+        "{crashes}",
+        "{share}",
+        "{suspect}",
+        "{suspects}",
+        "{tables}",
         "{ids}",
         "{owner}",
         "{lane}",

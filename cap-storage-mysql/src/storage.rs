@@ -1,8 +1,7 @@
 //! The storage.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cap_core::backend::Attempt;
@@ -16,11 +15,13 @@ use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{MySqlConnection, MySqlPool};
 
 use crate::config::MySqlOptions;
-use crate::record::{self, Packet, Within};
+use crate::insert::Packet;
 use crate::schema;
 use crate::script::{Script, bytes, list, number, text};
 use crate::session::{Pools, Work};
-use crate::sql::{LIST, Sql, Statement, TableSql};
+use crate::settle::Within;
+use crate::sql::{BEGIN, LIST, Sql, Statement, TableSql};
+use crate::{claim, insert, record, settle};
 
 /// How long to wait before each look at what a dead node holds.
 const LOOKS: [Duration; 4] =
@@ -46,8 +47,16 @@ struct Shared {
     pools: Pools,
     sql: Arc<Sql>,
     migrate: bool,
-    /// What the server said that it takes at once, in bytes; 0 before it was asked.
-    packet: AtomicU64,
+    /// What the server said when the tables were prepared.
+    learnt: OnceLock<Learnt>,
+}
+
+/// What a server is asked when the tables are prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Learnt {
+    pub(crate) packet: Packet,
+    /// Whether a column cannot hold every text.
+    pub(crate) ascii_only: bool,
 }
 
 impl MySqlStorage {
@@ -89,7 +98,7 @@ impl MySqlStorage {
 
     /// A storage over a pool that is there already, with the default options. It does no I/O.
     ///
-    /// Leases use up to two connections beside the pool, made with the pool's connect options, so that a busy pool never
+    /// Leases use up to three connections beside the pool, made with the pool's connect options, so that a busy pool never
     /// costs a node its life.
     pub fn new(pool: MySqlPool) -> Self {
         let options = MySqlOptions::default();
@@ -107,7 +116,7 @@ impl MySqlStorage {
 
     fn over(pools: Pools, options: &MySqlOptions) -> Self {
         let sql = Arc::new(Sql::new(&options.prefix));
-        Self(Arc::new(Shared { pools, sql, migrate: options.migrate, packet: AtomicU64::new(0) }))
+        Self(Arc::new(Shared { pools, sql, migrate: options.migrate, learnt: OnceLock::new() }))
     }
 
     /// The pool that it works over: your own, or the one that it made.
@@ -125,7 +134,7 @@ impl MySqlStorage {
 
     /// What the server takes at once, if it was asked.
     pub(crate) fn packet(&self) -> Option<Packet> {
-        Some(self.0.packet.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0).map(Packet)
+        self.0.learnt.get().map(|learnt| learnt.packet)
     }
 
     pub(crate) fn packet_or_least(&self) -> Packet {
@@ -134,6 +143,10 @@ impl MySqlStorage {
 
     async fn work<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
         self.0.pools.run(Via::Work, attempt, context, work).await
+    }
+
+    async fn beat<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
+        self.0.pools.run(Via::Pulse, attempt, context, work).await
     }
 
     async fn keep<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
@@ -162,20 +175,22 @@ impl Storage for MySqlStorage {
             savepoints: true,
             watches: false,
             host_clock: false,
-            max_content: None,
+            max_content: self.packet().map(|packet| usize::try_from(packet.most_content()).unwrap_or(usize::MAX)),
+            ascii_only: self.0.learnt.get().is_some_and(|learnt| learnt.ascii_only),
         }
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            let Shared { pools, sql, migrate, packet } = &*self.0;
+            let Shared { pools, sql, migrate, learnt } = &*self.0;
             let attempt = Attempt::on_database("prepare the tables of");
             let prepared = if *migrate {
                 pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::apply(connection, sql))).await
             } else {
                 pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::check(connection, sql))).await
-            };
-            packet.store(prepared?.0, Ordering::Relaxed);
+            }?;
+            // What was learnt first stays.
+            learnt.get_or_init(|| prepared);
             Ok(())
         })
     }
@@ -188,11 +203,11 @@ impl Storage for MySqlStorage {
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
             let attempt = Attempt::on("insert into", table);
-            let checked = record::check(table, &records, claim, self.packet());
+            let checked = insert::check(table, &records, claim, self.packet());
             checked.map_err(|fault| self.0.pools.explain(fault, attempt))?;
             let context = (&self.0.sql, table, records, claim, self.packet_or_least());
             let insert = self.work(attempt, context, |connection, (sql, table, records, claim, packet)| {
-                Box::pin(record::insert(connection, sql, *table, records, *claim, *packet))
+                Box::pin(insert::insert(connection, sql, *table, records, *claim, *packet))
             });
             insert.await
         })
@@ -201,15 +216,22 @@ impl Storage for MySqlStorage {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         let attempt = Attempt::on("claim from", request.lane.table());
         Box::pin(self.work(attempt, (&self.0.sql, request), |connection, (sql, request)| {
-            Box::pin(record::claim(connection, sql, request))
+            Box::pin(claim::claim(connection, sql, request))
         }))
     }
 
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
-        let context = (self.0.sql.table(table), settlements);
-        Box::pin(self.work(Attempt::on("settle records in", table), context, |connection, (sql, settlements)| {
-            Box::pin(record::settle(connection, sql, settlements, Within::Own))
-        }))
+        Box::pin(async move {
+            let attempt = Attempt::on("settle records in", table);
+            let states = settlements.iter().map(|settlement| &settlement.state);
+            let checked = insert::check_reasons(states, self.packet());
+            checked.map_err(|fault| self.0.pools.explain(fault, attempt))?;
+            let context = (self.0.sql.table(table), settlements);
+            let settle = self.work(attempt, context, |connection, (sql, settlements)| {
+                Box::pin(settle::settle(connection, sql, settlements, Within::Own))
+            });
+            settle.await
+        })
     }
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
@@ -222,13 +244,13 @@ impl Storage for MySqlStorage {
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
         let attempt = Attempt::on_database("ask for the next due records of");
         Box::pin(self.work(attempt, (&self.0.sql, version, lanes), |connection, (sql, version, lanes)| {
-            Box::pin(record::waits(connection, sql, version, lanes))
+            Box::pin(claim::waits(connection, sql, version, lanes))
         }))
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
         let attempt = Attempt::on_database("register a node in");
-        Box::pin(self.keep(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
+        Box::pin(self.beat(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
             Box::pin(async move {
                 let lease = number(Some(record::RANGE.span(*lease)));
                 let values = [("node", &*record::literal(*node)), ("lease", &lease)];
@@ -240,7 +262,7 @@ impl Storage for MySqlStorage {
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
         let attempt = Attempt::on_database("renew a node's lease in");
-        Box::pin(self.keep(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
+        Box::pin(self.beat(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
             Box::pin(heartbeat(connection, sql, *node, *lease))
         }))
     }
@@ -304,10 +326,9 @@ impl Storage for MySqlStorage {
 async fn release(connection: &mut MySqlConnection, sql: &Sql, table: Table, claim: Claim) -> Fallible<u64> {
     let (node, token) = (record::literal(claim.node), bytes(claim.token.0.as_bytes()));
     let table = sql.table(table);
-    let script = Script::begin().then(&sql.lock_node, &[("node", &node)]);
+    let script = Script::begin().then(&sql.lock_node, &[("node", &node)]).commit().plain(BEGIN);
     let held = script.then(&table.held_under_token, &[("node", &node), ("token", &token)]).run(connection).await?;
-    // Behind the node, if it is still there.
-    let held = record::ids(held.get(held.len().saturating_sub(1)..).unwrap_or_default())?;
+    let held = record::ids(held.last().map(std::slice::from_ref).unwrap_or_default())?;
     let mut script = Script::default();
     for ids in held.chunks(LIST) {
         script = script.then(&table.give_back, &[("node", &node), ("ids", &record::addresses(ids))]);
@@ -358,16 +379,17 @@ async fn take_from_dead(connection: &mut MySqlConnection, sql: &TableSql) -> Fal
     let held = Script::default().then(&sql.held_by_dead, &[("owners", &owners)]).run(connection).await?;
     let mut taken = 0;
     for ids in record::ids(&held)?.chunks(LIST) {
-        taken += take(connection, sql, &owners, ids.to_vec()).await?;
+        taken += take(connection, sql, &sql.take_over, &owners, ids.to_vec()).await?;
     }
     Ok(taken)
 }
 
-/// Takes these records, but for what stays locked. A claim that passes by locks a record for a moment, and a handler for as
+/// Takes these records from their owners, but for what stays locked. A claim that passes by locks a record for a moment, and a handler for as
 /// long as it works: what it has is left for the next takeover, so that nobody waits for it here.
 async fn take(
     connection: &mut MySqlConnection,
     sql: &TableSql,
+    statement: &Statement,
     owners: &str,
     mut records: Vec<RecordId>,
 ) -> Fallible<u64> {
@@ -375,10 +397,12 @@ async fn take(
     for pause in LOOKS {
         tokio::time::sleep(pause).await;
         let ids = record::addresses(&records);
-        let script = Script::default().then(&sql.lock_held_by_dead, &[("owners", owners), ("ids", &ids)]);
+        let script = Script::default().then(&sql.lock_held_by, &[("owners", owners), ("ids", &ids)]);
         let locked = record::ids(&script.run(connection).await?)?;
         if !locked.is_empty() {
-            let script = Script::default().then(&sql.take_over, &[("ids", &record::addresses(&locked))]);
+            // A node that leaves is its own heir, and named once more.
+            let values = [("ids", &*record::addresses(&locked)), ("node", owners)];
+            let script = Script::default().then(statement, &values);
             taken += record::affected(&script.run(connection).await?);
         }
         records.retain(|record| !locked.contains(record));
@@ -395,8 +419,7 @@ async fn leave(connection: &mut MySqlConnection, sql: &Sql, node: NodeId) -> Fal
     for table in [&sql.published, &sql.received] {
         let held = Script::default().then(&table.held_by_node, &[("node", &node)]).run(connection).await?;
         for ids in record::ids(&held)?.chunks(LIST) {
-            let values = [("node", &*node), ("ids", &record::addresses(ids))];
-            Script::default().then(&table.give_back, &values).run(connection).await?;
+            take(connection, table, &table.give_back, &node, ids.to_vec()).await?;
         }
     }
     Script::default().commit().run(connection).await?;

@@ -9,9 +9,10 @@ use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{MySql, Transaction};
 
 use crate::error::Numbered;
-use crate::record::{self, Within};
 use crate::script::Script;
+use crate::settle::Within;
 use crate::storage::MySqlStorage;
+use crate::{insert, settle};
 use crate::{session, sql};
 
 const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
@@ -71,7 +72,7 @@ impl MySqlStorage {
 async fn begin(storage: &MySqlStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, MySql>>> {
     let mut tx = session::begin(storage.pools()).await?;
     let settlements = std::slice::from_ref(settlement);
-    let settled = record::settle(&mut tx, &storage.sql().received, settlements, Within::Handler).await?;
+    let settled = settle::settle(&mut tx, &storage.sql().received, settlements, Within::Handler).await?;
     if settled != [Settled::Written] {
         rollback(storage, tx).await?;
         return Ok(None);
@@ -89,8 +90,8 @@ async fn commit(storage: &MySqlStorage, mut tx: Transaction<'static, MySql>, rec
                       not";
         Fault::said(ErrorKind::Rejected, reason)
     })?;
-    record::check(Table::Outbox, records, None, storage.packet())?;
-    record::publish(&mut tx, storage.sql(), records, storage.packet_or_least()).await?;
+    insert::check(Table::Outbox, records, None, storage.packet())?;
+    insert::publish(&mut tx, storage.sql(), records, storage.packet_or_least()).await?;
     session::end(storage.pools(), &mut tx).await?;
     Ok(tx.commit().await?)
 }

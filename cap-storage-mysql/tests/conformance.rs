@@ -14,7 +14,8 @@ use cap_core::{BoxFuture, Error, ErrorKind, HandlerError, Result};
 use cap_storage_mysql::sqlx::mysql::MySqlPoolOptions;
 use cap_storage_mysql::sqlx::{self, Connection, MySqlConnection, Row};
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
-use cap_testkit::storage::{Script, StorageFixture, UserTransaction};
+use cap_testkit::storage::scene::message;
+use cap_testkit::storage::{HandlerTransaction, Script, StorageFixture, UserTransaction};
 use support::Database;
 
 cap_testkit::storage_conformance!(MySqlFixture::new().await);
@@ -25,13 +26,22 @@ struct MySqlFixture {
     /// Where handlers work.
     handlers: MySqlStorage,
     unusable: MySqlStorage,
+    max_content: usize,
 }
 
 impl MySqlFixture {
     async fn new() -> Self {
         let database = Database::create().await;
+        // Rights on single tables are what a session that is open notices the loss of.
+        let name = &database.name;
+        let tables = ["cap.published", "cap.received", "cap.nodes", "cap.chores", "cap.schema", "effects"];
+        let grants = tables.map(|table| format!("GRANT CREATE, INSERT, UPDATE ON {name}.`{table}` TO {name}"));
+        support::on_server(format!("REVOKE INSERT, UPDATE ON {name}.* FROM {name}; {}", grants.join("; "))).await;
+        let mut connection = database.connection().await;
+        let packet = sqlx::query_scalar("SELECT @@max_allowed_packet").fetch_one(&mut connection);
+        let packet: u64 = packet.await.unwrap();
         // The business data lives in the same database.
-        support::run(&mut database.connection().await, "CREATE TABLE effects (effect TEXT)").await;
+        support::run(&mut connection, "CREATE TABLE effects (effect TEXT)").await;
         let nowhere = database.options().host("127.0.0.1").port(1);
         let nowhere = MySqlPoolOptions::new().acquire_timeout(Duration::from_secs(1)).connect_lazy_with(nowhere);
         Self {
@@ -39,6 +49,7 @@ impl MySqlFixture {
             unusable: MySqlStorage::with_pool(nowhere, MySqlOptions::default().connect_timeout(Duration::from_secs(1)))
                 .unwrap(),
             database,
+            max_content: usize::try_from(packet).unwrap() - (256 << 10),
         }
     }
 }
@@ -62,7 +73,8 @@ impl StorageFixture for MySqlFixture {
             savepoints: true,
             watches: false,
             host_clock: false,
-            max_content: None,
+            max_content: Some(self.max_content),
+            ascii_only: false,
         }
     }
 
@@ -82,6 +94,8 @@ impl StorageFixture for MySqlFixture {
     /// What core does with a handler that asks for the transaction.
     fn transact(&self, settlement: Settlement, script: Script) -> BoxFuture<'_, Result<Transacted>> {
         Box::pin(async move {
+            // It has to know what the server takes.
+            self.handlers.prepare().await?;
             let Some(mut tx) = self.handlers.begin(settlement).await? else { return Ok(Transacted::Lost) };
             let mut effects = Vec::new();
             let played = catch_unwind(AssertUnwindSafe(|| {
@@ -106,6 +120,30 @@ impl StorageFixture for MySqlFixture {
         })
     }
 
+    fn begin_handler(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Box<dyn HandlerTransaction>>>> {
+        Box::pin(async move {
+            let storage = self.handlers.clone();
+            let begun = storage.begin(settlement).await?;
+            Ok(begun.map(|tx| Box::new(Handler { storage, tx }) as Box<dyn HandlerTransaction>))
+        })
+    }
+
+    fn can_refuse_writes(&self) -> bool {
+        true
+    }
+
+    fn set_writable(&self, writable: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let name = &self.database.name;
+            let change = if writable { ("GRANT", "TO") } else { ("REVOKE", "FROM") };
+            for table in ["published", "received"] {
+                let change = format!("{} INSERT, UPDATE ON {name}.`cap.{table}` {} {name}", change.0, change.1);
+                support::on_server(change).await;
+            }
+            Ok(())
+        })
+    }
+
     fn effects(&self) -> BoxFuture<'_, Result<Vec<String>>> {
         Box::pin(async {
             let mut connection = self.database.connection().await;
@@ -113,6 +151,11 @@ impl StorageFixture for MySqlFixture {
             let rows = select.fetch_all(&mut connection).await.map_err(failed)?;
             rows.iter().map(|row| row.try_get(0).map_err(failed)).collect()
         })
+    }
+
+    /// A server whose packets it does not fit into would end the connection.
+    fn refused_record(&self) -> Option<NewRecord> {
+        Some(NewRecord { content: "x".repeat(self.max_content + 1).into(), ..message("refused") })
     }
 
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
@@ -136,6 +179,22 @@ impl StorageFixture for MySqlFixture {
             self.database.drop().await;
             Ok(())
         })
+    }
+}
+
+/// A handler at work.
+struct Handler {
+    storage: MySqlStorage,
+    tx: sqlx::Transaction<'static, sqlx::MySql>,
+}
+
+impl HandlerTransaction for Handler {
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.storage.commit(self.tx, Vec::new()).await })
+    }
+
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.storage.rollback(self.tx).await })
     }
 }
 

@@ -96,8 +96,8 @@ impl PostgresOptions {
     }
 
     /// The greatest number of connections of the storage's own pool; 10 by default. Every transactional handler at
-    /// work needs one. Up to three more are used beside the pool: two for leases, so that a busy pool never costs a
-    /// node its life, and one that listens.
+    /// work needs one. Up to four more are used beside the pool: three for leases, so that a busy pool never costs
+    /// a node its life, and one that listens.
     #[must_use]
     pub fn pool_size(mut self, pool_size: u32) -> Self {
         self.pool_size = pool_size;

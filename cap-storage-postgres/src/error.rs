@@ -16,6 +16,8 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 const NO_RIGHTS: &str = "42501";
 /// An undefined schema, table, column, function or sequence, or an index that `ON CONFLICT` needs.
 const MISSING: [&str; 5] = ["3F000", "42P01", "42703", "42883", "42P10"];
+/// A table was altered under a prepared statement.
+const CHANGED_PLAN: &str = "0A000";
 /// A prepared statement that is not there, or is there already: a pooler gave the session away.
 const POOLED_AWAY: [&str; 2] = ["26000", "42P05"];
 
@@ -30,6 +32,11 @@ pub(crate) fn is_missing(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| MISSING.contains(&code))
 }
 
+/// Whether somebody else kept a lock for longer than the statement would wait.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    code(error) == Some(LOCK_NOT_AVAILABLE)
+}
+
 /// Whether it was said inside a transaction that had failed before.
 pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     code(error) == Some(ABORTED_TRANSACTION)
@@ -37,7 +44,7 @@ pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
 
 impl Errors for PostgresServer {
     fn kind(error: &sqlx::Error) -> ErrorKind {
-        code(error).map_or(ErrorKind::Internal, kind_of_code)
+        code(error).map_or(ErrorKind::Environment, kind_of_code)
     }
 
     fn advice(error: &sqlx::Error) -> Option<&'static str> {
@@ -54,21 +61,29 @@ impl Errors for PostgresServer {
     fn is_farewell(error: &sqlx::Error) -> bool {
         code(error).is_some_and(|code| SHUTDOWN.contains(&code))
     }
+
+    fn is_stale(error: &sqlx::Error) -> bool {
+        code(error).is_some_and(|code| code == READ_ONLY || code == CHANGED_PLAN || POOLED_AWAY.contains(&code))
+    }
+
+    fn is_no_entry(error: &sqlx::Error) -> bool {
+        code(error).is_some_and(|code| code.starts_with("28") || code.starts_with("3D") || code == NO_RIGHTS)
+    }
 }
 
 fn kind_of_code(code: &str) -> ErrorKind {
     match code {
-        // The server was switched to standby, or waits for a lock that somebody else holds.
-        READ_ONLY | LOCK_NOT_AVAILABLE => ErrorKind::Unavailable,
-        code if MISSING.contains(&code) => ErrorKind::Schema,
-        code if POOLED_AWAY.contains(&code) => ErrorKind::Rejected,
-        "XX001" | "XX002" => ErrorKind::Corrupt,
+        // Too little memory, too many connections, or a lock that somebody else has.
+        "53200" | "53300" | LOCK_NOT_AVAILABLE => ErrorKind::Unavailable,
+        READ_ONLY => ErrorKind::Environment,
         code => match code.get(..2).unwrap_or_default() {
-            // Connection, resources, operator intervention, system, victim of a conflict.
-            "08" | "53" | "57" | "58" | "40" => ErrorKind::Unavailable,
-            // Data, constraint, transaction state, authorization, catalog, access rule, not supported, limits.
-            "22" | "23" | "25" | "28" | "3D" | "42" | "0A" | "54" => ErrorKind::Rejected,
-            _ => ErrorKind::Internal,
+            // Connection, operator intervention, victim of a conflict.
+            "08" | "57" | "40" => ErrorKind::Unavailable,
+            // Data, constraint, limits, what a trigger raised, and a transaction that had failed or ended before: what was
+            // given, or done, is at fault.
+            "22" | "23" | "25" | "44" | "54" | "P0" => ErrorKind::Rejected,
+            // Rights, a full disk, a server that takes no writes, missing tables, and whatever else there is.
+            _ => ErrorKind::Environment,
         },
     }
 }
@@ -103,11 +118,10 @@ mod tests {
     #[test]
     fn each_class_of_sqlstate_says_what_the_caller_can_do() {
         for (codes, kind) in [
-            (&["08006", "57P01", "57014", "53300", "40P01", "25006", "55P03"][..], ErrorKind::Unavailable),
-            (&["28P01", "3D000", "42501", "23505", "22021", "25P02"], ErrorKind::Rejected),
-            (&["42P01", "3F000", "42703", "42P10"], ErrorKind::Schema),
-            (&["XX001"], ErrorKind::Corrupt),
-            (&["XX000", "", "?"], ErrorKind::Internal),
+            (&["08006", "57P01", "57014", "53300", "40P01", "55P03"][..], ErrorKind::Unavailable),
+            (&["22021", "22P05", "22001", "23505", "23514", "25P02", "54000", "P0001"], ErrorKind::Rejected),
+            (&["42501", "53100", "58030", "25006", "55000", "28P01", "3D000", "26000"], ErrorKind::Environment),
+            (&["42P01", "3F000", "42703", "42P10", "XX001", "XX000", "", "?"], ErrorKind::Environment),
         ] {
             for code in codes {
                 assert_eq!(kind_of_code(code), kind, "{code}");

@@ -47,12 +47,13 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `schema`
-//! (migrations applied), `session` (pools, time limits), `record` (rows), `storage`, `enlist`, `transact`, `watch`,
+//! (migrations applied), `session` (pools, time limits), `record` (rows), `floor`, `storage`, `enlist`, `transact`, `watch`,
 //! `error`.
 
 mod config;
 mod enlist;
 mod error;
+mod floor;
 #[cfg(test)]
 mod plans;
 mod record;

@@ -91,6 +91,7 @@ async fn look(connection: &mut PgConnection, sql: &Sql, situation: &str) {
             let plan = plan(connection, statement, parameters).await;
             let said = || format!("{situation}: {}\n{plan}", statement.text());
             assert!(!plan.contains(&format!("Seq Scan on {name}")), "it scans, {}", said());
+            assert!(!plan.contains(&format!("Sort Key: {name}")), "it sorts what it has not counted, {}", said());
             for step in steps {
                 assert!(plan.contains(step), "{step} is missing, {}", said());
             }
@@ -98,24 +99,36 @@ async fn look(connection: &mut PgConnection, sql: &Sql, situation: &str) {
         // In the order of the index, without sorting: however many there are, it reads no more than its limit.
         let in_order = |index: &str| format!("Index Scan using {name}_{index} on");
         let by = |index: &str| format!("{name}_{index}");
-        let claim = [NODE, NODE, "'v1'", "500", "'g'"];
-        let claim = &claim[..if name == "published" { 4 } else { 5 }];
-        uses(&table.claim, claim, &[in_order("due"), by("pkey")]).await;
+        let claim =
+            |except: &'static str, floor: &'static str| [NODE, NODE, "'v1'", "500", "1000000", except, floor, "'g'"];
+        for (except, floor) in [("'{}'", "NULL"), ("'{b, c}'", "NULL"), ("'{}'", "1700000000000000")] {
+            let claim = &claim(except, floor)[..if name == "published" { 7 } else { 8 }];
+            // The scan begins at the floor.
+            let from_floor = "(\"DueAt\" >= ".to_owned();
+            uses(&table.claim, claim, &[in_order("due"), by("pkey"), from_floor.clone()]).await;
+            if name == "received" {
+                uses(&table.claim_suspects, claim, &[in_order("suspects"), by("pkey"), from_floor]).await;
+            }
+        }
+        uses(&table.known, &["'{m1, m2}'", "'{g, g}'"], &[by("message")]).await;
         uses(&table.collect, &["100"], &[in_order("expired"), by("pkey")]).await;
         uses(&table.list, &["0", "10", "NULL", "NULL", "NULL", "NULL"], &[by("pkey")]).await;
         uses(&table.find, &["0", "10", "NULL", "NULL", "NULL", "NULL", "'m'"], &[by("message")]).await;
         uses(&table.release, &[NODE, NODE], &[by("owner")]).await;
         uses(&table.give_back, &[NODE], &[by("owner")]).await;
         uses(&table.take_over, &[], &[in_order("owner").replace("Scan", "Only Scan"), by("pkey")]).await;
-        uses(&table.settle, &["'{1}'", "'{1}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"], &[by("pkey")])
-            .await;
-        let alike = ["'{1}'", "'{}'", "'Succeeded'", "1", "NULL", "NULL", "NULL", "NULL"];
+        let kinds = ["'{1}'", "'{1}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'20'"];
+        uses(&table.settle, &kinds, &[by("pkey")]).await;
+        uses(&table.settle_unlocked, &kinds[..10], &[by("pkey")]).await;
+        uses(&table.held, &["'{1}'"], &[by("pkey")]).await;
+        let alike = ["'{1}'", "'{}'", "'Succeeded'", "1", "NULL", "NULL", "NULL", "NULL", "0", "'20'"];
         uses(&table.settle_alike, &alike, &[by("pkey"), "hashed SubPlan".into()]).await;
         uses(&table.delete, &["'{1}'"], &[by("pkey")]).await;
     }
-    let plan = plan(connection, &sql.next_due, &["'v1'", "'{NULL, g}'"]).await;
-    for index in ["published_due", "received_due"] {
+    let plan = plan(connection, &sql.next_due, &["'v1'", "'{NULL, g, g}'", "'{f, f, t}'", "'{NULL, NULL, 1}'"]).await;
+    for index in ["published_due", "received_due", "received_suspects"] {
         assert!(plan.contains(index), "{plan}");
     }
     assert!(!plan.contains("Seq Scan"), "{plan}");
+    assert!(!plan.contains("Sort Key: published") && !plan.contains("Sort Key: received"), "{plan}");
 }

@@ -4,22 +4,23 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cap_core::backend::{Range, Settlements, Times, refuse};
+use cap_core::backend::{Holder, Range, Settlements, Times, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
 };
-use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
+use cap_core::{ClaimToken, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
-use sqlx::{PgConnection, Postgres, Row, Type, ValueRef};
+use sqlx::{Connection, PgConnection, Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
-use crate::sql::{Sql, Statement, TableSql};
+use crate::error::is_lock_timeout;
+use crate::sql::{PATIENCE, Sql, Statement, TableSql};
 
 /// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay in range.
 const FAR: i64 = i64::MAX / 4;
@@ -38,6 +39,11 @@ pub(crate) fn limit(limit: usize) -> i64 {
 /// A count of attempts as SQL counts it.
 pub(crate) fn attempts(state: &State) -> i32 {
     i32::try_from(state.attempts()).unwrap_or(i32::MAX)
+}
+
+/// A count of crashes as SQL counts it.
+pub(crate) fn crashes(state: &State) -> i32 {
+    i32::try_from(state.crashes()).unwrap_or(i32::MAX)
 }
 
 /// The reason, without what PostgreSQL cannot hold in a text.
@@ -81,7 +87,11 @@ impl<K: PartialEq> Kinds<K> {
     }
 }
 
-/// Inserts records that were checked, in one statement.
+/// How long an insert waits for another one of the same id, in milliseconds: it is a duplicate only once that is committed.
+const WAIT_FOR_TWIN: &str = "5000";
+
+/// Inserts records that were checked, in one statement, or in two if a handler at work has one of them locked: that one is
+/// there, so it is a duplicate.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     sql: &Sql,
@@ -89,11 +99,60 @@ pub(crate) async fn insert(
     records: &[NewRecord],
     claim: Option<Claim>,
 ) -> Fallible<Vec<Inserted>> {
+    let outcome = match insert_within(connection, sql, table, records, claim, Some(PATIENCE)).await {
+        Err(fault) if is_locked(&fault) => insert_unknown(connection, sql, table, records, claim).await,
+        outcome => outcome,
+    };
+    shrink(connection, records.iter().map(|record| record.content.len()).sum());
+    outcome
+}
+
+/// Inserts those that are not there already.
+async fn insert_unknown(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    table: Table,
+    records: &[NewRecord],
+    claim: Option<Claim>,
+) -> Fallible<Vec<Inserted>> {
+    let known = sql
+        .table(table)
+        .known
+        .query()
+        .bind(column(records, |record| record.message_id.as_str()))
+        .bind(column(records, |record| record.group.as_ref().map(Group::as_str)))
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut is_known = vec![false; records.len()];
+    for row in &known {
+        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+        if let Some(known) = is_known.get_mut(place) {
+            *known = true;
+        }
+    }
+    let unknown = records.iter().zip(&is_known).filter(|(_, is_known)| !**is_known);
+    let unknown: Vec<NewRecord> = unknown.map(|(record, _)| record.clone()).collect();
+    // Also when none is left: it says whether the lease is live.
+    let mut stored = insert_within(connection, sql, table, &unknown, claim, Some(WAIT_FOR_TWIN)).await?.into_iter();
+    let answer = |is_known: bool| if is_known { None } else { stored.next() };
+    Ok(is_known.into_iter().map(answer).map(|stored| stored.unwrap_or(Inserted::Duplicate)).collect())
+}
+
+/// Inserts records in one statement, which waits for locks as long as `patience` says, in milliseconds, or as long as the
+/// session does.
+async fn insert_within(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    table: Table,
+    records: &[NewRecord],
+    claim: Option<Claim>,
+    patience: Option<&'static str>,
+) -> Fallible<Vec<Inserted>> {
     let Some(Claim { node, token }) = claim else {
         if records.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = given(&sql.table(table).insert, records).fetch_all(connection).await?;
+        let rows = given(&sql.table(table).insert, records, patience).fetch_all(connection).await?;
         return stored(records, &rows, table == Table::Inbox);
     };
     if let Some(one) = all_in_flight(table, records) {
@@ -108,6 +167,7 @@ pub(crate) async fn insert(
             .bind(attempts(&one.state))
             .bind(Id(node.0))
             .bind(Id(token.0))
+            .bind(patience.unwrap_or(PATIENCE))
             .fetch_all(&mut *connection)
             .await?;
         if rows.is_empty() && sql.is_live.query().bind(Id(node.0)).fetch_optional(connection).await?.is_none() {
@@ -115,7 +175,7 @@ pub(crate) async fn insert(
         }
         return stored(records, &rows, false);
     }
-    let query = given(&sql.table(table).insert_held, records).bind(Id(node.0)).bind(Id(token.0));
+    let query = given(&sql.table(table).insert_held, records, patience).bind(Id(node.0)).bind(Id(token.0));
     let rows = query.fetch_all(connection).await?;
     if rows.is_empty() {
         return Err(lease_lost(node));
@@ -123,12 +183,27 @@ pub(crate) async fn insert(
     stored(records, &rows, table == Table::Inbox)
 }
 
+fn is_locked(fault: &Fault) -> bool {
+    fault.driver().is_some_and(is_lock_timeout)
+}
+
+/// Contents of more than this many bytes together leave buffers behind that are not kept.
+const LARGE: usize = 1 << 20;
+
+/// Gives the memory of the connection's buffers back, if so many bytes went through them.
+fn shrink(connection: &mut PgConnection, bytes: usize) {
+    if bytes > LARGE {
+        connection.shrink_buffers();
+    }
+}
+
 /// The first record of the inbox, if all are in flight and differ only in what a message has of its own.
 fn all_in_flight(table: Table, records: &[NewRecord]) -> Option<&NewRecord> {
     let one = records.first()?;
     let alike =
         |record: &NewRecord| record.version == one.version && record.group == one.group && record.state == one.state;
-    let suits = table == Table::Inbox && one.state.status() == Status::Queued && records.iter().all(alike);
+    let is_fresh = one.state.status() == Status::Queued && one.state.crashes() == 0 && one.state.reason().is_none();
+    let suits = table == Table::Inbox && is_fresh && records.iter().all(alike);
     suits.then_some(one)
 }
 
@@ -156,7 +231,11 @@ fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec
 }
 
 /// A query over an `insert`, with the columns of the records.
-fn given<'q>(statement: &Statement, records: &'q [NewRecord]) -> Query<'q, Postgres, PgArguments> {
+fn given<'q>(
+    statement: &Statement,
+    records: &'q [NewRecord],
+    patience: Option<&'static str>,
+) -> Query<'q, Postgres, PgArguments> {
     let kinds = Kinds::of(records.iter().map(|record| (&record.version, &record.group, &record.state)));
     let times = kinds.column(|(_, _, state)| Times::of(state, &RANGE));
     statement
@@ -172,7 +251,9 @@ fn given<'q>(statement: &Statement, records: &'q [NewRecord]) -> Query<'q, Postg
         .bind(column(&times, |times| times.due_in))
         .bind(column(&times, |times| times.expires_in))
         .bind(kinds.column(|(_, _, state)| reason(state)))
-        .bind(kinds.of_rows)
+        .bind(kinds.of_rows.clone())
+        .bind(kinds.column(|(_, _, state)| crashes(state)))
+        .bind(patience)
 }
 
 /// Inserts records of the outbox that were checked, over the caller's connection.
@@ -182,12 +263,12 @@ pub(crate) async fn publish(
     records: &[NewRecord],
 ) -> Fallible<Vec<Inserted>> {
     let [record @ NewRecord { state, .. }] = records else {
-        return insert(connection, sql, Table::Outbox, records, None).await;
+        return insert_within(connection, sql, Table::Outbox, records, None, None).await;
     };
-    let (0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
-        (state.attempts(), state.expires(), state.reason(), Times::of(state, &RANGE))
+    let (0, 0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
+        (state.attempts(), state.crashes(), state.expires(), state.reason(), Times::of(state, &RANGE))
     else {
-        return insert(connection, sql, Table::Outbox, records, None).await;
+        return insert_within(connection, sql, Table::Outbox, records, None, None).await;
     };
     let row = sql
         .publish
@@ -209,22 +290,33 @@ fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
 }
 
 /// Takes due records over a `claim`, earliest first.
-pub(crate) async fn claim(connection: &mut PgConnection, sql: &Sql, request: &ClaimRequest) -> Fallible<Claimed> {
-    let ClaimRequest { lane, version, claim, limit: most } = request;
-    let query = sql.table(lane.table()).claim.query();
-    let query = query.bind(Id(claim.node.0)).bind(Id(claim.token.0));
-    let query = query.bind(version.as_str()).bind(limit(*most));
-    let query = match group_of(lane) {
+/// Also answers the server's time.
+pub(crate) async fn claim(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    request: &ClaimRequest,
+    floor: Option<Timestamp>,
+) -> Fallible<(Claimed, Timestamp)> {
+    let ClaimRequest { lane, version, claim, limit: most, bytes, except } = request;
+    let table = sql.table(lane.table());
+    let statement = if matches!(lane, Lane::Suspects(_)) { &table.claim_suspects } else { &table.claim };
+    let query = statement.query().bind(Id(claim.node.0)).bind(Id(claim.token.0));
+    let query = query.bind(version.as_str()).bind(limit(*most)).bind(limit(*bytes));
+    let query = query.bind(column(except, Topic::as_str)).bind(floor.map(Timestamp::as_micros));
+    let query = match lane.group() {
         None => query,
-        Some(group) => query.bind(group),
+        Some(group) => query.bind(group.as_str()),
     };
-    let rows = query.fetch_all(connection).await?;
+    let rows = query.fetch_all(&mut *connection).await?;
     let Some((answer, rows)) = rows.split_first() else { return Err(lease_lost(claim.node)) };
-    let order: Vec<i64> = answer.try_get(13)?;
+    let order: Vec<i64> = answer.try_get(14)?;
     let places: HashMap<i64, usize> = order.into_iter().enumerate().map(|(place, id)| (id, place)).collect();
     let mut records = rows.iter().map(read).collect::<Fallible<Vec<_>>>()?;
     records.sort_unstable_by_key(|record| places.get(&record.id.0).copied());
-    Ok(Claimed { records, next_due: wait(answer, 14)? })
+    let claimed = Claimed { records, next_due: wait(answer, 15)? };
+    let now = moment(answer, 16)?.unwrap_or(Timestamp::from_micros(0));
+    shrink(connection, claimed.records.iter().map(|record| record.content.len()).sum());
+    Ok((claimed, now))
 }
 
 /// In how long the next waiting record of each lane is due.
@@ -233,16 +325,13 @@ pub(crate) async fn waits(
     sql: &Sql,
     version: &Version,
     lanes: &[Lane],
+    floors: &[Option<Timestamp>],
 ) -> Fallible<Vec<Option<Duration>>> {
-    let query = sql.next_due.query().bind(version.as_str()).bind(column(lanes, group_of));
+    let groups = column(lanes, |lane| lane.group().map(Group::as_str));
+    let suspects = column(lanes, |lane| matches!(lane, Lane::Suspects(_)));
+    let query = sql.next_due.query().bind(version.as_str()).bind(groups).bind(suspects);
+    let query = query.bind(column(floors, |floor| floor.map(Timestamp::as_micros)));
     query.fetch_all(connection).await?.iter().map(|row| wait(row, 0)).collect()
-}
-
-fn group_of(lane: &Lane) -> Option<&str> {
-    match lane {
-        Lane::Outbox => None,
-        Lane::Inbox(group) => Some(group.as_str()),
-    }
 }
 
 /// A column with a moment, if there is one, and the present time behind it: how long it is until then.
@@ -252,11 +341,26 @@ pub(crate) fn wait(row: &PgRow, column: usize) -> Fallible<Option<Duration>> {
     Ok(Some(Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
 }
 
-/// Writes outcomes in one statement.
+/// Writes outcomes in one statement. Those that another transaction has locked, such as that of a handler which was given
+/// up, are not waited for.
 pub(crate) async fn settle(
     connection: &mut PgConnection,
     sql: &TableSql,
     settlements: &[Settlement],
+) -> Fallible<Vec<Settled>> {
+    match settle_within(connection, sql, settlements, Some(PATIENCE)).await {
+        Err(fault) if is_locked(&fault) => settle_unlocked(connection, sql, settlements).await,
+        outcome => outcome,
+    }
+}
+
+/// Writes them in one statement, which waits for locks as long as `patience` says, in milliseconds, or as long as the
+/// session does.
+pub(crate) async fn settle_within(
+    connection: &mut PgConnection,
+    sql: &TableSql,
+    settlements: &[Settlement],
+    patience: Option<&'static str>,
 ) -> Fallible<Vec<Settled>> {
     let Some(first) = settlements.first() else { return Ok(Vec::new()) };
     let state = &first.state;
@@ -265,7 +369,10 @@ pub(crate) async fn settle(
     let is_repeated = ids.windows(2).any(|pair| pair[0] == pair[1]);
     let alike = state.status() != Status::Queued && settlements.iter().all(|settlement| settlement.state == *state);
     if is_repeated || !alike {
-        return settle_mixed(connection, &sql.settle, settlements).await;
+        let batch = Settlements::new(settlements);
+        let outcomes = Outcomes::of(&batch);
+        let rows = outcomes.given(&sql.settle).bind(patience).fetch_all(connection).await?;
+        return Ok(batch.answer(outcomes.written(&rows)?));
     }
     let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
     let settled = sql
@@ -279,6 +386,8 @@ pub(crate) async fn settle(
         .bind(due_in)
         .bind(expires_in)
         .bind(reason(state))
+        .bind(crashes(state))
+        .bind(patience)
         .fetch_one(connection)
         .await?;
     let settled: Vec<i64> = settled.try_get::<Option<_>, _>(0)?.unwrap_or_default();
@@ -293,36 +402,80 @@ pub(crate) async fn settle(
     Ok(column(settlements, answer))
 }
 
-async fn settle_mixed(
+/// Writes those that nobody has locked, and looks at who holds the others.
+async fn settle_unlocked(
     connection: &mut PgConnection,
-    statement: &Statement,
+    sql: &TableSql,
     settlements: &[Settlement],
 ) -> Fallible<Vec<Settled>> {
     let batch = Settlements::new(settlements);
-    let first: Vec<&Settlement> = batch.first().collect();
-    let kinds = Kinds::of(first.iter().map(|settlement| (settlement.token, &settlement.state)));
-    let times = kinds.column(|(_, state)| Times::of(state, &RANGE));
-    let rows = statement
-        .query()
-        .bind(column(&first, |settlement| settlement.record.0))
-        .bind(&kinds.of_rows)
-        .bind(kinds.column(|(token, _)| Id(token.0)))
-        .bind(kinds.column(|(_, state)| state.status().as_str()))
-        .bind(kinds.column(|(_, state)| attempts(state)))
-        .bind(column(&times, |times| times.due_at))
-        .bind(column(&times, |times| times.due_in))
-        .bind(column(&times, |times| times.expires_in))
-        .bind(kinds.column(|(_, state)| reason(state)))
-        .fetch_all(connection)
-        .await?;
-    let mut written = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // Kinds count from 1.
-        let kind = usize::try_from(row.try_get::<i32, _>(1)? - 1).unwrap_or(usize::MAX);
-        let Some((token, _)) = kinds.kinds.get(kind) else { continue };
-        written.push((RecordId(row.try_get(0)?), *token));
+    let outcomes = Outcomes::of(&batch);
+    let rows = outcomes.given(&sql.settle_unlocked).fetch_all(&mut *connection).await?;
+    let written = outcomes.written(&rows)?;
+    let missed: Vec<i64> =
+        batch.first().filter(|missed| !written.contains(&holder(missed))).map(|missed| missed.record.0).collect();
+    let mut answers = batch.answer(written);
+    let mut held = HashSet::new();
+    for row in sql.held.query().bind(missed).fetch_all(connection).await? {
+        if let Some(token) = uuid(&row, 1)? {
+            held.insert((RecordId(row.try_get(0)?), ClaimToken(token)));
+        }
     }
-    Ok(batch.answer(written))
+    for (answer, settlement) in answers.iter_mut().zip(settlements) {
+        if *answer == Settled::Lost && held.remove(&holder(settlement)) {
+            *answer = Settled::Locked;
+        }
+    }
+    Ok(answers)
+}
+
+fn holder(settlement: &Settlement) -> Holder {
+    (settlement.record, settlement.token)
+}
+
+/// Settlements as the parameters of a `settle`.
+struct Outcomes<'s> {
+    records: Vec<i64>,
+    kinds: Kinds<(ClaimToken, &'s State)>,
+}
+
+impl<'s> Outcomes<'s> {
+    fn of(batch: &Settlements<'s>) -> Self {
+        let first: Vec<&'s Settlement> = batch.first().collect();
+        Self {
+            records: column(&first, |settlement| settlement.record.0),
+            kinds: Kinds::of(first.iter().map(|settlement| (settlement.token, &settlement.state))),
+        }
+    }
+
+    fn given(&self, statement: &Statement) -> Query<'_, Postgres, PgArguments> {
+        let kinds = &self.kinds;
+        let times = kinds.column(|(_, state)| Times::of(state, &RANGE));
+        statement
+            .query()
+            .bind(&self.records)
+            .bind(&kinds.of_rows)
+            .bind(kinds.column(|(token, _)| Id(token.0)))
+            .bind(kinds.column(|(_, state)| state.status().as_str()))
+            .bind(kinds.column(|(_, state)| attempts(state)))
+            .bind(column(&times, |times| times.due_at))
+            .bind(column(&times, |times| times.due_in))
+            .bind(column(&times, |times| times.expires_in))
+            .bind(kinds.column(|(_, state)| reason(state)))
+            .bind(kinds.column(|(_, state)| crashes(state)))
+    }
+
+    /// What the rows of the answer say is written.
+    fn written(&self, rows: &[PgRow]) -> Fallible<HashSet<Holder>> {
+        let mut written = HashSet::with_capacity(rows.len());
+        for row in rows {
+            // Kinds count from 1.
+            let kind = usize::try_from(row.try_get::<i32, _>(1)? - 1).unwrap_or(usize::MAX);
+            let Some((token, _)) = self.kinds.kinds.get(kind) else { continue };
+            written.insert((RecordId(row.try_get(0)?), *token));
+        }
+        Ok(written)
+    }
 }
 
 /// Reads the rows of a query over a `list` or `find`.
@@ -352,7 +505,7 @@ pub(crate) async fn requeue(
 ) -> Fallible<u64> {
     let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
     let query = statement.query().bind(addresses(records)).bind(state.status().as_str()).bind(attempts(state));
-    let query = query.bind(due_at).bind(due_in).bind(expires_in).bind(reason(state));
+    let query = query.bind(due_at).bind(due_in).bind(expires_in).bind(reason(state)).bind(crashes(state));
     Ok(query.execute(connection).await?.rows_affected())
 }
 
@@ -384,6 +537,7 @@ pub(crate) fn read(row: &PgRow) -> Fallible<Record> {
         expires: moment(row, 10)?,
         owner: node(row, 11)?,
         reason: text(12)?.map(str::to_owned),
+        crashes: u32::try_from(row.try_get::<i32, _>(13)?).unwrap_or(0),
     })
 }
 
@@ -422,7 +576,11 @@ pub(crate) fn moment(row: &PgRow, column: usize) -> Fallible<Option<Timestamp>> 
 
 /// The node that a column of type `uuid` names.
 pub(crate) fn node(row: &PgRow, column: usize) -> Fallible<Option<NodeId>> {
-    Ok(binary(row, column)?.map(|bytes| NodeId(Uuid::from_bytes(bytes))))
+    Ok(uuid(row, column)?.map(NodeId))
+}
+
+fn uuid(row: &PgRow, column: usize) -> Fallible<Option<Uuid>> {
+    Ok(binary(row, column)?.map(Uuid::from_bytes))
 }
 
 /// A value of a type that the driver has no features for, as the server sent it.

@@ -66,6 +66,13 @@ pub(crate) async fn check(connection: &mut PgConnection, sql: &Sql) -> Fallible<
     Ok(())
 }
 
+/// Whether the database can store ASCII alone, as far as we know: its encoding is not Unicode. (One without an encoding
+/// stores whatever it is given.)
+pub(crate) async fn is_ascii_only(connection: &mut PgConnection) -> Fallible<bool> {
+    let encoding: String = sqlx::query_scalar(sql::ENCODING).fetch_one(connection).await?;
+    Ok(!["UTF8", "SQL_ASCII"].contains(&&*encoding))
+}
+
 /// The script that makes everything from nothing, or from the tables of .NET CAP. Where some version is there already,
 /// what comes after it will do.
 pub(crate) fn print(schema: &str) -> String {

@@ -12,6 +12,9 @@
 //! - Many rows are one statement over `UNNEST`, whose text is always the same.
 //! - Whoever writes an owner shares a lock on the node's row, so that a takeover, which deletes the row first, waits for
 //!   claims under way and then sees what they took.
+//! - Where a handler's open transaction may have a row locked, a statement of our own waits for it no longer than its last
+//!   parameter says ([`PATIENCE`]), and is followed by one that leaves the locked rows alone. A skipping lock for each
+//!   row, which is seldom needed, would cost every settlement a second write.
 
 use std::sync::Arc;
 
@@ -27,7 +30,11 @@ const NOW: &str = "statement_timestamp()";
 const UTC: &str = "(statement_timestamp() AT TIME ZONE 'UTC')";
 
 /// The schema, one script for each version, from 1.
-pub(crate) const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
+pub(crate) const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
+
+/// How long a statement waits for a lock, in milliseconds, before it is tried in a way that skips what is locked.
+pub(crate) const PATIENCE: &str = "20";
 
 /// For a handler's own work, which may take as long as it needs: no limit but that of the role or database.
 pub(crate) const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout TO DEFAULT";
@@ -46,6 +53,8 @@ pub(crate) const SESSION: &str = "SELECT pg_backend_pid()";
 /// time limit again.
 pub(crate) const STILL_OPEN: &str =
     "SELECT txid_current_if_assigned() IS NOT NULL, set_config('statement_timeout', $1, true)";
+
+pub(crate) const ENCODING: &str = "SHOW server_encoding";
 
 pub(crate) const SCHEMA_THERE: &str = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1";
 
@@ -77,17 +86,19 @@ const SCHEMA_VERSION: &str = r#"SELECT coalesce(max("Version"), 0)::bigint FROM 
 const RECORD_VERSION: &str = r#"INSERT INTO {versions} ("Version", "AppliedAt") VALUES ($1::integer, {now})"#;
 
 /// An array for each column that differs from row to row, and one of the kinds of rows for each that many have in
-/// common. An answer for each row that was stored.
+/// common. An answer for each row that was stored. The last parameter is null in a caller's transaction, whose limits are
+/// left as they are.
 const INSERT: &str = r#"
 INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
-                     "MessageId", "DueAt", "Reason")
+                     "MessageId", "DueAt", "Reason", "Crashes")
 SELECT ($4::text[])[kind], name, {group_given}content, ($6::integer[])[kind], (SELECT {utc}),
        (SELECT {utc}) + ($10::bigint[])[kind] * interval '1 microsecond', ($7::text[])[kind], message_id,
        coalesce(timestamptz 'epoch' + ($8::bigint[])[kind] * interval '1 microsecond',
                 (SELECT {now}) + ($9::bigint[])[kind] * interval '1 microsecond'),
-       ($11::text[])[kind]
+       ($11::text[])[kind], ($13::integer[])[kind]
 FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]), UNNEST($12::integer[]), $5::text[])
     AS given (message_id, name, content, kind, groups)
+WHERE (SELECT CASE WHEN $14::text IS NULL THEN '' ELSE set_config('lock_timeout', $14, true) END) IS NOT NULL
 ON CONFLICT ({key}) DO NOTHING
 RETURNING "Id", "MessageId", {group}
 "#;
@@ -100,24 +111,25 @@ ON CONFLICT ("MessageId") DO NOTHING
 RETURNING "Id"
 "#;
 
-/// As [`INSERT`], with those in flight held by `$13` under `$14`. Answers no row at all when that node has no live
+/// As [`INSERT`], with those in flight held by `$15` under `$16`. Answers no row at all when that node has no live
 /// lease, and otherwise one without an address beside those that were stored.
 const INSERT_HELD: &str = r#"
 WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $13::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+    SELECT "Node" FROM {nodes} WHERE "Node" = $15::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
 ), stored AS (
     INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
-                         "MessageId", "DueAt", "Reason", "Owner", "Claim")
+                         "MessageId", "DueAt", "Reason", "Crashes", "Owner", "Claim")
     SELECT ($4::text[])[kind], name, {group_given}content, ($6::integer[])[kind], (SELECT {utc}),
            (SELECT {utc}) + ($10::bigint[])[kind] * interval '1 microsecond', ($7::text[])[kind], message_id,
            coalesce(timestamptz 'epoch' + ($8::bigint[])[kind] * interval '1 microsecond',
                     (SELECT {now}) + ($9::bigint[])[kind] * interval '1 microsecond'),
-           ($11::text[])[kind],
-           CASE ($7::text[])[kind] WHEN 'Queued' THEN $13::uuid END,
-           CASE ($7::text[])[kind] WHEN 'Queued' THEN $14::uuid END
+           ($11::text[])[kind], ($13::integer[])[kind],
+           CASE ($7::text[])[kind] WHEN 'Queued' THEN $15::uuid END,
+           CASE ($7::text[])[kind] WHEN 'Queued' THEN $16::uuid END
     FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]), UNNEST($12::integer[]), $5::text[]
           WHERE EXISTS (SELECT FROM live))
         AS given (message_id, name, content, kind, groups)
+    WHERE (SELECT CASE WHEN $14::text IS NULL THEN '' ELSE set_config('lock_timeout', $14, true) END) IS NOT NULL
     ON CONFLICT ({key}) DO NOTHING
     RETURNING "Id", "MessageId", {group} AS "Group"
 )
@@ -137,8 +149,16 @@ INSERT INTO {received} ("Version", "Name", "Group", "Content", "Retries", "Added
 SELECT $4, name, $5, content, $6::integer, {utc}, 'Queued', message_id, $7::uuid, $8::uuid
 FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]) WHERE EXISTS (SELECT FROM live))
     AS given (message_id, name, content)
+WHERE (SELECT set_config('lock_timeout', $9::text, true)) IS NOT NULL
 ON CONFLICT ("MessageId", "Group") DO NOTHING
 RETURNING "Id", "MessageId"
+"#;
+
+/// Which of these are there already: their places, counted from 1. It locks nothing.
+const KNOWN: &str = r#"
+SELECT given.place
+FROM UNNEST($1::text[], $2::text[]) WITH ORDINALITY AS given (message_id, message_group, place)
+WHERE EXISTS (SELECT FROM {table} WHERE "MessageId" = given.message_id {and_of_group})
 "#;
 
 const IS_LIVE: &str = r#"SELECT FROM {nodes} WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()"#;
@@ -146,14 +166,23 @@ const IS_LIVE: &str = r#"SELECT FROM {nodes} WHERE "Node" = $1::uuid AND "LeaseU
 /// Answers no row at all when the node has no live lease. Otherwise the first has no address: it tells the records'
 /// order and, with fewer of them than the limit, the time of the lane's next one; they follow as they were written, since
 /// sorting them here would copy their contents. The node's row is locked only if something is due: a claim of nothing
-/// writes nothing.
+/// writes nothing. What is due and goes beyond the bytes is locked for as long as the statement takes, and is the next
+/// one. What was due before `$7` is not looked for: see `floor.rs`. The condition on names is a `CASE` as in [`COLLECT`].
 const CLAIM: &str = r#"
 WITH due AS MATERIALIZED (
-    SELECT "Id", "DueAt" FROM {table}
+    SELECT "Id", "DueAt", octet_length("Content") AS bytes FROM {table}
     WHERE "Version" = $3 AND {in_lane} AND "DueAt" <= {now}
+      AND "DueAt" >= coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond', '-infinity')
+      AND CASE WHEN "Name" = ANY ($6::text[]) THEN false ELSE true END
     ORDER BY "DueAt", "Id"
     LIMIT (SELECT $4::bigint)
     FOR UPDATE SKIP LOCKED
+), taken AS MATERIALIZED (
+    SELECT "Id", "DueAt" FROM (
+        SELECT "Id", "DueAt", sum(bytes) OVER given AS bytes, row_number() OVER given AS place
+        FROM due WINDOW given AS (ORDER BY "DueAt", "Id" ROWS UNBOUNDED PRECEDING)
+    ) AS summed
+    WHERE place = 1 OR coalesce(bytes, 0) <= $5::bigint
 ), live AS MATERIALIZED (
     SELECT "Node" FROM {nodes}
     WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp() AND EXISTS (SELECT FROM due)
@@ -162,15 +191,19 @@ WITH due AS MATERIALIZED (
     UPDATE {table}
     SET "StatusName" = 'Queued', "Retries" = "Retries" + 1, "DueAt" = NULL, "ExpiresAt" = NULL,
         "Owner" = $1::uuid, "Claim" = $2::uuid
-    WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM due)) AND EXISTS (SELECT FROM live)
+    WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM taken)) AND EXISTS (SELECT FROM live)
     RETURNING "Id", "MessageId", "Version", "Name", {group} AS "Group", "Content", "StatusName", "Retries", "Added",
-              "ExpiresAt", "Owner", "Reason"
+              "ExpiresAt", "Owner", "Reason", "Crashes"
 )
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL::timestamptz, NULL, NULL, NULL,
-       ARRAY (SELECT "Id" FROM due ORDER BY "DueAt", "Id"),
-       CASE WHEN (SELECT count(*) FROM due) < $4 THEN (
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL::timestamptz, NULL, NULL, NULL, NULL,
+       ARRAY (SELECT "Id" FROM taken ORDER BY "DueAt", "Id"),
+       CASE WHEN (SELECT count(*) FROM taken) < $4 THEN (
            SELECT "DueAt" FROM {table}
-           WHERE "Version" = $3 AND {in_lane} AND "DueAt" IS NOT NULL AND "Id" NOT IN (SELECT "Id" FROM due)
+           WHERE "Version" = $3 AND {in_lane} AND "DueAt" IS NOT NULL
+             AND "DueAt" >= coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond', '-infinity')
+             AND "DueAt" <= 'infinity'
+             AND CASE WHEN "Name" = ANY ($6::text[]) THEN false ELSE true END
+             AND "Id" NOT IN (SELECT "Id" FROM taken)
            ORDER BY "DueAt" LIMIT 1
        ) END,
        {now}
@@ -179,7 +212,7 @@ WHERE CASE WHEN EXISTS (SELECT FROM due) THEN EXISTS (SELECT FROM live) ELSE EXI
       ) END
 UNION ALL
 SELECT "Id", "MessageId", "Version", "Name", "Group", "Content", "StatusName", "Retries", "Added", NULL, "ExpiresAt",
-       "Owner", "Reason", NULL, NULL, NULL
+       "Owner", "Reason", "Crashes", NULL, NULL, NULL
 FROM held
 "#;
 
@@ -189,13 +222,35 @@ UPDATE {table} AS record
 SET "StatusName" = ($4::text[])[kind], "Retries" = ($5::integer[])[kind], "Reason" = ($9::text[])[kind],
     "DueAt" = coalesce(timestamptz 'epoch' + ($6::bigint[])[kind] * interval '1 microsecond',
                        (SELECT {now}) + ($7::bigint[])[kind] * interval '1 microsecond'),
-    "ExpiresAt" = (SELECT {utc}) + ($8::bigint[])[kind] * interval '1 microsecond',
+    "ExpiresAt" = (SELECT {utc}) + ($8::bigint[])[kind] * interval '1 microsecond', "Crashes" = ($10::integer[])[kind],
     "Owner" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Owner" END,
     "Claim" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Claim" END
 FROM (SELECT UNNEST($1::bigint[]), UNNEST($2::integer[])) AS given (id, kind)
 WHERE record."Id" = given.id AND record."Claim" = ($3::uuid[])[kind] AND record."StatusName" = 'Queued'
+  AND (SELECT CASE WHEN $11::text IS NULL THEN '' ELSE set_config('lock_timeout', $11, true) END) IS NOT NULL
 RETURNING given.id, given.kind
 "#;
+
+/// As [`SETTLE`], without those that another has locked.
+const SETTLE_UNLOCKED: &str = r#"
+WITH free AS MATERIALIZED (
+    SELECT "Id" FROM {table} WHERE "Id" = ANY ($1) AND "StatusName" = 'Queued' FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE {table} AS record
+SET "StatusName" = ($4::text[])[kind], "Retries" = ($5::integer[])[kind], "Reason" = ($9::text[])[kind],
+    "DueAt" = coalesce(timestamptz 'epoch' + ($6::bigint[])[kind] * interval '1 microsecond',
+                       (SELECT {now}) + ($7::bigint[])[kind] * interval '1 microsecond'),
+    "ExpiresAt" = (SELECT {utc}) + ($8::bigint[])[kind] * interval '1 microsecond', "Crashes" = ($10::integer[])[kind],
+    "Owner" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Owner" END,
+    "Claim" = CASE ($4::text[])[kind] WHEN 'Queued' THEN "Claim" END
+FROM (SELECT UNNEST($1::bigint[]), UNNEST($2::integer[])) AS given (id, kind)
+WHERE record."Id" = ANY (ARRAY (SELECT "Id" FROM free))
+  AND record."Id" = given.id AND record."Claim" = ($3::uuid[])[kind] AND record."StatusName" = 'Queued'
+RETURNING given.id, given.kind
+"#;
+
+/// Who holds these. It locks nothing.
+const HELD: &str = r#"SELECT "Id", "Claim" FROM {table} WHERE "Id" = ANY ($1) AND "StatusName" = 'Queued'"#;
 
 /// As [`SETTLE`] when all have one outcome, as most have; one row answers with all addresses. Without `IS TRUE` the
 /// planner would make a join of the pairs, with a sort or a scan.
@@ -205,16 +260,18 @@ WITH settled AS (
     SET "StatusName" = $3, "Retries" = $4, "Reason" = $8,
         "DueAt" = (SELECT coalesce(timestamptz 'epoch' + $5::bigint * interval '1 microsecond',
                                    {now} + $6::bigint * interval '1 microsecond')),
-        "ExpiresAt" = (SELECT {utc} + $7::bigint * interval '1 microsecond'),
+        "ExpiresAt" = (SELECT {utc} + $7::bigint * interval '1 microsecond'), "Crashes" = $9,
         "Owner" = NULL, "Claim" = NULL
     WHERE "Id" = ANY ($1) AND "StatusName" = 'Queued'
+      AND (SELECT CASE WHEN $10::text IS NULL THEN '' ELSE set_config('lock_timeout', $10, true) END) IS NOT NULL
       AND (("Id", "Claim") IN (SELECT UNNEST($1::bigint[]), UNNEST($2::uuid[]))) IS TRUE
     RETURNING "Id"
 )
 SELECT array_agg("Id") FROM settled
 "#;
 
-/// Waits for claims of this node that are under way: what they take is seen by [`RELEASE`] afterwards.
+/// Waits for claims of this node that are under way: what they take is seen by [`RELEASE`] afterwards, which is another
+/// transaction, so that a heartbeat never waits for what that waits for.
 const LOCK_NODE: &str = r#"SELECT "Node" FROM {nodes} WHERE "Node" = $1::uuid FOR UPDATE"#;
 
 const RELEASE: &str = r#"
@@ -223,10 +280,14 @@ SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" 
 WHERE "Owner" = $1::uuid AND "Claim" = $2::uuid AND "StatusName" = 'Queued'
 "#;
 
+/// What a handler still has locked is left for a takeover.
 const GIVE_BACK: &str = r#"
+WITH held AS MATERIALIZED (
+    SELECT "Id" FROM {table} WHERE "Owner" = $1::uuid AND "StatusName" = 'Queued' FOR UPDATE SKIP LOCKED
+)
 UPDATE {table}
 SET "StatusName" = 'Scheduled', "Retries" = greatest("Retries" - 1, 0), "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
-WHERE "Owner" = $1::uuid AND "StatusName" = 'Queued'
+WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM held))
 "#;
 
 /// The dead are named first, so that a record which a live node claims meanwhile is no longer theirs when its turn
@@ -247,7 +308,7 @@ WITH RECURSIVE owners AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE {table}
-SET "StatusName" = 'Scheduled', "DueAt" = {now}, "Owner" = NULL, "Claim" = NULL
+SET "StatusName" = 'Scheduled', "DueAt" = {now}, "Crashes" = "Crashes" + 1, "Owner" = NULL, "Claim" = NULL
 WHERE "Id" = ANY (ARRAY (SELECT "Id" FROM held))
 "#;
 
@@ -274,7 +335,7 @@ GROUP BY 1, 2
 
 const LIST: &str = r#"
 SELECT "Id", "MessageId", "Version", "Name", {group}, "Content", "StatusName", "Retries", "Added", "DueAt", "ExpiresAt",
-       "Owner", "Reason"
+       "Owner", "Reason", "Crashes"
 FROM {table}
 WHERE "Id" > $1 AND "StatusName" IN ('Scheduled', 'Delayed', 'Queued', 'Succeeded', 'Failed')
   AND ($3::text IS NULL OR "Version" = $3) AND ($4::text IS NULL OR "StatusName" = $4)
@@ -285,7 +346,7 @@ LIMIT $2
 
 const FIND: &str = r#"
 SELECT "Id", "MessageId", "Version", "Name", {group}, "Content", "StatusName", "Retries", "Added", "DueAt", "ExpiresAt",
-       "Owner", "Reason"
+       "Owner", "Reason", "Crashes"
 FROM {table}
 WHERE "MessageId" = $7 AND "Id" > $1 AND "StatusName" IN ('Scheduled', 'Delayed', 'Queued', 'Succeeded', 'Failed')
   AND ($3::text IS NULL OR "Version" = $3) AND ($4::text IS NULL OR "StatusName" = $4)
@@ -296,7 +357,7 @@ LIMIT $2
 
 const REQUEUE: &str = r#"
 UPDATE {table}
-SET "StatusName" = $2, "Retries" = $3, "Reason" = $7,
+SET "StatusName" = $2, "Retries" = $3, "Reason" = $7, "Crashes" = $8,
     "DueAt" = coalesce(timestamptz 'epoch' + $4::bigint * interval '1 microsecond',
                        {now} + $5::bigint * interval '1 microsecond'),
     "ExpiresAt" = {utc} + $6::bigint * interval '1 microsecond'
@@ -306,19 +367,29 @@ WHERE "Id" = ANY ($1) AND "Owner" IS NULL
 
 const DELETE: &str = r#"DELETE FROM {table} WHERE "Id" = ANY ($1) AND "Owner" IS NULL"#;
 
-/// `$2` has an entry for each lane: the group, or null for the outbox.
+/// `$2` has an entry for each lane: the group, or null for the outbox; `$3` says whether it is the suspects', and `$4` where
+/// the look begins (see `floor.rs`). Both bounds make the planner believe in few records: it need not sort those.
 const NEXT_DUE: &str = r#"
 SELECT CASE WHEN lane IS NULL THEN (
            SELECT "DueAt" FROM {published}
            WHERE "Version" = $1 AND "DueAt" IS NOT NULL
+             AND "DueAt" >= coalesce(first, '-infinity') AND "DueAt" <= 'infinity'
+           ORDER BY "DueAt" LIMIT 1
+       ) WHEN suspects THEN (
+           SELECT "DueAt" FROM {received}
+           WHERE "Version" = $1 AND "Group" = lane AND "Crashes" > 0 AND "DueAt" IS NOT NULL
+             AND "DueAt" >= coalesce(first, '-infinity') AND "DueAt" <= 'infinity'
            ORDER BY "DueAt" LIMIT 1
        ) ELSE (
            SELECT "DueAt" FROM {received}
-           WHERE "Version" = $1 AND "Group" = lane AND "DueAt" IS NOT NULL
+           WHERE "Version" = $1 AND "Group" = lane AND "Crashes" = 0 AND "DueAt" IS NOT NULL
+             AND "DueAt" >= coalesce(first, '-infinity') AND "DueAt" <= 'infinity'
            ORDER BY "DueAt" LIMIT 1
        ) END,
        {now}
-FROM UNNEST($2::text[]) WITH ORDINALITY AS given (lane, place)
+FROM (SELECT lane, suspects, timestamptz 'epoch' + floor * interval '1 microsecond', place
+      FROM UNNEST($2::text[], $3::boolean[], $4::bigint[]) WITH ORDINALITY AS lanes (lane, suspects, floor, place))
+    AS given (lane, suspects, first, place)
 ORDER BY place
 "#;
 
@@ -453,9 +524,14 @@ pub(crate) struct Sql {
 pub(crate) struct TableSql {
     pub(crate) insert: Statement,
     pub(crate) insert_held: Statement,
+    pub(crate) known: Statement,
     pub(crate) claim: Statement,
+    /// The same for the suspects; of the inbox alone.
+    pub(crate) claim_suspects: Statement,
     pub(crate) settle: Statement,
     pub(crate) settle_alike: Statement,
+    pub(crate) settle_unlocked: Statement,
+    pub(crate) held: Statement,
     pub(crate) release: Statement,
     pub(crate) give_back: Statement,
     pub(crate) take_over: Statement,
@@ -503,12 +579,20 @@ impl Sql {
 
 impl TableSql {
     fn new(names: &Names, table: Table) -> Self {
-        // What only the inbox has: the column, its value, the key, and the lane's condition.
-        let [group, group_column, group_given, key, in_lane] = match table {
-            Table::Outbox => ["NULL::text", "", "", "\"MessageId\"", "true"],
-            Table::Inbox => {
-                ["\"Group\"", "\"Group\", ", "groups[kind], ", "\"MessageId\", \"Group\"", "\"Group\" = $5::text"]
-            }
+        // What only the inbox has: the column, its value, the key, the lane's condition, and that of one message.
+        let [group, group_column, group_given, key, and_of_group] = match table {
+            Table::Outbox => ["NULL::text", "", "", "\"MessageId\"", ""],
+            Table::Inbox => [
+                "\"Group\"",
+                "\"Group\", ",
+                "groups[kind], ",
+                "\"MessageId\", \"Group\"",
+                "AND \"Group\" = given.message_group",
+            ],
+        };
+        let [in_lane, in_suspects] = match table {
+            Table::Outbox => ["true", "\"Crashes\" > 0"],
+            Table::Inbox => ["\"Group\" = $8::text AND \"Crashes\" = 0", "\"Group\" = $8::text AND \"Crashes\" > 0"],
         };
         let fill = |template: &str| {
             let template = template
@@ -516,6 +600,7 @@ impl TableSql {
                 .replace("{group}", group)
                 .replace("{group_column}", group_column)
                 .replace("{group_given}", group_given)
+                .replace("{and_of_group}", and_of_group)
                 .replace("{key}", key)
                 .replace("{in_lane}", in_lane);
             names.fill(&template)
@@ -523,9 +608,13 @@ impl TableSql {
         Self {
             insert: fill(INSERT),
             insert_held: fill(INSERT_HELD),
+            known: fill(KNOWN),
             claim: fill(CLAIM),
+            claim_suspects: fill(&CLAIM.replace("{in_lane}", in_suspects)),
             settle: fill(SETTLE),
             settle_alike: fill(SETTLE_ALIKE),
+            settle_unlocked: fill(SETTLE_UNLOCKED),
+            held: fill(HELD),
             release: fill(RELEASE),
             give_back: fill(GIVE_BACK),
             take_over: fill(TAKE_OVER),

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
@@ -15,6 +16,7 @@ use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
 use crate::config::PostgresOptions;
+use crate::floor::{Floor, Floors};
 use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
@@ -41,6 +43,9 @@ struct Shared {
     sql: Arc<Sql>,
     migrate: bool,
     notifier: Notifier,
+    /// Learnt when the tables are prepared.
+    ascii_only: AtomicBool,
+    floors: Floors,
 }
 
 impl PostgresStorage {
@@ -81,7 +86,7 @@ impl PostgresStorage {
 
     /// A storage over a pool that is there already, with the default options. It does no I/O.
     ///
-    /// Leases and listening use up to three connections beside the pool, made with the pool's connect options, so that
+    /// Leases and listening use up to four connections beside the pool, made with the pool's connect options, so that
     /// a busy pool never costs a node its life.
     pub fn new(pool: PgPool) -> Self {
         let options = PostgresOptions::default();
@@ -100,7 +105,14 @@ impl PostgresStorage {
     fn over(pools: Pools, options: &PostgresOptions) -> Self {
         let notifier = Notifier::new(pools.work().clone(), &options.schema);
         let sql = Arc::new(Sql::new(&options.schema));
-        Self(Arc::new(Shared { pools, sql, migrate: options.migrate, notifier }))
+        Self(Arc::new(Shared {
+            pools,
+            sql,
+            migrate: options.migrate,
+            notifier,
+            ascii_only: AtomicBool::new(false),
+            floors: Floors::default(),
+        }))
     }
 
     /// The pool that it works over: your own, or the one that it made.
@@ -126,6 +138,10 @@ impl PostgresStorage {
 
     async fn keep<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
         self.0.pools.run(Via::Keepers, attempt, context, work).await
+    }
+
+    async fn beat<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
+        self.0.pools.run(Via::Pulse, attempt, context, work).await
     }
 
     /// Tells others of records that are due again.
@@ -160,18 +176,26 @@ impl Storage for PostgresStorage {
             watches: true,
             host_clock: false,
             max_content: None,
+            ascii_only: self.0.ascii_only.load(Ordering::Relaxed),
         }
     }
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            let Shared { pools, sql, migrate, .. } = &*self.0;
+            let Shared { pools, sql, migrate, ascii_only, .. } = &*self.0;
             let attempt = Attempt::on_database("prepare the tables of");
-            if *migrate {
-                pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::apply(connection, sql))).await
-            } else {
-                pools.run_unlimited(attempt, sql, |connection, sql| Box::pin(schema::check(connection, sql))).await
-            }
+            let prepare = pools.run_unlimited(attempt, (sql, migrate), |connection, (sql, migrate)| {
+                Box::pin(async move {
+                    if **migrate {
+                        schema::apply(connection, sql).await?;
+                    } else {
+                        schema::check(connection, sql).await?;
+                    }
+                    schema::is_ascii_only(connection).await
+                })
+            });
+            ascii_only.store(prepare.await?, Ordering::Relaxed);
+            Ok(())
         })
     }
 
@@ -199,10 +223,26 @@ impl Storage for PostgresStorage {
     }
 
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
-        let attempt = Attempt::on("claim from", request.lane.table());
-        Box::pin(self.work(attempt, (&self.0.sql, request), |connection, (sql, request)| {
-            Box::pin(record::claim(connection, sql, request))
-        }))
+        Box::pin(async move {
+            let attempt = Attempt::on("claim from", request.lane.table());
+            let floor = self.0.floors.of(&request.lane, &request.version, Instant::now());
+            let context = (&self.0.sql, &request, floor.map(|floor| floor.due));
+            let claim = self.work(attempt, context, |connection, (sql, request, floor)| {
+                Box::pin(async move {
+                    let begun = Instant::now();
+                    let (claimed, asked) = record::claim(connection, sql, request, *floor).await?;
+                    Ok((claimed, asked, begun.elapsed()))
+                })
+            });
+            let (claimed, asked, took) = claim.await?;
+            match floor {
+                Some(floor) => Ok(floor.answer(claimed, request.limit, Instant::now())),
+                None => {
+                    self.0.floors.learn(&request, &claimed, asked, took, Instant::now());
+                    Ok(claimed)
+                }
+            }
+        })
     }
 
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
@@ -217,11 +257,9 @@ impl Storage for PostgresStorage {
         let attempt = Attempt::on("release a claim in", table);
         Box::pin(self.keep(attempt, context, |connection, (sql, table, node, token)| {
             Box::pin(async move {
-                let mut tx = connection.begin().await?;
-                sql.lock_node.query().bind(node).execute(&mut *tx).await?;
+                sql.lock_node.query().bind(node).execute(&mut *connection).await?;
                 let release = sql.table(*table).release.query().bind(node).bind(token);
-                let released = release.execute(&mut *tx).await?.rows_affected();
-                tx.commit().await?;
+                let released = release.execute(connection).await?.rows_affected();
                 Ok(released)
             })
         }))
@@ -229,14 +267,25 @@ impl Storage for PostgresStorage {
 
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
         let attempt = Attempt::on_database("ask for the next due records of");
-        Box::pin(self.work(attempt, (&self.0.sql, version, lanes), |connection, (sql, version, lanes)| {
-            Box::pin(record::waits(connection, sql, version, lanes))
-        }))
+        Box::pin(async move {
+            let now = Instant::now();
+            let floors: Vec<_> = lanes.iter().map(|lane| self.0.floors.of(lane, &version, now)).collect();
+            let dues: Vec<_> = floors.iter().map(|floor| floor.map(|floor| floor.due)).collect();
+            let context = (&self.0.sql, version, lanes, dues);
+            let waits = self.work(attempt, context, |connection, (sql, version, lanes, dues)| {
+                Box::pin(record::waits(connection, sql, version, lanes, dues))
+            });
+            let answer = |(wait, floor): (Option<Duration>, Option<Floor>)| match floor {
+                Some(floor) => Some(floor.wait(wait, now)),
+                None => wait,
+            };
+            Ok(waits.await?.into_iter().zip(floors).map(answer).collect())
+        })
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
         let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
-        Box::pin(self.keep(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
+        Box::pin(self.beat(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
             Box::pin(async move {
                 sql.join.query().bind(node).bind(lease).execute(connection).await?;
                 Ok(())
@@ -246,7 +295,7 @@ impl Storage for PostgresStorage {
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
         let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
-        Box::pin(self.keep(
+        Box::pin(self.beat(
             Attempt::on_database("renew a node's lease in"),
             context,
             |connection, (sql, node, lease)| {

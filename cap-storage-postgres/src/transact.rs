@@ -51,7 +51,8 @@ impl TransactAsync for PostgresStorage {
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
     let mut tx = storage.pools().begin(sql::BEGIN).await?;
-    let settled = record::settle(&mut tx, &storage.sql().received, std::slice::from_ref(settlement)).await?;
+    let settled =
+        record::settle_within(&mut tx, &storage.sql().received, std::slice::from_ref(settlement), None).await?;
     if settled != [Settled::Written] {
         tx.rollback().await?;
         return Ok(None);

@@ -118,6 +118,7 @@ pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
         }
     }
 
+    wake.listens();
     // What was committed before we listened.
     wake.wake(Table::Outbox);
     wake.wake(Table::Inbox);

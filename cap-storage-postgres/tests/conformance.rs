@@ -14,7 +14,8 @@ use cap_core::{BoxFuture, Error, ErrorKind, HandlerError, Result};
 use cap_storage_postgres::sqlx::postgres::PgPoolOptions;
 use cap_storage_postgres::sqlx::{self, Connection, PgConnection, Row};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
-use cap_testkit::storage::{Script, StorageFixture, UserTransaction};
+use cap_testkit::storage::scene::message;
+use cap_testkit::storage::{HandlerTransaction, Script, StorageFixture, UserTransaction};
 use support::Database;
 
 cap_testkit::storage_conformance!(PostgresFixture::new().await);
@@ -66,6 +67,7 @@ impl StorageFixture for PostgresFixture {
             watches: true,
             host_clock: false,
             max_content: None,
+            ascii_only: false,
         }
     }
 
@@ -109,6 +111,29 @@ impl StorageFixture for PostgresFixture {
         })
     }
 
+    fn begin_handler(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Box<dyn HandlerTransaction>>>> {
+        Box::pin(async move {
+            let storage = self.handlers.clone();
+            let begun = storage.begin(settlement).await?;
+            Ok(begun.map(|tx| Box::new(Handler { storage, tx }) as Box<dyn HandlerTransaction>))
+        })
+    }
+
+    fn can_refuse_writes(&self) -> bool {
+        true
+    }
+
+    fn set_writable(&self, writable: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let name = &self.database.name;
+            let change = if writable { ("GRANT", "TO") } else { ("REVOKE", "FROM") };
+            let tables = r#""cap"."published", "cap"."received""#;
+            let change = format!("{} INSERT, UPDATE ON {tables} {} {name}", change.0, change.1);
+            support::run(&mut self.database.connection().await, change).await;
+            Ok(())
+        })
+    }
+
     fn effects(&self) -> BoxFuture<'_, Result<Vec<String>>> {
         Box::pin(async {
             let mut connection = self.database.connection().await;
@@ -116,6 +141,11 @@ impl StorageFixture for PostgresFixture {
             let rows = select.fetch_all(&mut connection).await.map_err(failed)?;
             rows.iter().map(|row| row.try_get(0).map_err(failed)).collect()
         })
+    }
+
+    /// The text of PostgreSQL holds no NUL.
+    fn refused_record(&self) -> Option<NewRecord> {
+        Some(NewRecord { content: "\"a\0b\"".into(), ..message("refused") })
     }
 
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
@@ -139,6 +169,22 @@ impl StorageFixture for PostgresFixture {
             self.database.drop().await;
             Ok(())
         })
+    }
+}
+
+/// A handler at work.
+struct Handler {
+    storage: PostgresStorage,
+    tx: sqlx::Transaction<'static, sqlx::Postgres>,
+}
+
+impl HandlerTransaction for Handler {
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.storage.commit(self.tx, Vec::new()).await })
+    }
+
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.storage.rollback(self.tx).await })
     }
 }
 

@@ -50,7 +50,7 @@ fn insert_all_or_none(sql: &Sql, connection: &Connection, records: &[NewRecord])
 fn explain(fault: Fault, sql: &Sql) -> Fault {
     match fault {
         Fault::Sqlite(error) if is_missing(&error) => Fault::said(
-            ErrorKind::Schema,
+            ErrorKind::Environment,
             format!(
                 "this connection has no usable table {:?}: it is open on another database than the storage, or \
                  `prepare` has not run on this file",

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::SqliteOptions;
 use crate::error::{Fallible, Fault};
+use crate::leases::Leases;
 use crate::session::{self, Role, Session};
 use crate::sql::Sql;
 
@@ -155,27 +156,51 @@ pub(crate) struct Bench {
     pub(crate) options: SqliteOptions,
     pub(crate) place: Arc<str>,
     pub(crate) sql: Arc<Sql>,
+    pub(crate) leases: Arc<Leases>,
+}
+
+impl Bench {
+    pub(crate) fn new(options: SqliteOptions) -> Self {
+        let (place, sql) = (session::place(&options.path).into(), Arc::new(Sql::new(&options.prefix)));
+        Self { options, place, sql, leases: Arc::default() }
+    }
 }
 
 /// How a thread runs the jobs that waited for it: every one is answered.
 pub(crate) type RunBatch = fn(&mut Session<'_>, &str, VecDeque<BoxedJob>);
 
-/// A thread's life: it opens the connection when the first job comes, and tries anew with each until it succeeds.
-fn serve(bench: &Bench, role: Role, run: RunBatch, mut jobs: mpsc::Receiver<BoxedJob>) {
+/// A thread's life: it opens the connection when the first job comes, tries anew with each until it succeeds, and again
+/// when the file is another one.
+fn serve(bench: &Bench, mut role: Role, run: RunBatch, mut jobs: mpsc::Receiver<BoxedJob>) {
     let mut waiting = Vec::with_capacity(MAX_BATCH);
-    let connection = loop {
-        if jobs.blocking_recv_many(&mut waiting, MAX_BATCH) == 0 {
-            return;
-        }
+    while !waiting.is_empty() || jobs.blocking_recv_many(&mut waiting, MAX_BATCH) > 0 {
         match session::open(&bench.options, role) {
-            Ok(connection) => break connection,
+            Ok(connection) => {
+                if role == Role::Writer {
+                    role = Role::WriterAgain;
+                }
+                serve_over(&mut Session::new(&connection, bench), bench, run, &mut jobs, &mut waiting);
+            }
             Err(error) => waiting.drain(..).for_each(|job| job.answer(Fate::Failed(error.clone()))),
         }
-    };
-    let mut session = Session::new(&connection, &bench.sql);
+    }
+}
+
+/// Until there is no more to do, or the connection is of no use any more: then what waits is left.
+fn serve_over(
+    session: &mut Session<'_>,
+    bench: &Bench,
+    run: RunBatch,
+    jobs: &mut mpsc::Receiver<BoxedJob>,
+    waiting: &mut Vec<BoxedJob>,
+) {
     loop {
-        run(&mut session, &bench.place, waiting.drain(..).collect());
-        if jobs.blocking_recv_many(&mut waiting, MAX_BATCH) == 0 {
+        run(session, &bench.place, waiting.drain(..).collect());
+        if jobs.blocking_recv_many(waiting, MAX_BATCH) == 0 {
+            return;
+        }
+        if session.has_moved() {
+            tracing::error!(place = %bench.place, "the file was deleted or replaced while it was open");
             return;
         }
     }

@@ -41,6 +41,8 @@
 //!   [`Synchronous::Normal`] it survives any crash of the process, and a loss of power may take the last commits.
 //! - **Group commit.** Everything that waits is written in one transaction with one `fsync`, each piece in its own
 //!   savepoint, so that one that fails takes no other with it.
+//! - **Leases outlast handlers.** While a transactional handler has the one writer, heartbeats are answered on a promise
+//!   that its transaction keeps; claims and settlements wait. See [`SqliteTx`].
 //! - **Your tables are yours.** It touches none but its own five; see [`SqliteOptions::prefix`].
 //!
 //! # The clock
@@ -53,14 +55,16 @@
 //! writes is told `database is locked` at once if another has written in between.
 //!
 //! # Files of this crate
-//! In the order in which the data flows: `config` (options), `sql` (every statement), `schema` (migrations), `session`
-//! (a connection and its statements), `job` (work for a thread), `writer`, `reader`, `record` (rows), `storage`,
-//! `enlist`, `transact`, `watch`, `error`.
+//! In the order in which the data flows: `config` (options), `sql` (every statement), `schema` (migrations), `identity`
+//! (which file is open), `session` (a connection and its statements), `job` (work for a thread), `writer`, `reader`,
+//! `leases` (while a handler works), `record` (rows), `storage`, `enlist`, `transact`, `watch`, `error`.
 
 mod config;
 mod enlist;
 mod error;
+mod identity;
 mod job;
+mod leases;
 mod reader;
 mod record;
 mod schema;

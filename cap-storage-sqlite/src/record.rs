@@ -17,6 +17,9 @@ use crate::error::{Fallible, Fault};
 /// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay integers.
 const FAR: i64 = i64::MAX / 4;
 
+/// The place of the content in what `due`, `list` and `find` answer.
+const CONTENT: usize = 5;
+
 /// What a column of time holds.
 pub(crate) const RANGE: Range = Range { far: FAR, moments: (-FAR, FAR) };
 
@@ -31,6 +34,19 @@ pub(crate) fn insert(
     if let Some(reason) = refuse(table, records, holder.is_some()) {
         return Err(Fault::said(ErrorKind::Invalid, reason));
     }
+    let inserted = insert_each(connection, statement, table, records, holder);
+    // A statement that is kept would keep the last content with it.
+    statement.clear_bindings();
+    Ok(inserted?)
+}
+
+fn insert_each(
+    connection: &Connection,
+    statement: &mut Statement<'_>,
+    table: Table,
+    records: &[NewRecord],
+    holder: Option<(&str, &str)>,
+) -> rusqlite::Result<Vec<Inserted>> {
     let mut inserted = Vec::with_capacity(records.len());
     let mut before = None;
     for record in records {
@@ -64,11 +80,12 @@ fn bind(
         let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
         let holder = if state.status() == Status::Queued { holder } else { None };
         let (owner, claim) = holder.unzip();
-        let status = state.status().as_str();
-        bind(5..=12, &[&state.attempts(), &expires_in, &status, &due_at, &due_in, &owner, &claim, &state.reason()])?;
+        let (status, attempts, crashes) = (state.status().as_str(), state.attempts(), state.crashes());
+        let reason = state.reason();
+        bind(5..=13, &[&attempts, &expires_in, &status, &due_at, &due_in, &owner, &claim, &reason, &crashes])?;
     }
     if table == Table::Inbox && before.is_none_or(|before| before.group != *group) {
-        bind(13..=13, &[&group.as_ref().map(Group::as_str)])?;
+        bind(14..=14, &[&group.as_ref().map(Group::as_str)])?;
     }
     Ok(())
 }
@@ -85,8 +102,9 @@ pub(crate) fn settle(statement: &mut Statement<'_>, settlements: &[Settlement]) 
         }
         if before.is_none_or(|before| before.state != *state) {
             let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
-            let status = state.status().as_str();
-            let values: [&dyn ToSql; 6] = [&status, &state.attempts(), &due_at, &due_in, &expires_in, &state.reason()];
+            let (status, attempts, crashes) = (state.status().as_str(), state.attempts(), state.crashes());
+            let values: [&dyn ToSql; 7] =
+                [&status, &attempts, &due_at, &due_in, &expires_in, &state.reason(), &crashes];
             (3..).zip(values).try_for_each(|(place, value)| statement.raw_bind_parameter(place, value))?;
         }
         before = Some(settlement);
@@ -127,14 +145,23 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
         version: Version::from_stored(&text(row, 2)?),
         topic: Topic::from_stored(&text(row, 3)?),
         group: optional_text(row, 4)?.map(|group| Group::from_stored(&group)),
-        content: Arc::from(text(row, 5)?),
+        content: Arc::from(text(row, CONTENT)?),
         status: text(row, 6)?.parse().unwrap_or(Status::Failed),
-        attempts: u32::try_from(integer(row, 7)?.unwrap_or(0).max(0)).unwrap_or(u32::MAX),
+        attempts: number(row, 7)?,
+        crashes: number(row, 13)?,
         added: Timestamp::from_micros(integer(row, 8)?.unwrap_or(0)),
         due: integer(row, 9)?.map(Timestamp::from_micros),
         expires: integer(row, 10)?.map(Timestamp::from_micros),
         owner: optional_text(row, 11)?.and_then(|owner| node(&owner)),
         reason: optional_text(row, 12)?.map(Cow::into_owned),
+    })
+}
+
+/// How many bytes of content a row has.
+pub(crate) fn size(row: &Row<'_>) -> rusqlite::Result<usize> {
+    Ok(match row.get_ref(CONTENT)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
+        _ => 0,
     })
 }
 
@@ -154,6 +181,11 @@ fn optional_text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<Option
         ValueRef::Integer(number) => Some(number.to_string().into()),
         ValueRef::Real(number) => Some(number.to_string().into()),
     })
+}
+
+/// A count: none below 0.
+fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u32> {
+    Ok(u32::try_from(integer(row, column)?.unwrap_or(0).max(0)).unwrap_or(u32::MAX))
 }
 
 fn integer(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<i64>> {

@@ -148,6 +148,32 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_the_version_before_go_on_while_they_are_replaced() {
+        let sql = Sql::new("cap");
+        let connection = of_version_1(&sql);
+        connection.execute_batch(&sql.migrations[1]).unwrap();
+        connection.execute(&sql.record_version, [2]).unwrap();
+        // What version 2 claims, inserts and waits for, as its statements have it.
+        let mut claim = connection
+            .prepare(
+                "SELECT Id FROM \"cap.received\" INDEXED BY \"cap.received.due\"
+                 WHERE Version = 'v1' AND \"Group\" = 'g' AND DueAt <= 5 AND Owner IS NULL ORDER BY DueAt, Id LIMIT 9",
+            )
+            .unwrap();
+        let mut insert = connection
+            .prepare(
+                "INSERT INTO \"cap.received\" (MessageId, Version, Name, StatusName, DueAt, Added, \"Group\")
+                 VALUES (?1, 'v1', 'a', 'Scheduled', ?2, 1, 'g') ON CONFLICT (MessageId, \"Group\") DO NOTHING",
+            )
+            .unwrap();
+        insert.execute(("m1", 3)).unwrap();
+        apply(&connection, &sql).unwrap();
+        insert.execute(("m2", 2)).unwrap();
+        let found: Vec<i64> = claim.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(found, [2, 1]);
+    }
+
+    #[test]
     fn what_the_printed_schema_has_after_a_version_upgrades_that_version() {
         let sql = Sql::new("cap");
         let connection = of_version_1(&sql);

@@ -11,6 +11,9 @@ use rusqlite::{Connection, OpenFlags, Statement};
 
 use crate::config::SqliteOptions;
 use crate::error::{failed, is_busy};
+use crate::identity::Identity;
+use crate::job::Bench;
+use crate::leases::Leases;
 use crate::sql::{self, Sql};
 
 /// How long a connection waits before it asks again for what SQLite's own busy handler does not wait for.
@@ -21,6 +24,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) enum Role {
     /// May create the file, turns the write-ahead log on, and writes.
     Writer,
+    /// The same, but the file must be there: it was.
+    WriterAgain,
     /// Only reads.
     Reader,
 }
@@ -46,14 +51,14 @@ pub(crate) fn open(options: &SqliteOptions, role: Role) -> Result<Connection> {
     let connection = Connection::open_with_flags(&options.path, flags).map_err(failed)?;
     connection.busy_timeout(options.busy_timeout).map_err(failed)?;
     match role {
-        Role::Writer => {
+        Role::Writer | Role::WriterAgain => {
             let mode = write_ahead(&connection, options.busy_timeout).map_err(failed)?;
             if mode != "wal" {
                 let reason = format!(
                     "it cannot have a write-ahead log (its journal mode stays {mode:?}): it is on a file system \
                      without shared memory, such as a network share"
                 );
-                return Err(attempt.failed(ErrorKind::Rejected, &place, reason));
+                return Err(attempt.failed(ErrorKind::Environment, &place, reason));
             }
             // The journals of savepoints, which the group commit uses, stay in memory.
             let settings = format!("PRAGMA synchronous = {}; PRAGMA temp_store = MEMORY", options.synchronous);
@@ -70,7 +75,7 @@ fn missing_directory(path: &Path, attempt: Attempt, place: &str) -> Option<Error
         return None;
     }
     let reason = format!("the directory {} does not exist", directory.display());
-    Some(attempt.failed(ErrorKind::Rejected, place, reason))
+    Some(attempt.failed(ErrorKind::Environment, place, reason))
 }
 
 /// Turns the write-ahead log on; answers the mode that the file has now. Two connections that do so at the same time
@@ -89,12 +94,31 @@ fn write_ahead(connection: &Connection, timeout: Duration) -> rusqlite::Result<S
 pub(crate) struct Session<'c> {
     pub(crate) connection: &'c Connection,
     pub(crate) sql: &'c Sql,
+    pub(crate) leases: &'c Leases,
+    pub(crate) waiting: Waiting,
+    file: Identity,
     statements: HashMap<&'c str, Statement<'c>>,
 }
 
+/// How long the writer waits for others, and has waited since it last had its turn.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) timeout: Duration,
+    pub(crate) since: Option<Instant>,
+    pub(crate) is_told: bool,
+}
+
 impl<'c> Session<'c> {
-    pub(crate) fn new(connection: &'c Connection, sql: &'c Sql) -> Self {
-        Self { connection, sql, statements: HashMap::new() }
+    pub(crate) fn new(connection: &'c Connection, bench: &'c Bench) -> Self {
+        let Bench { options, sql, leases, .. } = bench;
+        let waiting = Waiting { timeout: options.busy_timeout, since: None, is_told: false };
+        let file = Identity::of(&options.path);
+        Self { connection, sql, leases, waiting, file, statements: HashMap::new() }
+    }
+
+    /// Whether the file that it has open is no longer the one at the path: nothing that is written is of any use.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.file.has_moved()
     }
 
     /// The statement, prepared.
@@ -132,22 +156,22 @@ mod tests {
         let refused = |path: &Path| open(&SqliteOptions::new(path), Role::Writer).unwrap_err();
 
         let error = refused(&directory.path().join("nowhere/a.db"));
-        assert_eq!(error.kind(), ErrorKind::Rejected);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().contains("nowhere does not exist"), "{error}");
 
         let error = refused(directory.path());
-        assert_eq!(error.kind(), ErrorKind::Rejected);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().contains(&place(directory.path())), "{error}");
 
         let text = directory.path().join("a.txt");
         std::fs::write(&text, "Dear diary, ".repeat(200)).unwrap();
         let error = refused(&text);
-        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().contains("a.txt: file is not a database"), "{error}");
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_is_rejected() {
+    fn a_file_that_cannot_be_written_is_no_fault_of_what_was_to_be_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.db");
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
@@ -155,7 +179,7 @@ mod tests {
         let read_only = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let error = read_only.execute_batch("INSERT INTO t VALUES (1)").unwrap_err();
         let error = failed(Attempt::on_database("open"), "here", error);
-        assert_eq!(error.kind(), ErrorKind::Rejected);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.reason().contains("read-only for this process"), "{error}");
 
         let mut permissions = std::fs::metadata(&path).unwrap().permissions();
@@ -165,7 +189,7 @@ mod tests {
             return; // permissions do not bind this user
         }
         let error = open(&SqliteOptions::new(&path), Role::Writer).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Rejected, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
     }
 
     #[test]

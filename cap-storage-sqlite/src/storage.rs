@@ -11,13 +11,13 @@ use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
     Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
-use cap_core::{BoxFuture, ErrorKind, Group, NodeId, RecordId, Result, Version};
-use rusqlite::params;
+use cap_core::{BoxFuture, ErrorKind, NodeId, RecordId, Result, Topic, Version};
+use rusqlite::{OptionalExtension, params};
 
 use crate::config::SqliteOptions;
 use crate::error::{Fallible, Fault};
 use crate::job::{Bench, Queue};
-use crate::session::{self, Role, Session};
+use crate::session::{Role, Session};
 use crate::sql::Sql;
 use crate::watch::Watcher;
 use crate::{reader, record, schema, writer};
@@ -60,19 +60,19 @@ impl SqliteStorage {
 
     /// A handle with two threads, one that writes and one that reads. It does not touch the file yet, so it neither
     /// blocks nor needs a runtime: the file is opened by the first call, which is [`prepare`](Storage::prepare) where an
-    /// engine starts. It is created when it is not there, and its write-ahead log is turned on.
+    /// engine starts. It is created when it is not there, and its write-ahead log is turned on. When it is deleted or
+    /// replaced afterwards, calls fail with `Environment` until a file is there again, and nothing is made in its place.
     ///
     /// A file that cannot be opened is an error of that call, and is tried again by the next one:
-    /// - `Rejected`: the directory is missing, or this process may not open or write the file;
-    /// - `Corrupt`: the file is no SQLite database;
+    /// - `Environment`: the directory is missing, this process may not open or write the file, or it is no SQLite
+    ///   database;
     /// - `Unavailable`: others kept the file locked for longer than the busy timeout.
     ///
     /// # Errors
     /// `Invalid` when an option cannot be, such as the path `:memory:`.
     pub fn with_options(options: SqliteOptions) -> Result<Self> {
         options.check()?;
-        let sql = Arc::new(Sql::new(&options.prefix));
-        let bench = Bench { place: session::place(&options.path).into(), options, sql };
+        let bench = Bench::new(options);
         let writer = Queue::start("cap-sqlite-writer", bench.clone(), Role::Writer, writer::run)?;
         let reader = Queue::start("cap-sqlite-reader", bench.clone(), Role::Reader, reader::run)?;
         Ok(Self(Arc::new(Shared { bench, writer, reader })))
@@ -89,6 +89,26 @@ impl SqliteStorage {
 
     pub(crate) fn writer(&self) -> &Queue {
         &self.0.writer
+    }
+
+    /// A heartbeat that the database answers.
+    async fn renew(&self, node: NodeId, span: i64) -> Result<Lease> {
+        let renewed = self.0.writer.run(Attempt::on_database("renew a node's lease in"), move |session| {
+            let text = node.to_string();
+            let renew = session.statement(&session.sql.heartbeat)?;
+            let Some(until) = renew.query_row(params![text, span], |row| row.get(0)).optional()? else {
+                return Ok(None);
+            };
+            let next_expiry = session.statement(&session.sql.next_expiry)?.query_row([text], read_wait)?;
+            Ok(Some((until, next_expiry)))
+        });
+        let leases = &self.0.bench.leases;
+        let Some((until, next_expiry)) = renewed.await? else {
+            leases.ended(node);
+            return Ok(Lease::Lost);
+        };
+        leases.granted(node, until, span);
+        Ok(Lease::Held { next_expiry })
     }
 }
 
@@ -113,6 +133,7 @@ impl Storage for SqliteStorage {
             watches: true,
             host_clock: true,
             max_content: None,
+            ascii_only: false,
         }
     }
 
@@ -149,7 +170,7 @@ impl Storage for SqliteStorage {
             move |session| nothing_due(session, &asked),
             move |session| {
                 let (owner, token) = holder(session, request.claim)?;
-                let mut records = due(session, &request)?;
+                let (mut records, cut) = due(session, &request)?;
                 let hold = session.statement(&session.sql.table(request.lane.table()).hold)?;
                 for record in &mut records {
                     hold.execute(params![record.id.0, owner, token])?;
@@ -161,7 +182,7 @@ impl Storage for SqliteStorage {
                 if records.len() >= request.limit {
                     return Ok(Claimed { records, next_due: None });
                 }
-                let next_due = waits(session, &request.version, &[request.lane])?.pop().flatten();
+                let next_due = if cut { Some(Duration::ZERO) } else { next_due(session, &request)? };
                 Ok(Claimed { records, next_due })
             },
         ))
@@ -182,25 +203,30 @@ impl Storage for SqliteStorage {
 
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
         let attempt = Attempt::on_database("ask for the next due records of");
-        Box::pin(self.0.reader.run(attempt, move |session| waits(session, &version, &lanes)))
+        Box::pin(self.0.reader.run(attempt, move |session| waits(session, &version, &lanes, &[])))
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.0.writer.run(Attempt::on_database("register a node in"), move |session| {
-            session.statement(&session.sql.join)?.execute(params![node.to_string(), record::RANGE.span(lease)])?;
+        Box::pin(async move {
+            let span = record::RANGE.span(lease);
+            let joined = self.0.writer.run(Attempt::on_database("register a node in"), move |session| {
+                let join = session.statement(&session.sql.join)?;
+                Ok(join.query_row(params![node.to_string(), span], |row| row.get(0))?)
+            });
+            self.0.bench.leases.granted(node, joined.await?, span);
             Ok(())
-        }))
+        })
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        Box::pin(self.0.writer.run(Attempt::on_database("renew a node's lease in"), move |session| {
-            let (node, lease) = (node.to_string(), record::RANGE.span(lease));
-            if session.statement(&session.sql.heartbeat)?.execute(params![node, lease])? == 0 {
-                return Ok(Lease::Lost);
+        let span = record::RANGE.span(lease);
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = self.0.bench.leases.promise(node, span) => Ok(Lease::Held { next_expiry: None }),
+                renewed = self.renew(node, span) => renewed,
             }
-            let next_expiry = session.statement(&session.sql.next_expiry)?.query_row([node], read_wait)?;
-            Ok(Lease::Held { next_expiry })
-        }))
+        })
     }
 
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
@@ -219,6 +245,7 @@ impl Storage for SqliteStorage {
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
+        self.0.bench.leases.ended(node);
         Box::pin(self.0.writer.run(Attempt::on_database("sign a node off in"), move |session| {
             let node = node.to_string();
             for statement in [&session.sql.forget, &session.sql.published.give_back, &session.sql.received.give_back] {
@@ -272,10 +299,19 @@ impl Storage for SqliteStorage {
         Box::pin(self.0.writer.run(Attempt::on("requeue records of", table), move |session| {
             let requeue = session.statement(&session.sql.table(table).requeue)?;
             let Times { due_at, due_in, expires_in } = Times::of(&state, &record::RANGE);
-            let (status, attempts, reason) = (state.status().as_str(), state.attempts(), state.reason());
+            let (status, attempts, crashes) = (state.status().as_str(), state.attempts(), state.crashes());
             let mut changed = 0;
             for id in records {
-                changed += requeue.execute(params![id.0, status, attempts, due_at, due_in, expires_in, reason])?;
+                changed += requeue.execute(params![
+                    id.0,
+                    status,
+                    attempts,
+                    due_at,
+                    due_in,
+                    expires_in,
+                    state.reason(),
+                    crashes
+                ])?;
             }
             Ok(changed as u64)
         }))
@@ -311,22 +347,39 @@ fn live(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
 /// The answer to a claim of a lane in which nothing is due.
 fn nothing_due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Option<Claimed>> {
     live(session, request.claim.node)?;
-    let next_due = waits(session, &request.version, std::slice::from_ref(&request.lane))?.pop().flatten();
-    Ok(match next_due {
+    Ok(match next_due(session, request)? {
         Some(Duration::ZERO) => None,
         next_due => Some(Claimed { records: Vec::new(), next_due }),
     })
 }
 
-/// The due records of a lane, earliest first, as they are stored.
-fn due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Vec<Record>> {
+/// The due records that a claim takes, earliest first, as they are stored; and whether there are more of them, for which
+/// it has no room.
+fn due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<(Vec<Record>, bool)> {
     let statement = session.statement(&session.sql.table(request.lane.table()).due)?;
     let (version, limit) = (request.version.as_str(), record::limit(request.limit));
-    let rows = match &request.lane {
-        Lane::Outbox => statement.query(params![version, limit])?,
-        Lane::Inbox(group) => statement.query(params![version, limit, group.as_str()])?,
+    let except = excepted(&request.except)?;
+    let mut rows = match &request.lane {
+        Lane::Outbox => statement.query(params![version, limit, except])?,
+        Lane::Inbox(group) => statement.query(params![version, limit, except, group.as_str(), false])?,
+        Lane::Suspects(group) => statement.query(params![version, limit, except, group.as_str(), true])?,
     };
-    Ok(rows.mapped(record::read).collect::<rusqlite::Result<_>>()?)
+    let (mut records, mut room) = (Vec::new(), request.bytes);
+    while let Some(row) = rows.next()? {
+        let size = record::size(row)?;
+        if size > room && !records.is_empty() {
+            return Ok((records, true));
+        }
+        room = room.saturating_sub(size);
+        records.push(record::read(row)?);
+    }
+    Ok((records, false))
+}
+
+/// In how long the next record that a claim would take is due.
+fn next_due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Option<Duration>> {
+    let lanes = std::slice::from_ref(&request.lane);
+    Ok(waits(session, &request.version, lanes, &request.except)?.pop().flatten())
 }
 
 /// Deletes the records at these addresses that nobody holds; answers how many.
@@ -339,20 +392,38 @@ fn delete(session: &mut Session<'_>, table: Table, addresses: impl IntoIterator<
     Ok(deleted)
 }
 
-/// In how long the next waiting record of each lane is due.
-fn waits(session: &mut Session<'_>, version: &Version, lanes: &[Lane]) -> Fallible<Vec<Option<Duration>>> {
-    let groups: Vec<Option<&str>> = lanes.iter().map(group_of).collect();
-    let groups = serde_json::to_string(&groups).map_err(|error| Fault::said(ErrorKind::Internal, error.to_string()))?;
+/// In how long the next waiting record of each lane is due, without those of some topics.
+fn waits(
+    session: &mut Session<'_>,
+    version: &Version,
+    lanes: &[Lane],
+    except: &[Topic],
+) -> Fallible<Vec<Option<Duration>>> {
+    let lanes = json(&lanes.iter().map(lane_in_json).collect::<Vec<_>>())?;
     let statement = session.statement(&session.sql.next_due)?;
-    let waits = statement.query_map(params![version.as_str(), groups], read_wait)?;
+    let waits = statement.query_map(params![version.as_str(), lanes, excepted(except)?], read_wait)?;
     Ok(waits.collect::<rusqlite::Result<_>>()?)
 }
 
-fn group_of(lane: &Lane) -> Option<&str> {
+/// A lane as the statement knows it: the group, and whether its suspects are meant.
+fn lane_in_json(lane: &Lane) -> Option<(&str, u8)> {
     match lane {
         Lane::Outbox => None,
-        Lane::Inbox(group) => Some(Group::as_str(group)),
+        Lane::Inbox(group) => Some((group.as_str(), 0)),
+        Lane::Suspects(group) => Some((group.as_str(), 1)),
     }
+}
+
+/// The topics that are left alone, as the statements know them.
+fn excepted(except: &[Topic]) -> Fallible<Option<String>> {
+    if except.is_empty() {
+        return Ok(None);
+    }
+    json(&except.iter().map(Topic::as_str).collect::<Vec<_>>()).map(Some)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Fallible<String> {
+    serde_json::to_string(value).map_err(|error| Fault::said(ErrorKind::Internal, error.to_string()))
 }
 
 /// From a moment, if there is one, and the present time: how long it is until then.

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::SqliteOptions;
 use crate::error::{failed, is_busy};
+use crate::identity::Identity;
 use crate::session::{self, Role};
 
 /// How often the file is looked at. `PRAGMA data_version` reads the log's header in shared memory: a few microseconds,
@@ -55,12 +56,19 @@ impl Watcher {
 
 fn watch(options: &SqliteOptions, wake: &Wake, stopped: &mpsc::Receiver<()>) -> Result<()> {
     let connection = session::open(options, Role::Reader)?;
+    let file = Identity::of(&options.path);
     let mut seen = None;
     loop {
+        if file.has_moved() {
+            let reason = "the file was deleted or replaced while it was open";
+            return Err(WATCH.failed(ErrorKind::Environment, &session::place(&options.path), reason));
+        }
         match data_version(&connection) {
             // The first version wakes too: whatever was committed just before it was read.
             Ok(version) if seen != Some(version) => {
-                seen = Some(version);
+                if seen.replace(version).is_none() {
+                    wake.listens();
+                }
                 wake.wake(Table::Outbox);
                 wake.wake(Table::Inbox);
             }

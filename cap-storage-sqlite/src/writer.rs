@@ -8,13 +8,19 @@
 //! commit has succeeded.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use cap_core::backend::Attempt;
 use cap_core::{Error, ErrorKind, Result};
+use rusqlite::params;
 
-use crate::error::{failed, is_constraint};
+use crate::error::{commit_failed, failed, is_busy, is_constraint};
 use crate::job::{BoxedJob, Fate, Verdict};
 use crate::session::Session;
+
+/// A transaction that has been open for so long takes no more jobs in: those that are done are to be answered, and other
+/// connections are to have their turn.
+const LONG: Duration = Duration::from_millis(100);
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 const COMMIT: &str = "COMMIT";
@@ -38,9 +44,10 @@ pub(crate) fn run(session: &mut Session<'_>, place: &str, jobs: VecDeque<BoxedJo
     }
 }
 
-/// Runs jobs from the front in one transaction, until none is left or one of them has to be its last.
+/// Runs jobs from the front in one transaction, until none is left, one of them has to be its last, or it has been open
+/// for long enough.
 fn run_batch(session: &mut Session<'_>, place: &str, batch: &mut VecDeque<BoxedJob>) {
-    if let Err(error) = begin(session) {
+    if let Err(error) = begin(session, place) {
         let error = failed(Attempt::on_database("begin a transaction in"), place, error);
         return batch.drain(..).for_each(|job| job.answer(Fate::Failed(error.clone())));
     }
@@ -52,9 +59,11 @@ fn run_batch(session: &mut Session<'_>, place: &str, batch: &mut VecDeque<BoxedJ
         Ok(refused) => refused,
         Err(error) => {
             rollback(session);
+            keep_promises_at_last(session, place);
             return ran.into_iter().for_each(|job| job.answer(Fate::Failed(error.clone())));
         }
     };
+    session.leases.kept();
     let refused = refused.and_then(|error| Some((ran.pop()?, error)));
     ran.into_iter().for_each(|job| job.answer(Fate::Committed));
     if let Some((job, error)) = refused {
@@ -78,14 +87,44 @@ fn run_jobs(
     batch: &mut VecDeque<BoxedJob>,
     ran: &mut Vec<BoxedJob>,
 ) -> Result<End> {
-    while let Some(mut job) = batch.pop_front() {
+    let begun = Instant::now();
+    while begun.elapsed() < LONG
+        && let Some(mut job) = batch.pop_front()
+    {
         let end = run_in_savepoint(session, &mut job);
         ran.push(job);
         if end.map_err(|why| lost(place, &why))? == End::MayBeRefused {
             return Ok(End::MayBeRefused);
         }
+        // Before anything else is done: the next job may be a takeover.
+        keep_promises(session).map_err(|error| lost(place, &error.to_string()))?;
     }
     Ok(End::Clean)
+}
+
+/// Renews what heartbeats were promised while a handler had the writer. Committed together with what it wrote.
+fn keep_promises(session: &mut Session<'_>) -> rusqlite::Result<()> {
+    for (node, span) in session.leases.promised() {
+        session.statement(&session.sql.keep_promise)?.execute(params![node.to_string(), span])?;
+    }
+    Ok(())
+}
+
+/// The same after the transaction was lost, in one of its own, before anything else is done. If another connection was
+/// quicker and has taken over, there is nothing to renew, and the next heartbeat says so.
+fn keep_promises_at_last(session: &mut Session<'_>, place: &str) {
+    if session.leases.promised().is_empty() {
+        return;
+    }
+    let kept = session.execute(BEGIN).and_then(|_| keep_promises(session)).and_then(|()| session.execute(COMMIT));
+    match kept {
+        Ok(_) => session.leases.kept(),
+        Err(error) => {
+            rollback(session);
+            session.leases.broken();
+            tracing::warn!(place, %error, "leases that were held by a transaction may have run out, as it was lost");
+        }
+    }
 }
 
 /// Runs one job in a savepoint. An error says why the whole transaction is lost.
@@ -107,7 +146,15 @@ fn run_in_savepoint(session: &mut Session<'_>, job: &mut BoxedJob) -> Result<End
 
 /// Ends the transaction. Answers the error with which the last job was refused and left out, if it was.
 fn commit(session: &mut Session<'_>, place: &str, end: End) -> Result<Option<Error>> {
-    let failed = |error| failed(Attempt::on_database("commit to"), place, error);
+    const ATTEMPT: Attempt = Attempt::on_database("commit to");
+    let failed = |error| commit_failed(ATTEMPT, place, error);
+    if session.has_moved() {
+        let reason = "the file was deleted or replaced while it was open: nothing is stored";
+        return Err(ATTEMPT.failed(ErrorKind::Environment, place, reason));
+    }
+    if end == End::MayBeRefused {
+        keep_promises(session).map_err(failed)?;
+    }
     let Err(error) = session.execute(COMMIT) else {
         return Ok(None);
     };
@@ -118,6 +165,7 @@ fn commit(session: &mut Session<'_>, place: &str, end: End) -> Result<Option<Err
         return Err(lost(place, &error.to_string()));
     }
     session.execute(ROLLBACK_TO).map_err(failed)?;
+    keep_promises(session).map_err(failed)?;
     session.execute(COMMIT).map_err(failed)?;
     Ok(Some(failed(error)))
 }
@@ -128,10 +176,42 @@ fn lost(place: &str, why: &str) -> Error {
     Attempt::on_database("commit to").failed(ErrorKind::Unavailable, place, reason)
 }
 
-fn begin(session: &mut Session<'_>) -> rusqlite::Result<()> {
+/// Waits for the writers of other connections, at most for the busy timeout; at half the lease it says what holds it up.
+fn begin(session: &mut Session<'_>, place: &str) -> rusqlite::Result<()> {
     // Nothing leaves a transaction open; if something did, it must not become part of this one.
     rollback(session);
-    session.execute(BEGIN).map(drop)
+    let (asked, timeout) = (Instant::now(), session.waiting.timeout);
+    let since = *session.waiting.since.get_or_insert(asked);
+    loop {
+        let left = timeout.saturating_sub(asked.elapsed());
+        let patience = session.leases.patience().filter(|_| !session.waiting.is_told);
+        let until_told = patience.map_or(left, |patience| patience.saturating_sub(since.elapsed()));
+        // SQLite counts in milliseconds, and would not wait at all for less than one.
+        session.connection.busy_timeout(left.min(until_told.max(Duration::from_millis(1))))?;
+        let begun = session.execute(BEGIN);
+        session.connection.busy_timeout(timeout)?;
+        match begun {
+            Ok(_) => {
+                (session.waiting.since, session.waiting.is_told) = (None, false);
+                return Ok(());
+            }
+            Err(error) if !is_busy(&error) => return Err(error),
+            Err(error) => {
+                let waited = since.elapsed();
+                if patience.is_some_and(|patience| waited >= patience) {
+                    session.waiting.is_told = true;
+                    tracing::warn!(
+                        place,
+                        ?waited,
+                        "another connection to the file keeps the one writer for longer than half the lease:                          heartbeats, claims and settlements wait, and the lease is lost if that lasts"
+                    );
+                }
+                if asked.elapsed() >= timeout {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
 
 fn rollback(session: &mut Session<'_>) {
@@ -151,17 +231,15 @@ mod tests {
     use super::*;
     use crate::config::SqliteOptions;
     use crate::error::{Fallible, Fault};
-    use crate::job::{Done, job};
+    use crate::job::{Bench, Done, job};
     use crate::session::{self, Role};
-    use crate::sql::Sql;
 
     type Answer = oneshot::Receiver<Result<&'static str>>;
     type Batch = VecDeque<BoxedJob>;
 
     struct Fixture {
         connection: Connection,
-        sql: Sql,
-        options: SqliteOptions,
+        bench: Bench,
         _directory: tempfile::TempDir,
     }
 
@@ -178,16 +256,16 @@ mod tests {
                      CREATE TABLE child (name TEXT REFERENCES t DEFERRABLE INITIALLY DEFERRED)",
                 )
                 .unwrap();
-            Self { connection, sql: Sql::new("cap"), options, _directory: directory }
+            Self { connection, bench: Bench::new(options), _directory: directory }
         }
 
         fn run(&self, batch: &mut Batch) {
-            run_batch(&mut Session::new(&self.connection, &self.sql), "here", batch);
+            run_batch(&mut Session::new(&self.connection, &self.bench), "here", batch);
         }
 
         /// What another connection sees.
         fn committed(&self) -> Vec<String> {
-            let reader = session::open(&self.options, Role::Reader).unwrap();
+            let reader = session::open(&self.bench.options, Role::Reader).unwrap();
             let mut names = reader.prepare("SELECT name FROM t ORDER BY rowid").unwrap();
             names.query_map([], |row| row.get(0)).unwrap().map(|name| name.unwrap()).collect()
         }
@@ -312,7 +390,7 @@ mod tests {
     #[test]
     fn who_has_nothing_to_write_does_not_wait_for_other_writers() {
         let fixture = Fixture::new();
-        let other = session::open(&fixture.options, Role::Writer).unwrap();
+        let other = session::open(&fixture.bench.options, Role::Writer).unwrap();
         other.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES ('not yet')").unwrap();
         let looks = |session: &mut Session<'_>| -> Fallible<Option<&'static str>> {
             let rows: i64 = session.connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
@@ -324,7 +402,7 @@ mod tests {
             batch.push_back(job);
             answer
         };
-        let run = |batch: Batch| run(&mut Session::new(&fixture.connection, &fixture.sql), "here", batch);
+        let run = |batch: Batch| run(&mut Session::new(&fixture.connection, &fixture.bench), "here", batch);
 
         let mut batch = Batch::new();
         let answer = add(&mut batch);
@@ -342,7 +420,7 @@ mod tests {
     #[test]
     fn a_file_that_another_writer_keeps_locked_is_unavailable_and_every_job_hears_it() {
         let fixture = Fixture::new();
-        let other = session::open(&fixture.options, Role::Writer).unwrap();
+        let other = session::open(&fixture.bench.options, Role::Writer).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         let mut batch = Batch::new();
         let answers = [add(&mut batch, kept("a")), add(&mut batch, kept("b"))];

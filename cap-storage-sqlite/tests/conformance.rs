@@ -58,6 +58,7 @@ impl StorageFixture for SqliteFixture {
             watches: true,
             host_clock: true,
             max_content: None,
+            ascii_only: false,
         }
     }
 
@@ -97,6 +98,23 @@ impl StorageFixture for SqliteFixture {
 
     fn single_writer(&self) -> bool {
         true
+    }
+
+    fn can_refuse_writes(&self) -> bool {
+        true
+    }
+
+    /// By taking the tables away.
+    fn set_writable(&self, writable: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let connection = self.connection();
+            for table in ["published", "received"] {
+                let (ours, away) = (format!("\"cap.{table}\""), format!("\"away.{table}\""));
+                let (from, to) = if writable { (away, ours) } else { (ours, away) };
+                connection.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).map_err(failed)?;
+            }
+            Ok(())
+        })
     }
 
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {

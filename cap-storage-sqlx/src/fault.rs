@@ -33,9 +33,16 @@ impl Fault {
 
     /// The error as the caller sees it, of the database at `place`.
     pub fn into_error<S: Errors>(self, attempt: Attempt, place: &str) -> Error {
+        self.into_error_when::<S>(When::AtWork, attempt, place)
+    }
+
+    pub(crate) fn into_error_when<S: Errors>(self, when: When, attempt: Attempt, place: &str) -> Error {
         match self {
             Self::Sqlx(error) => {
-                let kind = kind_of_driver(&error).unwrap_or_else(|| S::kind(&error));
+                let kind = match when {
+                    When::Connecting if S::is_no_entry(&error) => ErrorKind::Rejected,
+                    _ => kind_of_driver(&error, when).unwrap_or_else(|| S::kind(&error)),
+                };
                 let advice = S::advice(&error).or_else(|| advice(&error));
                 attempt.failed_with(kind, place, text_of(&error), advice, error)
             }
@@ -49,6 +56,11 @@ impl Fault {
             Self::Sqlx(error) => Some(error),
             Self::Said(..) => None,
         }
+    }
+
+    /// Whether the session is of no more use: whoever connects anew may find a server that is.
+    pub(crate) fn is_stale<S: Errors>(&self) -> bool {
+        self.driver().is_some_and(S::is_stale)
     }
 
     /// Whether the connection is gone, or of no more use.
@@ -65,8 +77,16 @@ impl From<sqlx::Error> for Fault {
     }
 }
 
+/// When it failed. What an operator set wrong is refused where a storage connects for the first time, as waiting is no
+/// help there; at work it worked before, and will again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Connecting,
+    AtWork,
+}
+
 /// What an error means to the caller, unless the server itself answered it.
-fn kind_of_driver(error: &sqlx::Error) -> Option<ErrorKind> {
+fn kind_of_driver(error: &sqlx::Error, when: When) -> Option<ErrorKind> {
     use sqlx::Error;
     let kind = match error {
         Error::Database(_) => return None,
@@ -74,8 +94,10 @@ fn kind_of_driver(error: &sqlx::Error) -> Option<ErrorKind> {
         // The connection is out of step; another one will do.
         Error::Protocol(_) => ErrorKind::Unavailable,
         Error::PoolClosed => ErrorKind::Stopped,
-        Error::Configuration(_) | Error::InvalidArgument(_) => ErrorKind::Invalid,
-        Error::Tls(_) | Error::Encode(_) => ErrorKind::Rejected,
+        Error::Configuration(_) | Error::InvalidArgument(_) if when == When::Connecting => ErrorKind::Invalid,
+        Error::Tls(_) if when == When::Connecting => ErrorKind::Rejected,
+        Error::Configuration(_) | Error::InvalidArgument(_) | Error::Tls(_) => ErrorKind::Environment,
+        Error::Encode(_) => ErrorKind::Rejected,
         Error::Decode(_) | Error::ColumnDecode { .. } => ErrorKind::Corrupt,
         _ => ErrorKind::Internal,
     };
@@ -116,12 +138,14 @@ mod tests {
             (sqlx::Error::PoolTimedOut, ErrorKind::Unavailable),
             (sqlx::Error::Protocol("out of step".into()), ErrorKind::Unavailable),
             (sqlx::Error::PoolClosed, ErrorKind::Stopped),
-            (sqlx::Error::Configuration("no URL".into()), ErrorKind::Invalid),
             (sqlx::Error::Decode("not a number".into()), ErrorKind::Corrupt),
             (sqlx::Error::RowNotFound, ErrorKind::Internal),
         ] {
-            assert_eq!(kind_of_driver(&error), Some(kind), "{error}");
+            assert_eq!(kind_of_driver(&error, When::AtWork), Some(kind), "{error}");
         }
+        let wrong = sqlx::Error::Configuration("no such file".into());
+        assert_eq!(kind_of_driver(&wrong, When::Connecting), Some(ErrorKind::Invalid));
+        assert_eq!(kind_of_driver(&wrong, When::AtWork), Some(ErrorKind::Environment), "it worked before");
     }
 
     #[test]

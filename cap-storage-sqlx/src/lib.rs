@@ -9,6 +9,7 @@ mod fault;
 mod held;
 mod losses;
 mod pools;
+mod pulse;
 mod server;
 
 pub use fault::{Fallible, Fault};

@@ -8,9 +8,10 @@ use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::pool::PoolOptions;
 use sqlx::{Connection as _, Pool, SqlSafeStr, Transaction};
 
-use crate::fault::{Fallible, Fault};
+use crate::fault::{Fallible, Fault, When};
 use crate::held::Held;
 use crate::losses::Losses;
+use crate::pulse::Pulse;
 use crate::server::{Connection, Options, Server};
 
 /// How often something is done that the database takes back as the victim of a deadlock.
@@ -41,8 +42,11 @@ pub struct Limits {
 pub enum Via {
     /// Those of the pool, which may all be busy.
     Work,
-    /// Those that only leases use: joining, heartbeats, takeovers, leaving, and giving back.
+    /// Those that only leases use: takeovers, leaving, and giving back.
     Keepers,
+    /// The one that joining and heartbeats use, and nothing else. It belongs to the runtime that they are called in, which
+    /// need not be that of the others.
+    Pulse,
 }
 
 /// Something to do over a connection. It captures nothing: what it needs is its context, so that it can be done again.
@@ -54,6 +58,7 @@ pub struct Pools<S: Server> {
     work: Pool<S::Db>,
     is_own: bool,
     keepers: Pool<S::Db>,
+    pulse: Pulse<S::Db>,
     losses: Losses,
     limits: Limits,
 }
@@ -82,7 +87,7 @@ impl<S: Server> Pools<S> {
         let connect = Options::<S>::clone(&work.connect_options());
         let place = S::place(&connect);
         let keepers = pool::<S>(connect, KEEPERS, limits, is_own || S::LIMITS_BESIDE_POOL, &losses);
-        Self { place, work, is_own, keepers, losses, limits }
+        Self { place, work, is_own, keepers, pulse: Pulse::default(), losses, limits }
     }
 
     /// Kind and address, for people.
@@ -126,7 +131,7 @@ impl<S: Server> Pools<S> {
             Ok(())
         };
         match tokio::time::timeout(limit, tried).await {
-            Ok(outcome) => outcome.map_err(|fault| self.explain(fault, attempt)),
+            Ok(outcome) => outcome.map_err(|fault| self.explain_when(When::Connecting, fault, attempt)),
             Err(_) => {
                 let reason =
                     format!("no answer within {limit:?}: is the host right, does a firewall swallow the packets?");
@@ -170,7 +175,9 @@ impl<S: Server> Pools<S> {
             self.losses.note();
             return Err(Fault::no_answer(limit));
         };
-        if is_clean {
+        if outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
+            tracing::debug!(place = %self.place, "closed a session that is of no more use");
+        } else if is_clean {
             held.give_back();
         }
         if outcome.as_ref().is_err_and(Fault::is_lost_connection::<S>) {
@@ -199,15 +206,23 @@ impl<S: Server> Pools<S> {
             // The pool does not say why: another connection may.
             self.try_connect().await?;
         }
-        Err(self.explain(fault, attempt))
+        Err(self.explain_when(When::Connecting, fault, attempt))
     }
 
     async fn acquire(&self, via: Via) -> Fallible<Held<S::Db>> {
-        let pool = match via {
-            Via::Work => &self.work,
-            Via::Keepers => &self.keepers,
+        let acquired = match via {
+            Via::Work => self.work.acquire().await?,
+            Via::Keepers => self.keepers.acquire().await?,
+            Via::Pulse => self.pulse().acquire().await?,
         };
-        Ok(Held::new(pool.acquire().await?))
+        Ok(Held::new(acquired))
+    }
+
+    fn pulse(&self) -> Pool<S::Db> {
+        self.pulse.here(|| {
+            let connect = Options::<S>::clone(&self.work.connect_options());
+            pool::<S>(connect, 1, self.limits, self.is_own || S::LIMITS_BESIDE_POOL, &self.losses)
+        })
     }
 
     /// Begins a handler's transaction with this statement, over the pool for work.
@@ -220,7 +235,11 @@ impl<S: Server> Pools<S> {
 
     /// The error of it, as the caller sees it.
     pub fn explain(&self, fault: Fault, attempt: Attempt) -> Error {
-        fault.into_error::<S>(attempt, &self.place)
+        self.explain_when(When::AtWork, fault, attempt)
+    }
+
+    fn explain_when(&self, when: When, fault: Fault, attempt: Attempt) -> Error {
+        fault.into_error_when::<S>(when, attempt, &self.place)
     }
 }
 

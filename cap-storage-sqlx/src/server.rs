@@ -27,6 +27,13 @@ pub trait Errors {
 
     /// Whether the server ends the session with it.
     fn is_farewell(error: &sqlx::Error) -> bool;
+
+    /// Whether the session is to be closed although the server goes on with it: it takes no writes any more, or has lost
+    /// what was prepared in it. Another one may be with another server.
+    fn is_stale(error: &sqlx::Error) -> bool;
+
+    /// Whether the server does not let anybody in who comes like this: a wrong password, a database that is not there.
+    fn is_no_entry(error: &sqlx::Error) -> bool;
 }
 
 /// One kind of server. It is implemented for a type of the storage's own, which has no values.

@@ -51,6 +51,7 @@ pub struct KafkaOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) topic_refresh: Duration,
     pub(crate) window: usize,
+    pub(crate) window_bytes: usize,
     pub(crate) max_body: usize,
     #[serde(with = "humantime_serde")]
     pub(crate) confirm_timeout: Duration,
@@ -71,6 +72,7 @@ impl Default for KafkaOptions {
             replicas: None,
             topic_refresh: Duration::from_secs(10),
             window: 2_000,
+            window_bytes: 64 * 1024 * 1024,
             max_body: 1_000_000,
             confirm_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -116,11 +118,19 @@ impl KafkaOptions {
         self
     }
 
-    /// How many messages may be on their way to the brokers, unconfirmed. A full window makes senders wait.
-    /// Default: 2000.
+    /// How many messages may be on their way to the brokers, unconfirmed; one topic may have four times as many of them as
+    /// are left for all others. A full window makes senders wait. Default: 2000.
     #[must_use]
     pub fn window(mut self, messages: usize) -> Self {
         self.window = messages;
+        self
+    }
+
+    /// How many bytes of messages may be on their way to the brokers, unconfirmed, shared as the window is; a topic that has
+    /// nothing on its way may have one message up to twice the limit. Default: 64 MiB.
+    #[must_use]
+    pub fn window_bytes(mut self, bytes: usize) -> Self {
+        self.window_bytes = bytes;
         self
     }
 
@@ -180,6 +190,7 @@ impl fmt::Debug for KafkaOptions {
             .field("replicas", &self.replicas)
             .field("topic_refresh", &self.topic_refresh)
             .field("window", &self.window)
+            .field("window_bytes", &self.window_bytes)
             .field("max_body", &self.max_body)
             .field("confirm_timeout", &self.confirm_timeout)
             .field("connect_timeout", &self.connect_timeout)

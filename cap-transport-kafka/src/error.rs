@@ -5,6 +5,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use crate::client::Fault;
 use crate::settings::Settings;
+use crate::traffic::{CLOSED, Failure};
 
 pub(crate) fn unavailable(operation: &'static str, subject: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unavailable, operation, subject, reason)
@@ -45,7 +46,7 @@ pub(crate) fn connect(settings: &Settings, fault: &Fault) -> Error {
         Code::SSL if fault.is_about_a_certificate() => {
             (ErrorKind::Rejected, format!("its certificate is not trusted (setting `ssl.ca.location`): {said}"))
         }
-        _ if fault.code == Code::SSL || said.contains("SSL handshake failed") => {
+        _ if fault.code == Code::SSL || said.contains("SSL handshake failed") || said.contains("SSL_HANDSHAKE") => {
             (ErrorKind::Unavailable, format!("the TLS handshake failed, is this a TLS port? {said}"))
         }
         Code::Resolve => (ErrorKind::Unavailable, format!("the host name does not resolve: {said}")),
@@ -60,52 +61,89 @@ pub(crate) fn connect(settings: &Settings, fault: &Fault) -> Error {
     Error::new(kind, "connect to", &settings.place, reason)
 }
 
-/// Why a message was not delivered.
-pub(crate) fn lost(subject: String, code: Code, settings: &Settings) -> Error {
+/// Whether an error is one of a batch, in which another message may be the culprit. What is known to lie elsewhere is not.
+pub(crate) fn is_of_the_batch(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::InvalidMessageSize
+            | Code::MessageBatchTooLarge
+            | Code::InvalidRecord
+            | Code::InvalidDifferentRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidMessage
+            | Code::PolicyViolation
+            | Code::UnsupportedForMessageFormat
+            | Code::UnsupportedCompressionType
+            | Code::InvalidRequest
+            | Code::Unknown
+    )
+}
+
+/// Why a message was not delivered. `is_alive`: the brokers have answered while it was on its way, so that what is wrong is
+/// wrong with its topic.
+pub(crate) fn lost(code: Code, settings: &Settings, is_alive: bool) -> Failure {
     let (kind, reason) = match code {
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => {
             let advice = "the topic takes no message of this size, headers included (its `max.message.bytes`)";
             (ErrorKind::Invalid, format!("{advice}: {code}"))
         }
-        Code::InvalidRecord | Code::InvalidTimestamp | Code::InvalidMessage => {
-            (ErrorKind::Invalid, format!("the topic takes no such message: {code}"))
-        }
+        Code::InvalidRecord => (ErrorKind::Invalid, format!("the topic takes no such message: {code}")),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId => {
             (ErrorKind::Unroutable, format!("the topic does not exist any more: {code}"))
         }
         Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
-            (ErrorKind::Rejected, format!("the user has not the right to: {code}"))
+            (ErrorKind::Environment, format!("the user has not the right to: {code}"))
         }
-        Code::InvalidTopic | Code::PolicyViolation | Code::InvalidRequiredAcks => {
-            (ErrorKind::Rejected, format!("the broker refused it: {code}"))
+        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
+            (ErrorKind::Environment, format!("too few replicas are in sync (`min.insync.replicas`): {code}"))
+        }
+        // The broker stamps or the client's clock does: a message has no time of its own.
+        Code::InvalidTimestamp => {
+            let advice = "the topic does not take the time, do the clocks agree (`message.timestamp.*.max.ms`)?";
+            (ErrorKind::Environment, format!("{advice} {code}"))
         }
         Code::MessageTimedOut => {
             let limit = settings.confirm_timeout();
-            let reason =
-                "no broker took it over: it is away, or the topic's partition has no leader or too few replicas";
-            (ErrorKind::Unavailable, format!("not confirmed within {limit:?}; {reason}"))
+            let (kind, reason) = match is_alive {
+                true => (ErrorKind::Environment, "the topic's partition has no leader, or one that is not reached"),
+                false => (ErrorKind::Unavailable, "no broker answers"),
+            };
+            (kind, format!("not confirmed within {limit:?}; {reason}"))
         }
-        Code::PurgeQueue | Code::PurgeInflight => (ErrorKind::Unavailable, "the transport is closed".into()),
-        _ => (ErrorKind::Unavailable, code.to_string()),
+        Code::PurgeQueue | Code::PurgeInflight => (ErrorKind::Unavailable, CLOSED.into()),
+        Code::BrokerTransportFailure
+        | Code::AllBrokersDown
+        | Code::OperationTimedOut
+        | Code::NetworkException
+        | Code::RequestTimedOut
+        | Code::Resolve
+        | Code::SSL
+        | Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::Fatal
+        | Code::Fenced
+        | Code::BrokerDestroy => (ErrorKind::Unavailable, code.to_string()),
+        _ => (ErrorKind::Environment, format!("the topic or its broker does not take it now: {code}")),
     };
-    Error::new(kind, "send", subject, reason)
+    Failure { kind, reason }
 }
 
 /// Why a topic could not be made.
 pub(crate) fn create(topic: &str, code: Code, settings: &Settings) -> Error {
     let (kind, reason) = match code {
         Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
-            (ErrorKind::Rejected, format!("the user has not the right to: {code}"))
+            (ErrorKind::Environment, format!("the user has not the right to: {code}"))
         }
         Code::InvalidReplicationFactor => {
-            (ErrorKind::Rejected, format!("there are not as many brokers as `replicas` asks for: {code}"))
+            (ErrorKind::Environment, format!("there are not as many brokers as `replicas` asks for: {code}"))
         }
         Code::InvalidTopic => {
             let collision = "another topic differs from it only in `.` and `_`, which Kafka does not allow";
             (ErrorKind::Rejected, format!("{collision}: {code}"))
         }
         Code::InvalidPartitions | Code::InvalidConfig | Code::PolicyViolation | Code::InvalidRequest => {
-            (ErrorKind::Rejected, format!("the broker refused it: {code}"))
+            (ErrorKind::Environment, format!("the broker refused it: {code}"))
         }
         _ => (ErrorKind::Unavailable, code.to_string()),
     };
@@ -129,7 +167,7 @@ pub(crate) fn ended(subject: String, fault: &Fault) -> Option<Error> {
             (ErrorKind::Rejected, format!("{advice}: {said}"))
         }
         Code::GroupAuthorizationFailed | Code::TopicAuthorizationFailed => {
-            (ErrorKind::Rejected, format!("the user has not the right to: {said}"))
+            (ErrorKind::Environment, format!("the user has not the right to: {said}"))
         }
         Code::Authentication | Code::SaslAuthenticationFailed => {
             (ErrorKind::Rejected, format!("the broker refused the user: {said}"))
@@ -166,6 +204,7 @@ mod tests {
             (Code::SSL, certificate, ErrorKind::Rejected, "ssl.ca.location"),
             (Code::SSL, "SSL handshake failed: x", ErrorKind::Unavailable, "TLS port"),
             (Code::BrokerTransportFailure, "SSL handshake failed: Disconnected", ErrorKind::Unavailable, "TLS port"),
+            (Code::BrokerTransportFailure, "Disconnected (in state SSL_HANDSHAKE)", ErrorKind::Unavailable, "TLS port"),
             (Code::Authentication, "Authentication failed", ErrorKind::Rejected, "password"),
             (Code::UnsupportedSASLMechanism, "x", ErrorKind::Rejected, "sasl.mechanism"),
         ];
@@ -177,15 +216,37 @@ mod tests {
     }
 
     #[test]
-    fn only_a_message_that_can_never_be_taken_is_invalid() {
+    fn only_what_is_the_messages_own_fault_is_held_against_it() {
         let settings = KafkaOptions::default().check().unwrap();
-        let kind = |code| lost("m".into(), code, &settings).kind();
-        assert_eq!(kind(Code::MessageSizeTooLarge), ErrorKind::Invalid);
+        let kind = |code| lost(code, &settings, false).kind;
+        assert_eq!(
+            (kind(Code::MessageSizeTooLarge), kind(Code::InvalidRecord)),
+            (ErrorKind::Invalid, ErrorKind::Invalid)
+        );
         assert_eq!(kind(Code::UnknownTopicOrPartition), ErrorKind::Unroutable);
-        assert_eq!(kind(Code::TopicAuthorizationFailed), ErrorKind::Rejected);
-        for code in [Code::MessageTimedOut, Code::NotEnoughReplicas, Code::PurgeInflight, Code::Fatal] {
+        for code in [
+            Code::TopicAuthorizationFailed,
+            Code::NotEnoughReplicas,
+            Code::LeaderNotAvailable,
+            Code::NotLeaderForPartition,
+            Code::KafkaStorageError,
+            Code::ThrottlingQuotaExceeded,
+            Code::InvalidTimestamp,
+            Code::PolicyViolation,
+            Code::Unknown,
+        ] {
+            assert_eq!(kind(code), ErrorKind::Environment, "{code}");
+        }
+        for code in [Code::BrokerTransportFailure, Code::PurgeInflight, Code::Fatal, Code::RequestTimedOut] {
             assert_eq!(kind(code), ErrorKind::Unavailable, "{code}");
         }
+    }
+
+    #[test]
+    fn a_message_that_is_not_confirmed_in_time_is_its_topics_affair_if_the_brokers_answer() {
+        let settings = KafkaOptions::default().check().unwrap();
+        let kind = |is_alive| lost(Code::MessageTimedOut, &settings, is_alive).kind;
+        assert_eq!((kind(true), kind(false)), (ErrorKind::Environment, ErrorKind::Unavailable));
     }
 
     #[test]

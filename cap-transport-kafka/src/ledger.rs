@@ -60,26 +60,67 @@ struct Out {
     place: Place,
     offset: i64,
     born: Born,
+    bytes: usize,
+}
+
+/// How much a consumer may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Messages that wait or are out.
+    pub(crate) messages: usize,
+    /// Bytes of bodies that are out; one message may be, whatever its size.
+    pub(crate) bytes: usize,
+    /// Bytes of bodies that wait or are out when no more is asked for: less, since librdkafka holds some as well.
+    pub(crate) asked: usize,
 }
 
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    prefetch: usize,
+    budget: Budget,
     partitions: HashMap<Arc<str>, BTreeMap<i32, Partition>>,
     ready: VecDeque<Waiting>,
+    bytes_ready: usize,
     /// What was handed out and neither acknowledged nor released, whoever has its partition now.
     out: BTreeMap<u64, Out>,
+    bytes_out: usize,
     last_tag: u64,
-    /// What was acknowledged when its partition was gone, for the case that it comes back; at most as many as the prefetch.
+    /// What was acknowledged when its partition was gone, for the case that it comes back; at most as many as may be held.
     late: Vec<Out>,
     /// Whether there may be something to commit.
     is_dirty: bool,
 }
 
 impl Ledger {
-    pub(crate) fn new(prefetch: usize) -> Self {
-        let (partitions, ready, out) = (HashMap::new(), VecDeque::new(), BTreeMap::new());
-        Self { prefetch, partitions, ready, out, last_tag: 0, late: Vec::new(), is_dirty: false }
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self {
+            budget,
+            partitions: HashMap::new(),
+            ready: VecDeque::new(),
+            bytes_ready: 0,
+            out: BTreeMap::new(),
+            bytes_out: 0,
+            last_tag: 0,
+            late: Vec::new(),
+            is_dirty: false,
+        }
+    }
+
+    /// Takes out of what is ready what `goes`.
+    fn drop_ready(&mut self, goes: impl Fn(&Waiting) -> bool) {
+        let bytes_ready = &mut self.bytes_ready;
+        self.ready.retain(|waiting| {
+            let goes = goes(waiting);
+            if goes {
+                *bytes_ready -= waiting.delivery.body.len();
+            }
+            !goes
+        });
+    }
+
+    fn remove_out(&mut self, tag: DeliveryTag) -> Option<Out> {
+        let out = self.out.remove(&tag.0)?;
+        self.bytes_out -= out.bytes;
+        Some(out)
     }
 
     fn partition(&mut self, place: &Place) -> Option<&mut Partition> {
@@ -100,7 +141,7 @@ impl Ledger {
 
     /// Partitions will go: nothing more of them is handed out.
     pub(crate) fn withhold(&mut self, places: &[Place]) {
-        self.ready.retain(|waiting| !places.contains(&waiting.place));
+        self.drop_ready(|waiting| places.contains(&waiting.place));
         for place in places {
             if let Some(partition) = self.partition(place) {
                 partition.progress.withhold();
@@ -126,9 +167,19 @@ impl Ledger {
         }
     }
 
-    /// How many more may be fetched.
+    /// How many more may be asked for.
     pub(crate) fn room(&self) -> usize {
-        self.prefetch.saturating_sub(self.ready.len() + self.out.len())
+        let held = self.ready.len() + self.out.len();
+        if held > 0 && self.bytes_ready + self.bytes_out >= self.budget.asked {
+            return 0;
+        }
+        self.budget.messages.saturating_sub(held)
+    }
+
+    /// Whether at least half of what it may hold is free.
+    pub(crate) fn is_half_free(&self) -> bool {
+        let is_light = self.bytes_ready + self.bytes_out <= self.budget.asked / 2;
+        is_light && self.room() * 2 >= self.budget.messages
     }
 
     /// A message has been fetched; `delivery` makes what is handed out, if it is to be. Whether it is.
@@ -160,21 +211,29 @@ impl Ledger {
         }
         let redelivered = !is_first || offset < partition.delivered_before;
         let delivery = Delivery { redelivered, ..delivery() };
+        self.bytes_ready += delivery.body.len();
         self.ready.push_back(Waiting { place, offset, born, delivery });
         true
     }
 
-    /// Hands out as many as wait, as the prefetch leaves room for, and as `max` allows.
+    /// Hands out as many as wait, as the budget leaves room for, and as `max` allows.
     pub(crate) fn take(&mut self, max: usize) -> Vec<Delivery> {
-        let count = self.ready.len().min(max).min(self.prefetch.saturating_sub(self.out.len()));
-        let mut taken = Vec::with_capacity(count);
-        for Waiting { place, offset, born, delivery } in self.ready.drain(..count).collect::<Vec<_>>() {
+        let mut taken = Vec::new();
+        while taken.len() < max && self.out.len() < self.budget.messages {
+            let (is_empty, left) = (self.out.is_empty(), self.budget.bytes.saturating_sub(self.bytes_out));
+            let fits = |first: &mut Waiting| is_empty || first.delivery.body.len() <= left;
+            let Some(Waiting { place, offset, born, delivery }) = self.ready.pop_front_if(fits) else {
+                break;
+            };
+            let bytes = delivery.body.len();
+            self.bytes_ready -= bytes;
+            self.bytes_out += bytes;
             if let Some(partition) = self.partition(&place) {
                 partition.progress.hand_out(offset);
             }
             self.last_tag += 1;
             taken.push(Delivery { tag: DeliveryTag(self.last_tag), ..delivery });
-            self.out.insert(self.last_tag, Out { place, offset, born });
+            self.out.insert(self.last_tag, Out { place, offset, born, bytes });
         }
         taken
     }
@@ -190,19 +249,19 @@ impl Ledger {
     /// not ours to settle.
     pub(crate) fn ack(&mut self, tags: &[DeliveryTag]) {
         for tag in tags {
-            let Some(Out { place, offset, born }) = self.out.remove(&tag.0) else {
+            let Some(Out { place, offset, born, bytes }) = self.remove_out(*tag) else {
                 continue;
             };
             let Some(partition) = self.partition(&place) else {
-                if self.late.len() < self.prefetch {
-                    self.late.push(Out { place, offset, born });
+                if self.late.len() < self.budget.messages {
+                    self.late.push(Out { place, offset, born, bytes });
                 }
                 continue;
             };
             let state = partition.progress.settle(offset, born);
             self.is_dirty = true;
             if state == Some(State::Ready) {
-                self.ready.retain(|waiting| waiting.place != place || waiting.offset != offset);
+                self.drop_ready(|waiting| waiting.place == place && waiting.offset == offset);
             }
         }
     }
@@ -211,7 +270,7 @@ impl Ledger {
     pub(crate) fn release(&mut self, tags: &[DeliveryTag]) -> Vec<Position> {
         let mut first: BTreeMap<Place, i64> = BTreeMap::new();
         for tag in tags {
-            let Some(Out { place, offset, born }) = self.out.remove(&tag.0) else {
+            let Some(Out { place, offset, born, .. }) = self.remove_out(*tag) else {
                 continue;
             };
             let released = self.partition(&place).is_some_and(|partition| partition.progress.release(offset, born));
@@ -280,8 +339,12 @@ mod tests {
         Place { topic: "orders".into(), partition }
     }
 
+    fn budget(messages: usize, bytes: usize) -> Budget {
+        Budget { messages, bytes, asked: bytes / 4 * 3 }
+    }
+
     fn ledger(prefetch: usize, partitions: &[i32]) -> Ledger {
-        let mut ledger = Ledger::new(prefetch);
+        let mut ledger = Ledger::new(budget(prefetch, usize::MAX));
         for partition in partitions {
             let begins = Beginning { start: Some(0), delivered_before: 2, is_wanted: true, ..Beginning::default() };
             ledger.assign(place(*partition), begins);
@@ -290,11 +353,15 @@ mod tests {
     }
 
     fn arrive(ledger: &mut Ledger, partition: i32, offset: i64) -> bool {
+        arrive_with(ledger, partition, offset, 0)
+    }
+
+    fn arrive_with(ledger: &mut Ledger, partition: i32, offset: i64, bytes: usize) -> bool {
         ledger.arrive("orders", partition, (offset, Some(offset)), || Delivery {
             tag: DeliveryTag(0),
             topic: "orders".into(),
             headers: Headers::new(),
-            body: bytes::Bytes::new(),
+            body: vec![b'7'; bytes].into(),
             origin: Some(format!("{partition}/{offset}")),
             redelivered: false,
         })
@@ -319,6 +386,43 @@ mod tests {
         assert_eq!((taken.len(), ledger.room(), ledger.out()), (2, 0, 2));
         ledger.ack(&tags(&taken[..1]));
         assert_eq!((ledger.room(), ledger.take(9).len()), (1, 1));
+    }
+
+    #[test]
+    fn no_more_bytes_than_the_budget_are_out_but_for_one_larger_message() {
+        let mut ledger = ledger(9, &[0]);
+        ledger.budget = budget(9, 100);
+        for (offset, bytes) in [(0, 40), (1, 40), (2, 40), (3, 500), (4, 10)] {
+            assert!(arrive_with(&mut ledger, 0, offset, bytes));
+        }
+        assert_eq!((ledger.room(), ledger.is_half_free()), (0, false));
+        let sizes = |taken: &[Delivery]| taken.iter().map(|delivery| delivery.body.len()).collect::<Vec<_>>();
+        let first = ledger.take(9);
+        assert_eq!((sizes(&first), ledger.take(9).len()), (vec![40, 40], 0));
+        ledger.ack(&tags(&first[..1]));
+        let second = ledger.take(9);
+        assert_eq!((sizes(&second), ledger.take(9).len()), (vec![40], 0));
+        ledger.release(&tags(&first[1..]));
+        ledger.ack(&tags(&second));
+        let large = ledger.take(9);
+        assert_eq!((sizes(&large), ledger.take(9).len()), (vec![500], 0), "the large one is out alone");
+        ledger.ack(&tags(&large));
+        let last = ledger.take(9);
+        ledger.ack(&tags(&last));
+        assert_eq!((sizes(&last), ledger.bytes_ready, ledger.bytes_out), (vec![10], 0, 0));
+        assert!(ledger.is_half_free());
+    }
+
+    #[test]
+    fn nothing_more_is_asked_for_when_three_quarters_of_the_budget_are_held_and_what_goes_is_free_again() {
+        let mut ledger = ledger(9, &[0, 1]);
+        ledger.budget = budget(9, 100);
+        arrive_with(&mut ledger, 0, 0, 74);
+        assert_eq!(ledger.room(), 8);
+        arrive_with(&mut ledger, 1, 0, 1);
+        assert_eq!(ledger.room(), 0);
+        ledger.revoke(&[place(0)]);
+        assert_eq!((ledger.room(), ledger.bytes_ready), (8, 1));
     }
 
     #[test]
@@ -380,7 +484,7 @@ mod tests {
 
     #[test]
     fn topics_that_are_not_wanted_are_passed_over() {
-        let mut ledger = Ledger::new(9);
+        let mut ledger = Ledger::new(budget(9, usize::MAX));
         ledger.assign(place(0), Beginning { start: Some(0), ..Beginning::default() });
         assert!(!arrive(&mut ledger, 0, 0));
         assert!(ledger.is_dirty());

@@ -1,173 +1,36 @@
-//! Sending: one idempotent producer, a window over what is on its way, and an outcome for each message.
-//!
-//! A batch that is over a topic's `max.message.bytes` is refused as a whole, and librdkafka gives its outcome to all in it.
-//! So what is refused for its size is sent once more in a request of its own, by a second producer: what is refused then
-//! is too large itself.
+//! Sending: one idempotent producer, a bound on what is on its way, and an outcome for each message.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cap_core::transport::{Confirm, Outgoing};
-use cap_core::{MessageId, Result, Topic};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::producer::{
-    BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
-};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use cap_core::transport::Outgoing;
+use cap_core::{ErrorKind, Result, Topic};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig};
 use tokio::time::Instant;
 
-use crate::client::{Fault, Watch, log};
+use crate::client::Watch;
 use crate::error::{connect, creation, lost, unavailable};
+use crate::reports::{Producer, Record, Reports, Sent};
+use crate::sentry;
 use crate::settings::Settings;
 use crate::topics::{Listing, Topics};
+use crate::traffic::{CLOSED, Failure, Refusal, Traffic, subject};
 use crate::wire;
-
-pub(crate) type Producer = ThreadedProducer<Reports>;
-type Record<'a> = BaseRecord<'a, str, [u8], Box<Sent>>;
 
 /// How long a producer that is closed may take to report what it gave up.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// When librdkafka is asked again whether it has room, if nothing tells so before.
+/// When somebody who waits for room looks again, if nothing tells so before.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
-const CLOSED: &str = "the transport is closed";
-
-/// A message on its way.
-pub(crate) struct Sent {
-    id: MessageId,
-    topic: Topic,
-    /// In a mutex because librdkafka's threads share it by type, though never in fact.
-    confirm: Mutex<Confirm>,
-    /// Its place in the window.
-    room: OwnedSemaphorePermit,
-}
-
-impl Sent {
-    fn subject(&self) -> String {
-        subject(&self.id, &self.topic)
-    }
-
-    fn report(self, outcome: Result<()>) {
-        drop(self.room);
-        self.confirm.into_inner().unwrap_or_else(PoisonError::into_inner).report(outcome);
-    }
-}
-
-fn subject(id: &MessageId, topic: &Topic) -> String {
-    format!("message {id} to topic `{topic}`")
-}
-
-/// What a producer reports to.
-pub(crate) struct Reports {
-    settings: Arc<Settings>,
-    topics: Arc<Topics>,
-    watch: Arc<Watch>,
-    /// Set when the producer is of no more use.
-    retired: Arc<AtomicBool>,
-    /// Told when librdkafka has settled something.
-    settled: Arc<Notify>,
-    /// Sends what was refused with others; none for the one that does.
-    lone: Option<OnceLock<Producer>>,
-}
-
-impl Reports {
-    /// Sends a message once more, alone. What cannot be is given back.
-    fn send_alone(&self, record: &BorrowedMessage<'_>, sent: Box<Sent>) -> std::result::Result<(), Box<Sent>> {
-        let Some(lone) = &self.lone else {
-            return Err(sent);
-        };
-        if lone.get().is_none() {
-            let reports = Reports {
-                settings: Arc::clone(&self.settings),
-                topics: Arc::clone(&self.topics),
-                watch: Arc::clone(&self.watch),
-                retired: Arc::clone(&self.retired),
-                settled: Arc::clone(&self.settled),
-                lone: None,
-            };
-            match self.settings.lone_producer().create_with_context::<_, Producer>(reports) {
-                Ok(made) => drop(lone.set(made)),
-                Err(error) => tracing::error!(%error, "no producer for messages that are sent alone"),
-            }
-        }
-        let Some(lone) = lone.get() else {
-            return Err(sent);
-        };
-        let topic = sent.topic.clone();
-        let mut again: Record<'_> = BaseRecord::with_opaque_to(topic.as_str(), sent);
-        again.key = record.key_view::<str>().and_then(std::result::Result::ok);
-        again.payload = Some(record.payload().unwrap_or_default());
-        again.headers = record.headers().map(rdkafka::message::BorrowedHeaders::detach);
-        lone.send(again).map_err(|(_, again)| again.delivery_opaque)
-    }
-}
-
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        let is_error = matches!(
-            level,
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Emerg
-        );
-        if facility == "FAIL" && !is_error {
-            // A connection that the other side ended is in the log, and is no error.
-            self.watch.note(Fault { code: Code::BrokerTransportFailure, reason: text.to_owned() });
-        }
-        log(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let fault = Fault::new(&error, reason);
-        if fault.code == Code::Fatal {
-            tracing::error!(reason, "the producer has failed for good, and is replaced");
-            self.retired.store(true, Ordering::Relaxed);
-        }
-        self.watch.note(fault);
-    }
-}
-
-impl ProducerContext<NoCustomPartitioner> for Reports {
-    type DeliveryOpaque = Box<Sent>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
-        let (code, record) = match result {
-            Ok(_) => {
-                sent.report(Ok(()));
-                self.settled.notify_waiters();
-                return;
-            }
-            Err((error, record)) => (error.rdkafka_error_code().unwrap_or(Code::Unknown), record),
-        };
-        let sent = match code {
-            Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => match self.send_alone(record, sent) {
-                Ok(()) => return,
-                Err(sent) => sent,
-            },
-            _ => sent,
-        };
-        match code {
-            Code::Fatal => self.retired.store(true, Ordering::Relaxed),
-            Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownTopicId => {
-                self.topics.forget(sent.topic.as_str());
-            }
-            _ => {}
-        }
-        let error = lost(sent.subject(), code, &self.settings);
-        sent.report(Err(error));
-        self.settled.notify_waiters();
-    }
-}
 
 /// A producer. When it is dropped, what is on its way comes to its end; then it is closed.
 pub(crate) struct Publisher {
     producer: Arc<Producer>,
     watch: Arc<Watch>,
     settings: Arc<Settings>,
-    window: Arc<Semaphore>,
-    settled: Arc<Notify>,
+    traffic: Arc<Traffic>,
     retired: Arc<AtomicBool>,
     ended: AtomicBool,
 }
@@ -175,24 +38,25 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Connects within the connect time limit, and learns which topics there are.
     pub(crate) async fn open(settings: &Arc<Settings>, topics: &Arc<Topics>) -> Result<Self> {
-        let (retired, settled) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
-        let watch = Watch::new();
+        let (retired, watch) = (Arc::new(AtomicBool::new(false)), Watch::new());
+        let traffic = Arc::new(Traffic::new(settings.window()));
         let reports = Reports {
             settings: Arc::clone(settings),
             topics: Arc::clone(topics),
             watch: Arc::clone(&watch),
+            traffic: Arc::clone(&traffic),
             retired: Arc::clone(&retired),
-            settled: Arc::clone(&settled),
             lone: Some(OnceLock::new()),
         };
         let config = settings.producer();
         let making = tokio::task::spawn_blocking(move || config.create_with_context::<_, Producer>(reports));
         let made = making.await.map_err(|panic| unavailable("connect to", &settings.place, panic.to_string()))?;
         let producer = Arc::new(made.map_err(|cause| creation(settings, cause))?);
-        let window = Arc::new(Semaphore::new(settings.window()));
-        let (settings, ended) = (Arc::clone(settings), AtomicBool::new(false));
-        let publisher = Self { producer, watch, settings, window, settled, retired, ended };
+        let ended = AtomicBool::new(false);
+        let publisher = Self { producer, watch, settings: Arc::clone(settings), traffic, retired, ended };
         topics.note(&publisher.ask("connect to").await?);
+        let producer = Arc::downgrade(&publisher.producer);
+        sentry::start(producer, Arc::clone(&publisher.traffic), Arc::clone(topics), settings)?;
         Ok(publisher)
     }
 
@@ -235,9 +99,8 @@ impl Publisher {
         }
     }
 
-    /// Hands messages to librdkafka, waiting for room in the window at most as long as a confirm may take.
+    /// Hands messages to librdkafka. Those to topics that are known go first: to find or to make another may take a while.
     pub(crate) async fn send(&self, topics: &Topics, settings: &Arc<Settings>, messages: Vec<Outgoing>) {
-        let deadline = Instant::now() + self.settings.confirm_timeout();
         let mut sound = Vec::with_capacity(messages.len());
         for Outgoing { message, confirm } in messages {
             match wire::check(&message, self.settings.max_body()) {
@@ -245,68 +108,131 @@ impl Publisher {
                 Err(error) => confirm.report(Err(error)),
             }
         }
-        let wanted: HashSet<&str> = sound.iter().map(|outgoing| outgoing.message.topic.as_str()).collect();
-        let missing = topics.route(self, settings, wanted).await;
-        for outgoing in sound {
+        let unknown: HashSet<String> = {
+            let all: HashSet<&str> = sound.iter().map(|outgoing| outgoing.message.topic.as_str()).collect();
+            topics.unknown(all).into_iter().map(str::to_owned).collect()
+        };
+        let (known, later): (Vec<_>, Vec<_>) =
+            sound.into_iter().partition(|outgoing| !unknown.contains(outgoing.message.topic.as_str()));
+        self.hand_over(known).await;
+        if later.is_empty() {
+            return;
+        }
+        let missing = topics.route(self, settings, unknown.iter().map(String::as_str).collect()).await;
+        let mut found = Vec::with_capacity(later.len());
+        for outgoing in later {
             match missing.get(outgoing.message.topic.as_str()) {
                 Some(error) => outgoing.confirm.report(Err(error.clone())),
-                None => self.send_one(outgoing, deadline).await,
+                None => found.push(outgoing),
+            }
+        }
+        self.hand_over(found).await;
+    }
+
+    /// Hands over what has room. What has none waits as long as its topic moves, and at most as long as a confirm may take.
+    async fn hand_over(&self, messages: Vec<Outgoing>) {
+        let deadline = Instant::now() + self.settings.confirm_timeout();
+        let mut place: HashMap<Topic, usize> = HashMap::new();
+        let mut queues: Vec<VecDeque<Outgoing>> = Vec::new();
+        for outgoing in messages {
+            let new = queues.len();
+            let place = *place.entry(outgoing.message.topic.clone()).or_insert(new);
+            if place == new {
+                queues.push(VecDeque::new());
+            }
+            queues[place].push_back(outgoing);
+        }
+        loop {
+            let room = self.traffic.room().notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            for queue in &mut queues {
+                self.hand_over_queue(queue, deadline).await;
+            }
+            queues.retain(|queue| !queue.is_empty());
+            if queues.is_empty() {
+                return;
+            }
+            let _ = tokio::time::timeout(ROOM_PAUSE, room).await;
+        }
+    }
+
+    /// Hands over messages of one topic until one has no room.
+    async fn hand_over_queue(&self, queue: &mut VecDeque<Outgoing>, deadline: Instant) {
+        while let Some(outgoing) = queue.pop_front() {
+            let Err((outgoing, moved)) = self.hand_over_one(outgoing, deadline).await else { continue };
+            let now = Instant::now();
+            queue.push_front(outgoing);
+            if now < deadline && now.into_std() < moved + self.settings.room_patience() {
+                return;
+            }
+            let is_alive = self.traffic.is_alive_since(moved);
+            let kind = if is_alive { ErrorKind::Environment } else { ErrorKind::Unavailable };
+            let reason =
+                "those before it are not confirmed, and there is no room for more (options `window`, `window_bytes`)";
+            for Outgoing { message, confirm } in queue.drain(..) {
+                let subject = subject(&message.id, &message.topic);
+                confirm.report(Err(cap_core::Error::new(kind, "send", subject, reason)));
             }
         }
     }
 
-    async fn send_one(&self, Outgoing { message, confirm }: Outgoing, deadline: Instant) {
-        let refuse = |confirm: Confirm, reason: String| {
-            confirm.report(Err(unavailable("send", subject(&message.id, &message.topic), reason)));
+    /// Hands a message over, unless there is no room: then it comes back, with when its topic moved last.
+    async fn hand_over_one(
+        &self,
+        Outgoing { message, confirm }: Outgoing,
+        deadline: Instant,
+    ) -> std::result::Result<(), (Outgoing, std::time::Instant)> {
+        let now = std::time::Instant::now();
+        let entered = self.traffic.enter((&message.id, &message.topic), wire::size(&message), confirm, now);
+        let ticket = match entered {
+            Ok(ticket) => ticket,
+            Err((Refusal::Full(moved), Some(confirm))) => return Err((Outgoing { message, confirm }, moved)),
+            Err(_) => return Ok(()),
         };
-        let room = match tokio::time::timeout_at(deadline, Arc::clone(&self.window).acquire_owned()).await {
-            Ok(Ok(room)) => room,
-            Ok(Err(_)) => return refuse(confirm, CLOSED.into()),
-            Err(_) => {
-                let window = self.settings.window();
-                return refuse(confirm, format!("{window} messages before it are unconfirmed"));
-            }
-        };
-        let sent =
-            Box::new(Sent { id: message.id.clone(), topic: message.topic.clone(), confirm: Mutex::new(confirm), room });
+        let sent = Box::new(Sent { topic: message.topic.clone(), ticket });
         let mut record: Record<'_> = BaseRecord::with_opaque_to(message.topic.as_str(), sent);
         record.key = Some(wire::key(&message));
         record.payload = Some(&message.payload);
         record.headers = Some(wire::headers_out(&message));
         loop {
-            if self.ended.load(Ordering::Relaxed) {
-                let sent = record.delivery_opaque;
-                let error = unavailable("send", sent.subject(), CLOSED);
-                return sent.report(Err(error));
-            }
-            let settled = self.settled.notified();
-            let (error, refused) = match self.producer.send(record) {
-                Ok(()) => return,
-                Err(refused) => refused,
+            let (code, refused) = if self.ended.load(Ordering::Relaxed) {
+                (Code::PurgeQueue, record)
+            } else {
+                match self.producer.send(record) {
+                    Ok(()) => return Ok(()),
+                    Err((error, refused)) => (error.rdkafka_error_code().unwrap_or(Code::Unknown), refused),
+                }
             };
-            let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
-            let has_time = Instant::now() < deadline;
-            if code == Code::QueueFull && has_time {
+            if code == Code::QueueFull && Instant::now() < deadline {
                 record = refused;
-                let _ = tokio::time::timeout(ROOM_PAUSE, settled).await;
+                tokio::time::sleep(ROOM_PAUSE).await;
                 continue;
             }
             if code == Code::Fatal {
                 self.retired.store(true, Ordering::Relaxed);
             }
-            let sent = refused.delivery_opaque;
-            let error = match code {
-                Code::QueueFull => unavailable("send", sent.subject(), "librdkafka's queue stayed full"),
-                code => lost(sent.subject(), code, &self.settings),
+            let failure = match code {
+                Code::QueueFull => {
+                    Failure { kind: ErrorKind::Unavailable, reason: "librdkafka's queue stayed full".into() }
+                }
+                Code::PurgeQueue => Failure { kind: ErrorKind::Unavailable, reason: CLOSED.into() },
+                code => lost(code, &self.settings, false),
             };
-            return sent.report(Err(error));
+            let Sent { topic, ticket } = *refused.delivery_opaque;
+            let now = std::time::Instant::now();
+            match failure.kind {
+                ErrorKind::Environment => self.traffic.refused_by_topic(&topic, ticket, now, failure),
+                _ => self.traffic.failed(&topic, ticket, now, failure),
+            }
+            return Ok(());
         }
     }
 
     /// Gives up what is on its way, and reports it.
     pub(crate) async fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
-        self.window.close();
+        self.traffic.close();
         let producer = Arc::clone(&self.producer);
         let ending = tokio::task::spawn_blocking(move || purge(&producer));
         let _ = ending.await;
@@ -325,6 +251,7 @@ fn purge(producer: &Producer) {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
+        self.traffic.retire();
         let (producer, limit) = (Arc::clone(&self.producer), self.settings.confirm_timeout());
         if producer.in_flight_count() == 0 || self.ended.load(Ordering::Relaxed) {
             // Closing a producer joins threads, which is no work for this one.

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use cap_core::{Error, Group, Result};
+use cap_core::transport::Subscription;
+use cap_core::{Error, Result};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 
 use crate::config::{CreateTopics, KafkaOptions};
+use crate::ledger::Budget;
 use crate::pattern::NEVER_CONSUMED;
+use crate::traffic::Load;
 
 const SUBJECT: &str = "the Kafka options";
 
@@ -17,8 +20,18 @@ const SUBJECT: &str = "the Kafka options";
 const HEADER_ROOM: usize = 256 * 1024;
 /// librdkafka's own limit of `message.max.bytes`.
 const MAX_MESSAGE: usize = 1_000_000_000;
-/// What a consumer may hold of records that were fetched and not yet asked for.
-const QUEUED_KIB: &str = "16384";
+/// librdkafka's own limit of `queue.buffering.max.kbytes`.
+const MAX_QUEUE_KIB: usize = 2_147_483_647;
+/// After 0.1 s, doubled each time up to 1 s.
+const RETRIES: &str = "6";
+/// How many shares of a consumer's bytes are for what librdkafka fetches ahead: its queue, and an answer of each of three
+/// brokers.
+const FETCHED: usize = 4;
+
+/// One of these shares.
+fn fetched(prefetch_bytes: usize) -> usize {
+    (prefetch_bytes / 16).min(16 * 1024 * 1024)
+}
 
 /// Settings that the promises depend on, or that options of our own stand for.
 const OWNED: &[(&str, &str)] = &[
@@ -39,6 +52,7 @@ const OWNED: &[(&str, &str)] = &[
     ("message.timeout.ms", "the option `confirm_timeout` stands for it"),
     ("metadata.broker.list", "the option `brokers` stands for it"),
     ("partition.assignment.strategy", "it is `cooperative-sticky`, always"),
+    ("queue.buffering.max.kbytes", "the option `window_bytes` stands for it"),
     ("queue.buffering.max.messages", "the option `window` stands for it"),
     ("request.required.acks", "all replicas acknowledge, always"),
     ("topic.blacklist", "it keeps what patterns must not match out"),
@@ -67,6 +81,7 @@ impl KafkaOptions {
         }
         let place = format!("kafka {}", brokers.join(","));
         require(self.window >= 1, "window: it must be at least 1".into());
+        require(self.window_bytes >= 1, "window_bytes: it must be at least 1".into());
         let fits = (1..=MAX_MESSAGE - HEADER_ROOM).contains(&self.max_body);
         require(fits, format!("max_body: {} is not between 1 and {}", self.max_body, MAX_MESSAGE - HEADER_ROOM));
         for (name, number) in [("partitions", self.partitions), ("replicas", self.replicas)] {
@@ -158,8 +173,11 @@ impl Settings {
             ("acks", "all".into()),
             ("message.timeout.ms", self.confirm_timeout().as_millis().to_string()),
             ("message.max.bytes", (self.max_body() + HEADER_ROOM).max(1_000_000).to_string()),
-            ("queue.buffering.max.messages", (self.window() + 1).to_string()),
-            ("queue.buffering.max.kbytes", "262144".into()),
+            // What is let in is bounded before (see `traffic`): these are a little beyond.
+            ("queue.buffering.max.messages", (self.options.window + 1).to_string()),
+            ("queue.buffering.max.kbytes", self.queue_kib().to_string()),
+            // A refusal that may pass is told after some three seconds, so that the topic waits and not its messages here.
+            ("retries", RETRIES.into()),
             // What is sent together leaves together, and a single message hardly waits.
             ("linger.ms", "1".into()),
             // A topic that was deleted is told of soon; one that was just made is known by then.
@@ -180,9 +198,12 @@ impl Settings {
     }
 
     /// A member of a group.
-    pub(crate) fn consumer(&self, group: &Group) -> ClientConfig {
+    pub(crate) fn consumer(&self, wanted: &Subscription) -> ClientConfig {
+        let share = fetched(wanted.prefetch_bytes);
+        // The least that librdkafka can be told.
+        let at_once = share.max(1_000);
         self.client(vec![
-            ("group.id", group.as_str().into()),
+            ("group.id", wanted.group.as_str().into()),
             ("enable.auto.commit", "false".into()),
             ("enable.auto.offset.store", "false".into()),
             ("auto.offset.reset", "earliest".into()),
@@ -192,10 +213,23 @@ impl Settings {
             ("heartbeat.interval.ms", "1000".into()),
             ("topic.metadata.refresh.interval.ms", self.options.topic_refresh.as_millis().to_string()),
             ("topic.blacklist", NEVER_CONSUMED.join(",")),
-            ("queued.max.messages.kbytes", QUEUED_KIB.into()),
+            // What is fetched ahead is a part of what may be in this process.
+            ("queued.max.messages.kbytes", (share / 1024).max(1).to_string()),
+            ("queued.min.messages", wanted.prefetch.saturating_mul(2).clamp(10_000, 100_000).to_string()),
+            ("fetch.max.bytes", at_once.to_string()),
+            ("fetch.message.max.bytes", share.clamp(1_000, 1024 * 1024).to_string()),
+            // On a consumer this bounds `fetch.max.bytes` from below, and nothing else: a larger message comes all the same.
+            ("message.max.bytes", at_once.min(1_000_000).to_string()),
             // A consumer that has as many as it may hold goes on as soon as some are taken.
             ("fetch.queue.backoff.ms", "20".into()),
         ])
+    }
+
+    /// How much a consumer may hold.
+    pub(crate) fn budget(&self, wanted: &Subscription) -> Budget {
+        let fetched = fetched(wanted.prefetch_bytes).saturating_mul(FETCHED);
+        let asked = wanted.prefetch_bytes.saturating_sub(fetched);
+        Budget { messages: wanted.prefetch, bytes: wanted.prefetch_bytes, asked }
     }
 
     /// Whether the user wants a group to begin with what comes, and not with the oldest message.
@@ -223,8 +257,25 @@ impl Settings {
         self.options.replicas.unwrap_or(-1)
     }
 
-    pub(crate) fn window(&self) -> usize {
-        self.options.window
+    /// What may be on its way.
+    pub(crate) fn window(&self) -> Load {
+        Load { messages: self.options.window, bytes: self.options.window_bytes }
+    }
+
+    /// Twice the window of bytes and one message of the largest size, at most as much as librdkafka can be told.
+    fn queue_kib(&self) -> usize {
+        let bytes = self.options.window_bytes.saturating_mul(2).saturating_add(self.max_body() + HEADER_ROOM);
+        (bytes / 1024 + 1).min(MAX_QUEUE_KIB)
+    }
+
+    /// How long a topic may confirm nothing before somebody asks what is wrong with it.
+    pub(crate) fn slow(&self) -> Duration {
+        (self.confirm_timeout() / 3).min(Duration::from_secs(1))
+    }
+
+    /// How long a sender waits for a topic that confirms nothing and has no room.
+    pub(crate) fn room_patience(&self) -> Duration {
+        (self.confirm_timeout() / 3).min(Duration::from_secs(5))
     }
 
     pub(crate) fn max_body(&self) -> usize {
@@ -253,6 +304,27 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn wanted(prefetch: usize, prefetch_bytes: usize) -> Subscription {
+        let topics = vec!["orders".try_into().unwrap()];
+        Subscription { group: "billing.v1".parse().unwrap(), topics, prefetch, prefetch_bytes }
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_and_what_is_asked_for_fit_into_the_budget_together() {
+        let settings = KafkaOptions::default().check().unwrap();
+        for bytes in [0, 1, 20_000, 1 << 20, 64 << 20, 10 << 30, usize::MAX] {
+            let (wanted, budget) = (wanted(1_000, bytes), settings.budget(&wanted(1_000, bytes)));
+            let config = settings.consumer(&wanted);
+            config.create_native_config().unwrap();
+            assert!(budget.asked >= bytes / 4 * 3, "{bytes}: {budget:?}");
+            let number = |name: &str| config.get(name).unwrap().parse::<usize>().unwrap();
+            if bytes >= 16 * 1024 {
+                let ahead = number("queued.max.messages.kbytes") * 1024 + 3 * number("fetch.max.bytes");
+                assert!(ahead <= bytes - budget.asked, "{bytes}: {ahead} with {budget:?}");
+            }
+        }
+    }
 
     fn refusal(options: KafkaOptions) -> String {
         let error = options.check().err().expect("a refusal");
@@ -286,14 +358,15 @@ mod tests {
     fn the_users_settings_win_over_ours() {
         let settings = KafkaOptions::default().set("linger.ms", "20").set("client.id", "x").check().unwrap();
         assert_eq!(settings.producer().get("linger.ms"), Some("20"));
-        assert_eq!(settings.consumer(&"billing.v1".parse().unwrap()).get("client.id"), Some("x"));
+        assert_eq!(settings.consumer(&wanted(1_000, 64 << 20)).get("client.id"), Some("x"));
     }
 
     #[test]
     fn each_kind_of_client_is_one_that_librdkafka_knows() {
         let settings = KafkaOptions::default().check().unwrap();
-        let group = "billing.v1".parse().unwrap();
-        for config in [settings.producer(), settings.lone_producer(), settings.admin(), settings.consumer(&group)] {
+        for config in
+            [settings.producer(), settings.lone_producer(), settings.admin(), settings.consumer(&wanted(10, 1 << 20))]
+        {
             config.create_native_config().unwrap();
         }
     }

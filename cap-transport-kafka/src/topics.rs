@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// How often a topic that was made is looked for, until every broker that is asked knows it.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long nobody tries to make a topic again, after it was refused.
+const REFUSED: Duration = Duration::from_secs(1);
+
 /// What a broker tells of all topics.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
@@ -46,6 +49,22 @@ pub(crate) struct Topics {
     known: Mutex<HashSet<String>>,
     /// One looks or creates for all; with the last time that looking failed.
     turn: tokio::sync::Mutex<Option<(Instant, Error)>>,
+    refused: Mutex<Refused>,
+}
+
+/// Topics that could not be made, with when and why: messages to them are answered with the same for a while.
+#[derive(Debug, Default)]
+struct Refused(HashMap<String, (Instant, Error)>);
+
+impl Refused {
+    fn add(&mut self, topic: &str, error: Error, now: Instant) {
+        self.0.retain(|_, (at, _)| *at + REFUSED > now);
+        self.0.insert(topic.to_owned(), (now, error));
+    }
+
+    fn get(&self, topic: &str, now: Instant) -> Option<Error> {
+        self.0.get(topic).filter(|(at, _)| *at + REFUSED > now).map(|(_, error)| error.clone())
+    }
 }
 
 impl Topics {
@@ -62,7 +81,7 @@ impl Topics {
         self.known().remove(topic);
     }
 
-    fn unknown<'a>(&self, topics: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    pub(crate) fn unknown<'a>(&self, topics: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         let known = self.known();
         topics.into_iter().filter(|topic| !known.contains(*topic)).collect()
     }
@@ -74,29 +93,48 @@ impl Topics {
         settings: &Arc<Settings>,
         topics: HashSet<&str>,
     ) -> HashMap<String, Error> {
-        if self.unknown(topics.iter().copied()).is_empty() {
-            return HashMap::new();
+        let (mut refused, topics) = self.lately_refused(self.unknown(topics));
+        if topics.is_empty() {
+            return refused;
         }
         let asked = Instant::now();
         let mut turn = self.turn.lock().await;
-        let unknown = self.unknown(topics);
+        // Another may have looked, or tried, meanwhile.
+        let (more, unknown) = self.lately_refused(self.unknown(topics));
+        refused.extend(more);
         if unknown.is_empty() {
-            return HashMap::new();
+            return refused;
         }
-        let all = |error: Error| unknown.iter().map(|topic| ((*topic).to_owned(), sending(topic, &error))).collect();
         let listing = match look(&mut turn, asked, publisher, "send to").await {
             Ok(listing) => listing,
-            Err(error) => return all(error),
+            Err(error) => {
+                refused.extend(unknown.iter().map(|topic| ((*topic).to_owned(), sending(topic, &error))));
+                return refused;
+            }
         };
         self.note(&listing);
         let missing = unknown.iter().copied().filter(|topic| !listing.names.contains(*topic));
         let (made, unwanted): (Vec<&str>, Vec<&str>) = missing.partition(|topic| may_send(settings, &listing, topic));
-        let mut refused: HashMap<String, Error> =
-            unwanted.into_iter().map(|topic| (topic.to_owned(), unroutable(topic, settings))).collect();
+        refused.extend(unwanted.into_iter().map(|topic| (topic.to_owned(), unroutable(topic, settings))));
         for (topic, error) in self.create(publisher, settings, made).await {
-            refused.insert(topic.clone(), sending(&topic, &error));
+            let error = sending(&topic, &error);
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).add(&topic, error.clone(), Instant::now());
+            refused.insert(topic, error);
         }
         refused
+    }
+
+    /// Those of the topics that could not be made a moment ago, with the reason, and the others.
+    fn lately_refused<'a>(&self, topics: Vec<&'a str>) -> (HashMap<String, Error>, Vec<&'a str>) {
+        let (lately, now) = (self.refused.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let (mut refused, mut others) = (HashMap::new(), Vec::new());
+        for topic in topics {
+            match lately.get(topic, now) {
+                Some(error) => drop(refused.insert(topic.to_owned(), error)),
+                None => others.push(topic),
+            }
+        }
+        (refused, others)
     }
 
     /// Those of the topics that a message would be `Unroutable` to now, in their order.
@@ -131,7 +169,7 @@ impl Topics {
         if let (Some(topic), CreateTopics::Never) = (missing.first(), settings.create_topics()) {
             let reason = "it does not exist, and is not made here (`create_topics` is `never`)";
             let subject = format!("topic `{topic}` on {}", settings.place);
-            return Err(Error::new(ErrorKind::Rejected, "subscribe to", subject, reason));
+            return Err(Error::new(ErrorKind::Environment, "subscribe to", subject, reason));
         }
         if let Some((_, error)) = self.create(publisher, settings, missing).await.into_iter().next() {
             return Err(error);
@@ -269,6 +307,17 @@ fn sending(topic: &str, cause: &Error) -> Error {
 mod tests {
     use super::*;
     use crate::config::KafkaOptions;
+
+    #[test]
+    fn a_topic_that_could_not_be_made_is_left_alone_for_a_while() {
+        let (mut refused, now) = (Refused::default(), Instant::now());
+        let error = || Error::new(ErrorKind::Environment, "create", "topic `orders`", "no right to");
+        refused.add("orders", error(), now);
+        assert!(refused.get("orders", now).is_some() && refused.get("bills", now).is_none());
+        assert!(refused.get("orders", now + REFUSED).is_none());
+        refused.add("bills", error(), now + REFUSED);
+        assert_eq!(refused.0.len(), 1, "what is over is forgotten");
+    }
 
     #[test]
     fn a_missing_topic_is_made_if_a_pattern_wants_it_or_the_options_say_so() {

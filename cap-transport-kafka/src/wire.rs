@@ -21,6 +21,12 @@ pub(crate) fn check(message: &Message, max_body: usize) -> Result<()> {
     Ok(())
 }
 
+/// About what a message takes on its way.
+pub(crate) fn size(message: &Message) -> usize {
+    let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    message.payload.len() + headers + key(message).len()
+}
+
 /// The key, which decides the partition: messages with the same one keep their order.
 pub(crate) fn key(message: &Message) -> &str {
     message.headers.get(headers::KAFKA_KEY).filter(|key| !key.is_empty()).unwrap_or(message.id.as_str())

@@ -1,6 +1,6 @@
 //! A consumer's thread: it polls librdkafka, whatever the engine does, so that the group never takes this member for dead.
 //!
-//! Fetched messages wait in the ledger, at most as many as the prefetch. When it is full, nothing more is polled for a
+//! Fetched messages wait in the ledger, at most as many and as large as the subscription allows. When it is full, nothing more is polled for a
 //! moment; if it stays full, the partitions are paused and polling goes on. (Pausing at once would throw away what
 //! librdkafka has fetched ahead, each time the engine is a little slower than the broker.)
 //!
@@ -75,6 +75,7 @@ struct State {
 struct Orders {
     seeks: Vec<Position>,
     room: usize,
+    is_half_free: bool,
     ends: bool,
     may_commit: bool,
     is_changed: bool,
@@ -84,7 +85,7 @@ struct Orders {
 impl Post {
     pub(crate) fn new(settings: &Settings, wanted: &Subscription) -> Arc<Self> {
         let state = State {
-            ledger: Ledger::new(wanted.prefetch),
+            ledger: Ledger::new(settings.budget(wanted)),
             seeks: Vec::new(),
             over: None,
             fault: None,
@@ -199,6 +200,7 @@ impl Post {
         Orders {
             seeks: std::mem::take(&mut state.seeks),
             room: state.ledger.room(),
+            is_half_free: state.ledger.is_half_free(),
             ends: state.ending || state.over.is_some(),
             may_commit: state.ledger.is_dirty() && state.committing.is_none(),
             is_changed: std::mem::take(&mut state.is_changed),
@@ -278,7 +280,7 @@ impl Worker {
     fn subscribe(&self) -> Result<StreamConsumer<Context>> {
         let context =
             Context { post: Arc::clone(&self.post), settings: Arc::clone(&self.settings), wanted: self.wanted.clone() };
-        let config = self.settings.consumer(&self.wanted.group);
+        let config = self.settings.consumer(&self.wanted);
         let consumer: StreamConsumer<Context> =
             config.create_with_context(context).map_err(|cause| creation(&self.settings, cause))?;
         let topics: BTreeSet<String> = self.wanted.topics.iter().map(pattern::subscribed).collect();
@@ -301,10 +303,10 @@ impl Worker {
             if orders.ends {
                 return;
             }
-            if let Err(error) = self.seek(consumer, orders.seeks) {
+            if let Err(error) = self.seek(consumer, &orders.seeks) {
                 return self.post.give_up(error);
             }
-            flow = self.regulate(consumer, flow, orders.room, orders.is_changed);
+            flow = self.regulate(consumer, flow, &orders);
             let now = Instant::now();
             let patience = self.settings.rejoin_timeout();
             let too_late = orders.placeless.map(|since| since + patience);
@@ -350,6 +352,9 @@ impl Worker {
                         let mut state = self.post.lock();
                         let delivery = || wire::delivery(&record);
                         arrived += usize::from(state.ledger.arrive(record.topic(), record.partition(), key, delivery));
+                        if state.ledger.room() == 0 {
+                            seen = room;
+                        }
                     }
                     // The context was told, with the reason.
                     Poll::Ready(Some(Err(_))) => {}
@@ -366,7 +371,7 @@ impl Worker {
     }
 
     /// Fetches once more from where deliveries were given back.
-    fn seek(&self, consumer: &StreamConsumer<Context>, seeks: Vec<Position>) -> Result<()> {
+    fn seek(&self, consumer: &StreamConsumer<Context>, seeks: &[Position]) -> Result<()> {
         for position in seeks {
             let Place { topic, partition } = &position.place;
             let sought = consumer.seek(topic, *partition, Offset::Offset(position.offset), Duration::ZERO);
@@ -380,7 +385,7 @@ impl Worker {
     }
 
     /// Pauses when the engine is slow, and goes on when half of what it may hold is free again.
-    fn regulate(&self, consumer: &StreamConsumer<Context>, flow: Flow, room: usize, is_changed: bool) -> Flow {
+    fn regulate(&self, consumer: &StreamConsumer<Context>, flow: Flow, orders: &Orders) -> Flow {
         let paused = |outcome: KafkaResult<()>| {
             if let Err(error) = outcome {
                 tracing::warn!(%error, group = %self.post.group, "partitions could not be paused or resumed");
@@ -388,19 +393,19 @@ impl Worker {
         };
         let assigned = || consumer.assignment().unwrap_or_default();
         match flow {
-            Flow::Open | Flow::Full(_) if room > 0 => Flow::Open,
+            Flow::Open | Flow::Full(_) if orders.room > 0 => Flow::Open,
             Flow::Open => Flow::Full(Instant::now()),
             Flow::Full(since) if since.elapsed() < FULL => flow,
             Flow::Full(_) => {
                 paused(consumer.pause(&assigned()));
                 Flow::Paused
             }
-            Flow::Paused if room * 2 >= self.wanted.prefetch => {
+            Flow::Paused if orders.is_half_free => {
                 paused(consumer.resume(&assigned()));
                 Flow::Open
             }
             Flow::Paused => {
-                if is_changed {
+                if orders.is_changed {
                     paused(consumer.pause(&assigned()));
                 }
                 Flow::Paused

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use cap_core::transport::DeliveryTag;
+use cap_core::transport::{Delivery, DeliveryTag};
 use cap_core::{ErrorKind, Message, Topic, Transport, headers};
 use cap_transport_kafka::{CreateTopics, Kafka, KafkaOptions};
 use rdkafka::admin::AdminOptions;
@@ -89,9 +89,8 @@ async fn foreign_deliveries_come_as_they_are() {
     assert!(received[1].body.is_empty(), "a tombstone is a message without a body");
     assert_eq!(received[2].headers, [("x", "last"), ("bytes", "a\u{fffd}")].into_iter().collect());
     // The same record has the same origin, whoever gets it.
-    let origins = |received: &[cap_core::transport::Delivery]| {
-        received.iter().map(|delivery| delivery.origin.clone().unwrap()).collect::<Vec<_>>()
-    };
+    let origins =
+        |received: &[Delivery]| received.iter().map(|delivery| delivery.origin.clone().unwrap()).collect::<Vec<_>>();
     let first = origins(&received);
     assert!(first[0].starts_with(&format!("{topic}/0/0@")) && first[1] != first[2], "{first:?}");
     drop(consumer);
@@ -118,26 +117,6 @@ async fn a_message_over_the_topics_limit_is_invalid_and_hinders_nobody() {
         sent.iter().filter(|message| message.payload.len() < 20_000).map(|message| message.id.as_str()).collect();
     assert_eq!(ids(&received).into_iter().collect::<std::collections::BTreeSet<_>>(), expected);
     scene.names.clean_up().await;
-}
-
-#[tokio::test]
-async fn a_topic_without_a_leader_makes_a_message_unavailable_in_time() {
-    // A cluster that librdkafka plays, because one real broker always leads.
-    let cluster = MockCluster::new(1).unwrap();
-    let topic: Topic = "order".parse().unwrap();
-    cluster.create_topic(topic.as_str(), 1, 1).unwrap();
-    let limit = Duration::from_secs(2);
-    let options = KafkaOptions::new(cluster.bootstrap_servers()).create_topics(CreateTopics::Never);
-    let transport = Kafka::with_options(options.confirm_timeout(limit)).unwrap();
-    confirmed(&transport, vec![message(&topic, &[])]).await;
-    let no_leader = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE; 1_000];
-    cluster.request_errors(RDKafkaApiKey::Produce, &no_leader);
-    let begun = Instant::now();
-    let outcome = send(&transport, vec![message(&topic, &[])]).await.remove(0);
-    let error = refused(outcome, ErrorKind::Unavailable, &["leader", "2s"]);
-    assert!(begun.elapsed() < limit * 3, "{error} took {:?}", begun.elapsed());
-    cluster.clear_request_errors(RDKafkaApiKey::Produce);
-    confirmed(&transport, vec![message(&topic, &[])]).await;
 }
 
 #[tokio::test]
@@ -222,7 +201,7 @@ async fn who_makes_topics_is_as_the_options_say() {
     let topic = scene.topic("order");
     let wants = || scene.wants(&[topic.as_str()]);
     let never = scene.open(scene.options().create_topics(CreateTopics::Never)).await;
-    refused(never.subscribe(wants()).await, ErrorKind::Rejected, &[topic.as_str(), "create_topics"]);
+    refused(never.subscribe(wants()).await, ErrorKind::Environment, &[topic.as_str(), "create_topics"]);
     let outcome = send(&never, vec![message(&topic, &[])]).await.remove(0);
     refused(outcome, ErrorKind::Unroutable, &[topic.as_str(), "create_topics"]);
     assert_eq!(never.unrouted(vec![topic.clone()]).await.unwrap(), std::slice::from_ref(&topic));
@@ -238,7 +217,7 @@ async fn who_makes_topics_is_as_the_options_say() {
     let too_many = scene.open(scene.options().replicas(3)).await;
     let other = scene.topic("other");
     let answer = too_many.subscribe(scene.wants(&[other.as_str()])).await;
-    refused(answer, ErrorKind::Rejected, &[other.as_str(), "replicas"]);
+    refused(answer, ErrorKind::Environment, &[other.as_str(), "replicas"]);
     scene.names.clean_up().await;
 }
 
@@ -369,6 +348,60 @@ async fn a_slow_engine_stays_a_member_and_gets_the_rest_afterwards() {
     }
     assert_eq!(ids(&rest)[..40], sent[10..].iter().map(|message| message.id.as_str()).collect::<Vec<_>>());
     assert!(rest.iter().all(|delivery| !delivery.redelivered), "it was never taken for dead");
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn no_more_bytes_than_the_budget_are_out_and_everything_comes_as_they_are_acknowledged() {
+    let scene = Scene::new();
+    let transport = scene.open(scene.options()).await;
+    let topic = scene.topic("order");
+    let mut wants = scene.wants(&[topic.as_str()]);
+    wants.prefetch_bytes = 1_000_000;
+    let mut bounded = transport.subscribe(wants.clone()).await.unwrap();
+    let mut sent: Vec<Message> = (0..20).map(|_| with_body(message(&topic, &[]), 240_000)).collect();
+    // Near the limit of a message, and so of the budget.
+    sent[10] = with_body(message(&topic, &[]), 990_000);
+    confirmed(&transport, sent.clone()).await;
+    let held = receive(&mut *bounded, 3).await;
+    // Another group has all of them meanwhile, so that they would have come.
+    wants.group = scene.names.unique("witness").parse().unwrap();
+    wants.prefetch_bytes = 64 * 1024 * 1024;
+    take(&mut *transport.subscribe(wants).await.unwrap(), 20).await;
+    let bytes = |held: &[Delivery]| held.iter().map(|delivery| delivery.body.len()).sum::<usize>();
+    let mut held = std::collections::VecDeque::from(held);
+    let mut came = ids(held.make_contiguous()).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    while came.len() < 20 {
+        let more = tokio::time::timeout(Duration::from_millis(100), bounded.receive(100)).await;
+        for delivery in more.map(Result::unwrap).unwrap_or_default() {
+            came.extend(ids(std::slice::from_ref(&delivery)).into_iter().map(str::to_owned));
+            held.push_back(delivery);
+        }
+        assert!(bytes(held.make_contiguous()) <= 1_000_000, "{} bytes are out", bytes(held.make_contiguous()));
+        if let Some(first) = held.pop_front() {
+            bounded.ack(vec![first.tag]).await.unwrap();
+        }
+    }
+    assert_eq!(came, sent.iter().map(|message| message.id.as_str().to_owned()).collect::<Vec<_>>());
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_larger_than_the_budget_is_out_alone() {
+    let scene = Scene::new();
+    let transport = scene.open(scene.options()).await;
+    let topic = scene.topic("order");
+    let mut wants = scene.wants(&[topic.as_str()]);
+    wants.prefetch_bytes = 10_000;
+    let mut bounded = transport.subscribe(wants).await.unwrap();
+    let sizes = [900_000, 100, 900_000, 100];
+    let sent: Vec<Message> = sizes.iter().map(|bytes| with_body(message(&topic, &[]), *bytes)).collect();
+    confirmed(&transport, sent.clone()).await;
+    for message in &sent {
+        let received = tokio::time::timeout(PATIENCE, bounded.receive(100)).await.expect("in time").unwrap();
+        assert_eq!(ids(&received), [message.id.as_str()]);
+        bounded.ack(vec![received[0].tag]).await.unwrap();
+    }
     scene.names.clean_up().await;
 }
 

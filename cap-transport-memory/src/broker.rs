@@ -11,7 +11,9 @@ use tokio::sync::Notify;
 
 use crate::config::MemoryTransportOptions;
 use crate::confirms::{Confirms, ConnectionId, Settled, unavailable};
-use crate::group::{ConsumerId, GroupQueue, HandedOut, Queued};
+use crate::group::{ConsumerId, GroupQueue, HandedOut, Limits, Queued};
+
+const FULL: &str = "the queue of a group that wants it stayed full";
 
 /// What a subscription gets: where to receive, and what wakes it.
 pub(crate) type Joined = (GroupIndex, ConsumerId, Arc<Notify>);
@@ -63,6 +65,16 @@ impl State {
     /// The groups that want a topic.
     fn route(&self, topic: &Topic) -> Vec<GroupIndex> {
         (0..self.groups.len()).filter(|&place| self.groups[place].wants(topic)).map(GroupIndex).collect()
+    }
+
+    /// No sender waits for the full queues that these messages are for, until something is taken from them.
+    fn give_up_room(&mut self, messages: &[Outgoing], capacity: Limits) {
+        for Outgoing { message, .. } in messages {
+            for index in self.route(&message.topic) {
+                let group = self.group(index);
+                group.is_stuck = group.is_full(capacity);
+            }
+        }
     }
 
     fn leave(&mut self, group: GroupIndex, consumer: ConsumerId, settled: &mut Settled) {
@@ -131,7 +143,7 @@ impl Broker {
 
     /// Adds a consumer to a group, and the group if it is new.
     pub(crate) fn subscribe(&self, connection: ConnectionId, subscription: Subscription) -> Result<Joined> {
-        let Subscription { group, topics, prefetch } = subscription;
+        let Subscription { group, topics, prefetch, prefetch_bytes } = subscription;
         if prefetch == 0 {
             return Err(Error::invalid(format!("a subscription of group `{group}`"), "its prefetch is 0"));
         }
@@ -151,7 +163,7 @@ impl Broker {
         let consumer = ConsumerId(state.next_id());
         let group = state.group(index);
         group.want(topics);
-        group.join(consumer, connection, prefetch);
+        group.join(consumer, connection, Limits { messages: prefetch, bytes: prefetch_bytes });
         Ok((index, consumer, Arc::clone(&group.wake)))
     }
 
@@ -167,7 +179,7 @@ impl Broker {
     pub(crate) fn take(&self, group: GroupIndex, consumer: ConsumerId, max: usize) -> Result<Vec<HandedOut>> {
         let mut state = self.lock();
         let group = state.group(group);
-        let was_full = group.waiting() >= self.options.capacity();
+        let was_full = group.is_full(self.options.capacity());
         let taken = group.take(consumer, max)?;
         drop(state);
         if was_full && !taken.is_empty() {
@@ -215,9 +227,10 @@ impl Broker {
         Ok(topics)
     }
 
-    /// Takes messages over, waiting for room in the queues as long as the confirms may take.
+    /// Takes messages over, waiting for room in the queues for a moment: what other groups want waits with the sender.
     pub(crate) async fn send(self: &Arc<Self>, connection: ConnectionId, messages: Vec<Outgoing>) {
         let deadline = Instant::now() + self.options.timeout();
+        let patience = Instant::now() + self.options.patience();
         let mut waiting = messages;
         loop {
             let room = self.room.notified();
@@ -227,8 +240,9 @@ impl Broker {
             if waiting.is_empty() {
                 return;
             }
-            if tokio::time::timeout_at(deadline.into(), room).await.is_err() {
-                return give_up(waiting, "the queue of a group that wants it stayed full");
+            if tokio::time::timeout_at(patience.into(), room).await.is_err() {
+                self.lock().give_up_room(&waiting, self.options.capacity());
+                return give_up(waiting, ErrorKind::Environment, FULL);
             }
         }
     }
@@ -241,12 +255,12 @@ impl Broker {
         let mut state = self.lock();
         if !state.connections.contains(&connection) {
             drop(state);
-            give_up(messages, "the transport is closed");
+            give_up(messages, ErrorKind::Unavailable, "the transport is closed");
             return held;
         }
         if let Err(error) = self.keep_time(&mut state) {
             drop(state);
-            give_up(messages, &format!("no thread could be started: {error}"));
+            give_up(messages, ErrorKind::Unavailable, &format!("no thread could be started: {error}"));
             return held;
         }
         let mut full: Vec<GroupIndex> = Vec::new();
@@ -261,7 +275,7 @@ impl Broker {
                 continue;
             }
             let capacity = self.options.capacity();
-            if route.iter().any(|group| full.contains(group) || state.group(*group).waiting() >= capacity) {
+            if route.iter().any(|group| full.contains(group) || state.group(*group).is_full(capacity)) {
                 let newly_full = route.iter().filter(|group| !full.contains(group));
                 full.extend(newly_full.copied().collect::<Vec<_>>());
                 held.push(Outgoing { message, confirm });
@@ -276,7 +290,7 @@ impl Broker {
             last_route = Some((message.topic.clone(), route));
         }
         self.watch(&state, deadline);
-        for group in state.groups.iter().filter(|group| group.waiting() > 0) {
+        for group in state.groups.iter().filter(|group| group.has_waiting()) {
             group.wake.notify_waiters();
         }
         drop(state);
@@ -295,8 +309,13 @@ impl Broker {
         if route.is_empty() {
             return Some(Error::new(ErrorKind::Unroutable, "send to", subject(), "no group has subscribed to it"));
         }
-        let deserted = route.iter().map(|index| &state.groups[index.0]).find(|group| !group.has_members())?;
-        Some(unavailable(topic.as_str(), format!("group `{}` has no consumer now", deserted.name)))
+        let mut groups = route.iter().map(|index| &state.groups[index.0]);
+        if let Some(deserted) = groups.clone().find(|group| !group.has_members()) {
+            return Some(unavailable(topic.as_str(), format!("group `{}` has no consumer now", deserted.name)));
+        }
+        let capacity = self.options.capacity();
+        let is_stuck = groups.any(|group| group.is_stuck && group.is_full(capacity));
+        is_stuck.then(|| Error::new(ErrorKind::Environment, "send to", subject(), FULL))
     }
 
     /// Starts the thread that keeps the time limits, once. It is a thread and no task because a task would die with the
@@ -347,9 +366,9 @@ impl Broker {
     }
 }
 
-fn give_up(messages: Vec<Outgoing>, reason: &str) {
+fn give_up(messages: Vec<Outgoing>, kind: ErrorKind, reason: &str) {
     for Outgoing { message, confirm } in messages {
-        confirm.report(Err(unavailable(message.topic.as_str(), reason)));
+        confirm.report(Err(Error::new(kind, "send to", format!("topic `{}`", message.topic), reason)));
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::group::Limits;
+
 /// Longer than anyone waits, and short enough to be added to any clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -23,17 +25,26 @@ pub struct MemoryTransportOptions {
     confirm_timeout: Duration,
     max_body: Option<usize>,
     queue_capacity: usize,
+    queue_bytes: usize,
+    #[serde(with = "humantime_serde")]
+    room_timeout: Duration,
 }
 
 impl Default for MemoryTransportOptions {
     fn default() -> Self {
-        Self { confirm_timeout: Duration::from_secs(10), max_body: None, queue_capacity: 10_000 }
+        Self {
+            confirm_timeout: Duration::from_secs(10),
+            max_body: None,
+            queue_capacity: 10_000,
+            queue_bytes: 64 * 1024 * 1024,
+            room_timeout: Duration::from_millis(500),
+        }
     }
 }
 
 impl MemoryTransportOptions {
-    /// How long a message may wait for room in the queues and for the acknowledgement of every group, both together,
-    /// before it is reported as `Unavailable`. Default: 10 s.
+    /// How long a message may wait for the acknowledgement of every group, with what it waited for room, before it is
+    /// reported as `Unavailable`. Default: 10 s.
     #[must_use]
     pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
         self.confirm_timeout = timeout;
@@ -55,6 +66,27 @@ impl MemoryTransportOptions {
         self
     }
 
+    /// How many bytes of bodies a group's queue holds, those out with consumers not counted, and whatever it holds, one
+    /// message. A full queue makes senders wait. Default: 64 MiB.
+    #[must_use]
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// How long a sender waits for room in a full queue before the message is reported as `Environment`. Then nobody
+    /// waits for this queue until something is taken from it, so that a group that is stuck does not hold up others.
+    /// Default: 500 ms.
+    #[must_use]
+    pub fn room_timeout(mut self, timeout: Duration) -> Self {
+        self.room_timeout = timeout;
+        self
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.room_timeout.min(self.timeout())
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.confirm_timeout.min(LONGEST_TIMEOUT)
     }
@@ -63,8 +95,8 @@ impl MemoryTransportOptions {
         self.max_body
     }
 
-    pub(crate) fn capacity(&self) -> usize {
-        self.queue_capacity.max(1)
+    pub(crate) fn capacity(&self) -> Limits {
+        Limits { messages: self.queue_capacity.max(1), bytes: self.queue_bytes.max(1) }
     }
 }
 

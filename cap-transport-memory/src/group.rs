@@ -21,6 +21,12 @@ pub(crate) struct Queued {
     pub(crate) redelivered: bool,
 }
 
+impl Queued {
+    fn bytes(&self) -> usize {
+        self.message.payload.len()
+    }
+}
+
 /// A message handed out, as the consumer turns it into a delivery.
 #[derive(Debug)]
 pub(crate) struct HandedOut {
@@ -32,10 +38,27 @@ pub(crate) struct HandedOut {
 #[derive(Debug)]
 struct Member {
     connection: ConnectionId,
-    prefetch: usize,
+    limits: Limits,
     last_tag: u64,
     /// Ordered by tag, which is the order in which they were handed out.
     out: BTreeMap<DeliveryTag, Queued>,
+    /// What the bodies of `out` come to.
+    bytes_out: usize,
+}
+
+/// How much may be out with one consumer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Member {
+    /// Whether one more may be handed out; a single one may, whatever its size.
+    fn has_room_for(&self, queued: &Queued) -> bool {
+        let fits = self.bytes_out.saturating_add(queued.bytes()) <= self.limits.bytes;
+        self.out.is_empty() || self.out.len() < self.limits.messages && fits
+    }
 }
 
 /// The state of a group. It stays when its last consumer leaves, so that a message for it is refused rather than
@@ -45,7 +68,11 @@ pub(crate) struct GroupQueue {
     pub(crate) name: Group,
     wants: Vec<TopicPattern>,
     queue: VecDeque<Queued>,
+    /// What the bodies of `queue` come to.
+    bytes_waiting: usize,
     members: HashMap<ConsumerId, Member>,
+    /// A sender waited in vain for room, and nothing was taken since: no other need wait.
+    pub(crate) is_stuck: bool,
     /// Wakes the members that wait: there may be messages, or they may be over.
     pub(crate) wake: Arc<Notify>,
 }
@@ -53,7 +80,15 @@ pub(crate) struct GroupQueue {
 impl GroupQueue {
     pub(crate) fn new(name: Group) -> Self {
         let wake = Arc::new(Notify::new());
-        Self { name, wants: Vec::new(), queue: VecDeque::new(), members: HashMap::new(), wake }
+        Self {
+            name,
+            wants: Vec::new(),
+            queue: VecDeque::new(),
+            bytes_waiting: 0,
+            members: HashMap::new(),
+            is_stuck: false,
+            wake,
+        }
     }
 
     /// Adds to what the group wants.
@@ -73,9 +108,14 @@ impl GroupQueue {
         !self.members.is_empty()
     }
 
-    /// How many wait to be handed out.
-    pub(crate) fn waiting(&self) -> usize {
-        self.queue.len()
+    /// Whether some wait to be handed out.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Whether as many messages wait as it holds, or as many bytes.
+    pub(crate) fn is_full(&self, capacity: Limits) -> bool {
+        self.queue.len() >= capacity.messages || self.bytes_waiting >= capacity.bytes
     }
 
     /// How many wait or are out.
@@ -84,11 +124,12 @@ impl GroupQueue {
     }
 
     pub(crate) fn push(&mut self, queued: Queued) {
+        self.bytes_waiting += queued.bytes();
         self.queue.push_back(queued);
     }
 
-    pub(crate) fn join(&mut self, consumer: ConsumerId, connection: ConnectionId, prefetch: usize) {
-        let member = Member { connection, prefetch, last_tag: 0, out: BTreeMap::new() };
+    pub(crate) fn join(&mut self, consumer: ConsumerId, connection: ConnectionId, limits: Limits) {
+        let member = Member { connection, limits, last_tag: 0, out: BTreeMap::new(), bytes_out: 0 };
         self.members.insert(consumer, member);
     }
 
@@ -105,16 +146,25 @@ impl GroupQueue {
             return Vec::new();
         };
         self.put_back(member.out.into_values());
-        if self.has_members() { Vec::new() } else { self.queue.drain(..).collect() }
+        if self.has_members() {
+            return Vec::new();
+        }
+        self.is_stuck = false;
+        self.bytes_waiting = 0;
+        self.queue.drain(..).collect()
     }
 
-    /// Hands out as many as wait, as the prefetch leaves room for, and as `max` allows.
+    /// Hands out as many as wait, as the member's limits leave room for, and as `max` allows.
     pub(crate) fn take(&mut self, consumer: ConsumerId, max: usize) -> Result<Vec<HandedOut>> {
         let member = self.members.get_mut(&consumer).ok_or_else(|| stopped("receive from", &self.name))?;
-        let room = member.prefetch.saturating_sub(member.out.len());
-        let count = self.queue.len().min(room).min(max);
-        let mut handed_out = Vec::with_capacity(count);
-        for queued in self.queue.drain(..count) {
+        let mut handed_out = Vec::new();
+        while handed_out.len() < max {
+            let Some(queued) = self.queue.pop_front_if(|first| member.has_room_for(first)) else {
+                break;
+            };
+            self.is_stuck = false;
+            self.bytes_waiting -= queued.bytes();
+            member.bytes_out += queued.bytes();
             member.last_tag += 1;
             let tag = DeliveryTag(member.last_tag);
             let message = Arc::clone(&queued.message);
@@ -135,7 +185,10 @@ impl GroupQueue {
         let (mut returned, mut unknown) = (BTreeMap::new(), Vec::new());
         for tag in tags {
             match member.out.remove(tag) {
-                Some(queued) => drop(returned.insert(*tag, queued)),
+                Some(queued) => {
+                    member.bytes_out -= queued.bytes();
+                    returned.insert(*tag, queued);
+                }
                 None => unknown.push(*tag),
             }
         }
@@ -145,6 +198,7 @@ impl GroupQueue {
     /// Puts messages that were handed out back to the front, in the order in which they stood there.
     pub(crate) fn put_back(&mut self, messages: impl DoubleEndedIterator<Item = Queued>) {
         for queued in messages.rev() {
+            self.bytes_waiting += queued.bytes();
             self.queue.push_front(Queued { redelivered: true, ..queued });
         }
         self.wake.notify_waiters();

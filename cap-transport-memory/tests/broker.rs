@@ -26,6 +26,10 @@ fn message(topic: &str) -> Message {
     Message { id: MessageId::generate(), topic: topic.parse().unwrap(), headers: Headers::new(), payload }
 }
 
+fn with_body(topic: &str, bytes: usize) -> Message {
+    Message { payload: vec![b'7'; bytes].into(), ..message(topic) }
+}
+
 fn outgoing(message: Message) -> (Outgoing, Outcome) {
     let (report, outcome) = oneshot::channel();
     (Outgoing { message, confirm: Confirm::new(move |result| drop(report.send(result))) }, outcome)
@@ -37,7 +41,7 @@ fn batch(topic: &str, count: usize) -> (Vec<Outgoing>, Vec<Outcome>) {
 
 async fn consumer(transport: &MemoryTransport, group: &str, topic: &str) -> Box<dyn Consumer> {
     let (group, topics) = (group.parse().unwrap(), vec![topic.try_into().unwrap()]);
-    transport.subscribe(Subscription { group, topics, prefetch: 100_000 }).await.unwrap()
+    transport.subscribe(Subscription { group, topics, prefetch: 100_000, prefetch_bytes: usize::MAX }).await.unwrap()
 }
 
 fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
@@ -77,7 +81,8 @@ async fn a_sender_waits_for_room_no_longer_than_for_confirms() {
     let mut consumer = consumer(&transport, "billing", "orders").await;
     let (messages, outcomes) = batch("orders", 3);
     transport.send(messages).await;
-    assert_eq!(kinds(outcomes).await, [Some(ErrorKind::Unavailable); 3]);
+    let [unavailable, full] = [ErrorKind::Unavailable, ErrorKind::Environment].map(Some);
+    assert_eq!(kinds(outcomes).await, [unavailable, unavailable, full]);
     // The two that had room may still be delivered: an acknowledgement that comes too late does no harm.
     let late = consumer.receive(10).await.unwrap();
     assert_eq!(late.len(), 2);
@@ -97,6 +102,70 @@ async fn a_full_group_does_not_hold_up_what_others_want_in_the_same_batch() {
     let received = quick.receive(10).await.unwrap();
     quick.ack(tags(&received)).await.unwrap();
     assert_eq!(outcome.await.unwrap().map_err(|error| error.kind()), Ok(()));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_queue_that_stayed_full_until_something_is_taken_from_it() {
+    let long = Duration::from_secs(60);
+    let options = MemoryTransportOptions::default().queue_capacity(1).room_timeout(Duration::from_millis(20));
+    let transport = MemoryTransport::with_options(options.confirm_timeout(long));
+    let mut stuck = consumer(&transport, "stuck", "stuck.topic").await;
+    let (messages, mut outcomes) = batch("stuck.topic", 2);
+    transport.send(messages).await;
+    let full = Some(ErrorKind::Environment);
+    assert_eq!(kinds(outcomes.split_off(1)).await, [full]);
+    // Sending is done at its first poll, and tells at once.
+    let (messages, refused) = batch("stuck.topic", 3);
+    assert!(!is_pending(transport.send(messages).as_mut()).await);
+    assert_eq!(kinds(refused).await, [full; 3]);
+    let first = stuck.receive(9).await.unwrap();
+    let (messages, more) = batch("stuck.topic", 1);
+    transport.send(messages).await;
+    let second = stuck.receive(9).await.unwrap();
+    stuck.ack(tags(&[first, second].concat())).await.unwrap();
+    assert_eq!(kinds(outcomes).await, [None]);
+    assert_eq!(kinds(more).await, [None]);
+}
+
+#[tokio::test]
+async fn a_queue_is_full_by_its_bytes_as_well() {
+    let options = MemoryTransportOptions::default().queue_bytes(100).room_timeout(Duration::from_millis(20));
+    let transport = MemoryTransport::with_options(options);
+    let mut consumer = consumer(&transport, "billing", "orders").await;
+    let (messages, outcomes): (Vec<_>, Vec<_>) = (0..3).map(|_| outgoing(with_body("orders", 60))).unzip();
+    transport.send(messages).await;
+    let received = consumer.receive(9).await.unwrap();
+    assert_eq!(received.len(), 2, "the second begins below the limit");
+    consumer.ack(tags(&received)).await.unwrap();
+    assert_eq!(kinds(outcomes).await, [None, None, Some(ErrorKind::Environment)]);
+}
+
+#[tokio::test]
+async fn no_more_bytes_than_the_budget_are_out_but_for_one_larger_message() {
+    let transport = MemoryTransport::new();
+    let (group, topics) = ("billing".parse().unwrap(), vec!["orders".try_into().unwrap()]);
+    let wants = Subscription { group, topics, prefetch: 100, prefetch_bytes: 100 };
+    let mut consumer = transport.subscribe(wants).await.unwrap();
+    let (messages, _outcomes): (Vec<_>, Vec<_>) =
+        [40, 60, 1, 500, 0].into_iter().map(|bytes| outgoing(with_body("orders", bytes))).unzip();
+    transport.send(messages).await;
+    let sizes = |received: &[Delivery]| received.iter().map(|delivery| delivery.body.len()).collect::<Vec<_>>();
+    let first = consumer.receive(9).await.unwrap();
+    assert_eq!(sizes(&first), [40, 60]);
+    assert!(is_pending(consumer.receive(9).as_mut()).await, "the budget is used up");
+    consumer.ack(tags(&first[1..])).await.unwrap();
+    let second = consumer.receive(9).await.unwrap();
+    assert_eq!(sizes(&second), [1]);
+    assert!(is_pending(consumer.receive(9).as_mut()).await, "the large one waits for all others");
+    consumer.release(tags(&first[..1])).await.unwrap();
+    consumer.ack(tags(&second)).await.unwrap();
+    let third = consumer.receive(9).await.unwrap();
+    assert_eq!(sizes(&third), [40]);
+    consumer.ack(tags(&third)).await.unwrap();
+    let large = consumer.receive(9).await.unwrap();
+    assert_eq!(sizes(&large), [500], "and is out alone");
+    consumer.ack(tags(&large)).await.unwrap();
+    assert_eq!(sizes(&consumer.receive(9).await.unwrap()), [0]);
 }
 
 #[tokio::test]
@@ -200,7 +269,8 @@ async fn a_connection_that_is_dropped_unclosed_leaves_its_consumers_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_thousand_messages_pass_quickly() {
     const MESSAGES: usize = 20_000;
-    let transport = MemoryTransport::new();
+    let patient = MemoryTransportOptions::default().room_timeout(Duration::from_secs(5));
+    let transport = MemoryTransport::with_options(patient);
     let mut consumer = consumer(&transport.clone(), "billing", "orders.*").await;
     let (messages, outcomes) = batch("orders.placed", MESSAGES);
     let begun = Instant::now();

@@ -67,6 +67,8 @@ pub struct RabbitMqOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
+    pub(crate) bind_every: Duration,
+    #[serde(with = "humantime_serde")]
     pub(crate) heartbeat: Duration,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) management_url: Option<String>,
@@ -88,6 +90,7 @@ impl Default for RabbitMqOptions {
             max_body: 16 * 1024 * 1024,
             confirm_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
+            bind_every: Duration::from_secs(30),
             heartbeat: Duration::from_secs(20),
             ca_file: None,
             management_url: None,
@@ -185,6 +188,13 @@ impl RabbitMqOptions {
         self
     }
 
+    /// How often a consumer makes its queue's bindings again, should somebody have taken one away. Default: 30 s.
+    #[must_use]
+    pub fn bind_every(mut self, pause: Duration) -> Self {
+        self.bind_every = pause;
+        self
+    }
+
     /// How long connecting, or declaring and subscribing, or a question to the management API, may take. Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
@@ -238,6 +248,7 @@ impl fmt::Debug for RabbitMqOptions {
             .field("max_body", &self.max_body)
             .field("confirm_timeout", &self.confirm_timeout)
             .field("connect_timeout", &self.connect_timeout)
+            .field("bind_every", &self.bind_every)
             .field("heartbeat", &self.heartbeat)
             .field("ca_file", &self.ca_file)
             .field("management_url", &self.management_url.as_ref().map(|_| format_args!("set")))

@@ -1,16 +1,19 @@
 //! Connections: how one is made, how it ends, and how a lost one is replaced.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::{Error, ErrorKind, Result};
+use futures_core::Stream;
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::{Channel, ConnectionProperties};
+use lapin::{Channel, ConnectionProperties, Event};
 use socket2::{SockRef, Socket};
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use crate::driver::Alive;
 use crate::error::{Stage, connect, unavailable};
@@ -26,6 +29,9 @@ pub(crate) struct Link {
     socket: Arc<Socket>,
     runtime: Handle,
     alive: Alive,
+    /// The broker's words when it said that it takes nothing more on this connection.
+    alarm: Arc<Mutex<Option<String>>>,
+    listening: AbortHandle,
 }
 
 /// What is known of an attempt while it lasts.
@@ -81,8 +87,10 @@ impl Link {
         let (stage, socket) = note(&attempt, |attempt| (attempt.stage, attempt.socket.take()));
         match (connected, socket) {
             (Ok(Ok(connection)), Some(socket)) => {
+                let alarm = Arc::default();
+                let listening = tokio::spawn(listen(connection.events_listener(), Arc::clone(&alarm))).abort_handle();
                 let (connection, socket) = (Arc::new(connection), Arc::new(socket));
-                Ok(Self { connection, socket, runtime: Handle::current(), alive })
+                Ok(Self { connection, socket, runtime: Handle::current(), alive, alarm, listening })
             }
             (Ok(Ok(_)), None) => {
                 let reason = "it is connected without a socket";
@@ -102,8 +110,35 @@ impl Link {
         self.connection.status().connected()
     }
 
+    /// Why the broker takes no messages on this connection, if it has said so and not taken it back.
+    pub(crate) fn alarm(&self) -> Option<String> {
+        let status = self.connection.status();
+        if !status.connected() || !status.blocked() {
+            return None;
+        }
+        let told = self.alarm.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let words = told.filter(|words| !words.is_empty()).unwrap_or_else(|| "without a reason".into());
+        Some(format!("the broker takes no messages because of an alarm of its own (connection.blocked: {words})"))
+    }
+
+    /// What keeps the thread running that drives it.
+    pub(crate) fn alive(&self) -> Alive {
+        self.alive.clone()
+    }
+
     pub(crate) async fn channel(&self) -> lapin::Result<Channel> {
         self.connection.create_channel().await
+    }
+
+    /// Closes a channel, without waiting for it.
+    pub(crate) fn end_channel(&self, channel: Channel) {
+        let alive = self.alive.clone();
+        self.runtime.spawn(async move {
+            let _until_ended = alive;
+            if channel.status().connected() {
+                let _ = tokio::time::timeout(FAREWELL, channel.close(200, "OK".into())).await;
+            }
+        });
     }
 
     /// The largest frame that the broker takes, in bytes.
@@ -127,7 +162,21 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.listening.abort();
         self.runtime.spawn(self.end());
+    }
+}
+
+/// Keeps the words with which the broker blocks the connection.
+async fn listen(events: impl Stream<Item = Event>, alarm: Arc<Mutex<Option<String>>>) {
+    let mut events = pin!(events);
+    while let Some(event) = poll_fn(|cx| events.as_mut().poll_next(cx)).await {
+        let told = match event {
+            Event::ConnectionBlocked(words) => Some(words),
+            Event::ConnectionUnblocked => None,
+            _ => continue,
+        };
+        *alarm.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }
 }
 

@@ -1,128 +1,113 @@
 //! A group's consumer: one channel of its own.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 use cap_core::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 use cap_core::{BoxFuture, Error, ErrorKind, Group, Result};
-use futures_core::Stream;
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::connection::Link;
 use crate::error::{call, stopped, unavailable};
+use crate::hold::{Hold, Limits};
+use crate::intake::{Intake, subject};
+use crate::topology;
 use crate::transport::Shared;
-use crate::{topology, wire};
 
 /// A consumer of a queue. Dropped, its channel is closed, and the broker gives what it holds to others.
 pub(crate) struct RabbitConsumer {
     group: Group,
     channel: Channel,
-    deliveries: lapin::Consumer,
-    /// What was handed out and neither acknowledged nor released, in the order of the tags.
-    out: VecDeque<u64>,
-    over: Option<Error>,
+    hold: Arc<Hold>,
+    intake: AbortHandle,
+    bindings: AbortHandle,
     closed: watch::Receiver<bool>,
     /// Keep the connection and the runtime that drives it.
-    _link: Arc<Link>,
+    link: Arc<Link>,
     shared: Arc<Shared>,
 }
 
 impl RabbitConsumer {
-    /// Declares what is missing and begins to consume.
+    /// Declares what is missing and begins to consume. Call it on the transport's own runtime.
     pub(crate) async fn open(shared: Arc<Shared>, link: Arc<Link>, wanted: Subscription) -> Result<Self> {
         let settings = &shared.settings;
-        let subject = || format!("queue `{}` on {}", wanted.group, settings.place);
-        let failed = |cause| call("subscribe to", subject(), cause, "");
+        let failed = |cause| call("subscribe to", subject(&wanted.group, settings), cause, "");
         let channel = link.channel().await.map_err(failed)?;
         topology::declare_exchange(&channel, settings).await?;
         topology::declare_queue(&channel, settings, &wanted).await?;
-        let prefetch = u16::try_from(wanted.prefetch).unwrap_or(u16::MAX);
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(failed)?;
-        let (queue, tag) = (wanted.group.as_str().into(), "".into());
-        let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
-        let deliveries = consuming.await.map_err(failed)?;
+        topology::bind_queue(&channel, settings, &wanted).await?;
+        let bindings = topology::keep_bound(Arc::clone(&link), Arc::clone(settings), wanted.clone());
+        let limits = Limits { count: wanted.prefetch.min(usize::from(u16::MAX)), bytes: wanted.prefetch_bytes };
+        let (group, hold) = (wanted.group, Arc::new(Hold::new(limits)));
+        let (settings, sizes) = (Arc::clone(settings), shared.sizes(&group));
+        let intake =
+            Intake::begin(settings, group.clone(), channel.clone(), Arc::clone(&hold), sizes, Arc::clone(&link));
+        let intake = tokio::spawn(intake.await?.run()).abort_handle();
+        let bindings = tokio::spawn(bindings).abort_handle();
         let closed = shared.closed();
-        let (group, out) = (wanted.group, VecDeque::new());
-        Ok(Self { group, channel, deliveries, out, over: None, closed, _link: link, shared })
+        Ok(Self { group, channel, hold, intake, bindings, closed, link, shared })
     }
 
     fn subject(&self) -> String {
-        format!("queue `{}` on {}", self.group, self.shared.settings.place)
+        subject(&self.group, &self.shared.settings)
     }
 
-    /// Everything that is there, if there is anything: nothing is lost between two polls, because nothing is kept.
-    fn poll_ready(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Vec<Delivery>>> {
-        let mut ready = Vec::new();
-        while ready.len() < max && self.over.is_none() {
-            match Pin::new(&mut self.deliveries).poll_next(cx) {
-                Poll::Ready(Some(Ok(delivery))) => {
-                    self.out.push_back(delivery.delivery_tag);
-                    ready.push(wire::delivery(delivery));
-                }
-                Poll::Ready(Some(Err(cause))) => {
-                    let reason = format!("the connection or the channel was lost: {cause}");
-                    self.over = Some(unavailable("receive from", self.subject(), reason).because(cause));
-                }
-                Poll::Ready(None) => {
-                    let reason = "the broker ended it: the queue was deleted, or its node went away";
-                    self.over = Some(unavailable("receive from", self.subject(), reason));
-                }
-                Poll::Pending => break,
+    /// Waits until something may be handed out. Nothing is awaited between taking and answering: a dropped future has
+    /// taken nothing.
+    async fn next(&self, max: usize) -> Result<Vec<Delivery>> {
+        loop {
+            if let Some(ready) = self.hold.hand_out(max) {
+                return ready;
             }
-        }
-        match &self.over {
-            _ if !ready.is_empty() => Poll::Ready(Ok(ready)),
-            Some(error) => Poll::Ready(Err(error.clone())),
-            None => Poll::Pending,
+            self.hold.came.notified().await;
         }
     }
 
-    /// Takes tags out of what is out, or refuses them: a tag that the broker does not know ends the channel.
-    fn take_back(&mut self, operation: &'static str, tags: &[DeliveryTag]) -> Result<Vec<u64>> {
+    /// Takes tags out of what is out, or refuses them: a tag that the broker does not know ends the channel. Tells also
+    /// how many of them come before all that stay out: deliveries are handed out in the order of their tags, so up to
+    /// there one frame does for all.
+    fn take_back(&mut self, operation: &'static str, tags: &[DeliveryTag]) -> Result<(Vec<u64>, usize)> {
         if *self.closed.borrow() {
             return Err(stopped(operation, self.subject()));
         }
-        if let Some(error) = &self.over {
+        let mut held = self.hold.lock();
+        if let Some(error) = held.over() {
             return Err(error.clone());
         }
         let mut tags: Vec<u64> = tags.iter().map(|tag| tag.0).collect();
         tags.sort_unstable();
         tags.dedup();
-        let mut out = self.out.iter().peekable();
-        let mut is_out = |tag: &u64| {
-            while out.next_if(|out| *out < tag).is_some() {}
-            out.next_if_eq(&tag).is_some()
-        };
-        let unknown: Vec<u64> = tags.iter().copied().filter(|tag| !is_out(tag)).collect();
-        if let Some(first) = unknown.first() {
-            let reason = format!("{} of the tags are not out with this consumer", unknown.len());
+        if let Err(unknown) = held.take_back(&tags) {
+            let (first, reason) = (unknown[0], format!("{} of the tags are not out with this consumer", unknown.len()));
             return Err(Error::new(ErrorKind::Invalid, operation, format!("delivery {first}"), reason));
         }
-        let mut taken = tags.iter().peekable();
-        self.out.retain(|tag| taken.next_if_eq(&tag).is_none());
-        Ok(tags)
+        let first_out = held.first_out().unwrap_or(u64::MAX);
+        drop(held);
+        self.hold.went.notify_one();
+        let contiguous = tags.iter().take_while(|tag| **tag < first_out).count();
+        Ok((tags, contiguous))
     }
 
     fn written(&mut self, operation: &'static str, outcome: lapin::Result<()>) -> Result<()> {
         outcome.map_err(|cause| {
             let error = unavailable(operation, self.subject(), cause.to_string()).because(cause);
-            self.over = Some(error.clone());
+            self.hold.end(error.clone());
             error
         })
     }
+}
 
-    /// How many of the tags, which were taken back, come before all that stay out. Deliveries are handed out in the order
-    /// of their tags, so up to there one frame does for all.
-    fn contiguous(&self, tags: &[u64]) -> usize {
-        let first_out = self.out.front().copied().unwrap_or(u64::MAX);
-        tags.iter().take_while(|tag| **tag < first_out).count()
+impl Drop for RabbitConsumer {
+    fn drop(&mut self) {
+        self.intake.abort();
+        self.bindings.abort();
+        // Whatever it was about to ask for: what is unacknowledged goes back now.
+        self.link.end_channel(self.channel.clone());
     }
 }
 
@@ -134,15 +119,17 @@ impl Consumer for RabbitConsumer {
             tokio::select! {
                 biased;
                 _ = closed.wait_for(|closed| *closed) => Err(stopped("receive from", self.subject())),
-                received = poll_fn(|cx| self.poll_ready(cx, max.max(1))) => received,
+                received = self.next(max.max(1)) => received,
             }
         })
     }
 
     fn ack(&mut self, tags: Vec<DeliveryTag>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let tags = self.take_back("acknowledge to", &tags)?;
-            let (first, others) = tags.split_at(self.contiguous(&tags));
+            let hold = Arc::clone(&self.hold);
+            let _open = hold.gate.lock().await;
+            let (tags, contiguous) = self.take_back("acknowledge to", &tags)?;
+            let (first, others) = tags.split_at(contiguous);
             let all_up_to = first.last().map(|tag| (*tag, first.len() > 1));
             let singles = others.iter().map(|tag| (*tag, false));
             let writing = all_up_to.into_iter().chain(singles).map(|(tag, multiple)| {
@@ -156,7 +143,9 @@ impl Consumer for RabbitConsumer {
 
     fn release(&mut self, tags: Vec<DeliveryTag>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let tags = self.take_back("give back to", &tags)?;
+            let hold = Arc::clone(&self.hold);
+            let _open = hold.gate.lock().await;
+            let (tags, _) = self.take_back("give back to", &tags)?;
             let writing = tags.into_iter().map(|tag| {
                 let channel = &self.channel;
                 async move { channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await }
@@ -187,7 +176,7 @@ async fn write_all(frames: impl Iterator<Item = impl Future<Output = lapin::Resu
 
 impl fmt::Debug for RabbitConsumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (place, out) = (&self.shared.settings.place, self.out.len());
+        let (place, out) = (&self.shared.settings.place, self.hold.lock().count_out());
         f.debug_struct("RabbitConsumer")
             .field("group", &self.group)
             .field("place", place)

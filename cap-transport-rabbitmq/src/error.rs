@@ -15,7 +15,8 @@ pub(crate) enum Stage {
     Handshake,
 }
 
-const ACCESS_REFUSED: u16 = 403;
+pub(crate) const ACCESS_REFUSED: u16 = 403;
+pub(crate) const NOT_FOUND: u16 = 404;
 const NOT_ALLOWED: u16 = 530;
 
 pub(crate) fn unavailable(operation: &'static str, subject: impl Into<String>, reason: impl Into<String>) -> Error {
@@ -83,30 +84,24 @@ pub(crate) fn call(operation: &'static str, subject: String, cause: lapin::Error
     let AMQPErrorKind::Soft(soft) = error.kind() else {
         return unavailable(operation, subject, format!("the broker closed the connection: {text}")).because(cause);
     };
-    let reason = match soft {
-        AMQPSoftError::PRECONDITIONFAILED => format!("it exists otherwise: {text}; {advice}"),
-        AMQPSoftError::ACCESSREFUSED => format!("the user has not the right to: {text}"),
-        _ => text.to_owned(),
+    let (kind, reason) = match soft {
+        AMQPSoftError::PRECONDITIONFAILED => (ErrorKind::Rejected, format!("it exists otherwise: {text}; {advice}")),
+        AMQPSoftError::ACCESSREFUSED => (ErrorKind::Environment, format!("the user has not the right to: {text}")),
+        AMQPSoftError::RESOURCELOCKED => (ErrorKind::Environment, text.to_owned()),
+        _ => (ErrorKind::Rejected, text.to_owned()),
     };
-    Error::new(ErrorKind::Rejected, operation, subject, reason).because(cause)
+    Error::new(kind, operation, subject, reason).because(cause)
 }
 
-/// What the end of a channel means for one message that was on its way on it.
-pub(crate) fn lost(subject: String, topic: &str, bytes: usize, cause: &lapin::Error) -> Error {
-    let reply = reply(cause);
-    let (kind, reason) = match reply {
-        Some((406, text)) if text.contains(&format!("message size {bytes} is larger")) => {
-            (ErrorKind::Invalid, format!("the broker takes no body of {bytes} bytes: {text}"))
+/// What an operation would wait for is refused where somebody sets up a connection and looks on.
+pub(crate) fn in_setup(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Environment => {
+            let (operation, subject) = (error.operation().to_owned(), error.subject().to_owned());
+            Error::new(ErrorKind::Rejected, operation, subject, error.reason()).because(error.clone())
         }
-        Some((ACCESS_REFUSED, text)) if text.contains("access to exchange") || text.contains(&format!("'{topic}'")) => {
-            (ErrorKind::Rejected, format!("the user has not the right to: {text}"))
-        }
-        Some((code, text)) => {
-            (ErrorKind::Unavailable, format!("the broker closed the channel that it was on: {code} {text}"))
-        }
-        None => (ErrorKind::Unavailable, format!("the connection was lost before the broker confirmed it: {cause}")),
-    };
-    Error::new(kind, "send", subject, reason).because(cause.clone())
+        _ => error,
+    }
 }
 
 #[cfg(test)]
@@ -121,15 +116,12 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_that_ends_blames_only_the_message_that_ended_it() {
-        let too_large =
-            soft(AMQPSoftError::PRECONDITIONFAILED, "PRECONDITION_FAILED - message size 9 is larger than 8");
-        assert_eq!(lost("m".into(), "a", 9, &too_large).kind(), ErrorKind::Invalid);
-        assert_eq!(lost("m".into(), "a", 5, &too_large).kind(), ErrorKind::Unavailable);
-        let text = "ACCESS_REFUSED - write access to topic 'a' in exchange 'e' in vhost '/' refused for user 'u'";
-        let forbidden = soft(AMQPSoftError::ACCESSREFUSED, text);
-        assert_eq!(lost("m".into(), "a", 1, &forbidden).kind(), ErrorKind::Rejected);
-        assert_eq!(lost("m".into(), "b", 1, &forbidden).kind(), ErrorKind::Unavailable);
+    fn a_missing_right_is_waited_for_except_where_somebody_sets_up_the_connection() {
+        let error = call("bind", "queue `a`".into(), soft(AMQPSoftError::ACCESSREFUSED, "x"), "");
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        assert_eq!(in_setup(error).kind(), ErrorKind::Rejected);
+        let error = call("declare", "queue `a`".into(), soft(AMQPSoftError::PRECONDITIONFAILED, "x"), "");
+        assert_eq!(error.kind(), ErrorKind::Rejected);
     }
 
     #[test]

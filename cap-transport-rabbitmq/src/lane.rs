@@ -1,332 +1,237 @@
-//! A lane: one channel, with many messages on their way at once and each one's outcome its own.
+//! A lane: a place in the order of sending, on one channel at a time.
 
-use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use cap_core::transport::Confirm;
-use cap_core::{Error, ErrorKind, Message, MessageId, Result, Topic};
-use lapin::options::BasicPublishOptions;
-use lapin::{Channel, Confirmation};
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
-use crate::config::Unroutable;
+use crate::blame::{self, Broken, Forbidden};
 use crate::connection::Link;
-use crate::error::{lost, unavailable};
+use crate::flight::{Flight, Unanswered};
+use crate::parcel::Parcel;
+use crate::quarantine::Quarantine;
+use crate::refusals::Refusals;
 use crate::settings::Settings;
-use crate::verdicts::{Acked, Verdict, Verdicts};
-use crate::wire;
+use crate::topology;
 
 /// How many messages are written before confirms are looked at again.
 const BURST: usize = 64;
+/// How many channels may end with a message on its way before it is a suspect, whatever the broker said.
+const MAX_CHANNELS_LOST: u32 = 3;
 
-/// A message on its way to a lane.
-pub(crate) struct Parcel {
-    pub(crate) message: Message,
-    pub(crate) confirm: Confirm,
-    pub(crate) deadline: Instant,
-    /// Its place in the window.
-    pub(crate) room: OwnedSemaphorePermit,
+/// Why a message has no outcome, if nobody can be blamed.
+pub(crate) const CONNECTION_LOST: &str = "the connection was lost before the broker confirmed it";
+
+/// What all lanes of a connection, and their quarantine, have in common.
+#[derive(Clone)]
+pub(crate) struct Road {
+    pub(crate) settings: Arc<Settings>,
+    /// Keeps the connection open while something is on its way.
+    pub(crate) link: Arc<Link>,
+    pub(crate) closed: watch::Receiver<bool>,
+    /// Set for all lanes of a connection: send nothing more on it.
+    pub(crate) retired: Arc<AtomicBool>,
+    pub(crate) quarantine: Arc<Quarantine>,
 }
 
-/// A message that the broker has not settled.
-struct Sent {
-    id: MessageId,
-    topic: Topic,
-    bytes: usize,
-    /// None once it was reported: it is late, but keeps its place in the window, because it keeps its memory.
-    confirm: Option<Confirm>,
-    _room: OwnedSemaphorePermit,
+impl Road {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
 }
-
-type Confirming = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
 
 pub(crate) struct Lane {
-    settings: Arc<Settings>,
-    /// Keeps the connection open while something is on its way.
-    _link: Arc<Link>,
-    channel: Arc<Channel>,
+    road: Road,
     inbox: UnboundedReceiver<Parcel>,
-    closed: watch::Receiver<bool>,
-    /// Set for all lanes of a connection: send nothing more on it.
-    retired: Arc<AtomicBool>,
-    wakes: Arc<Wakes>,
-    in_flight: HashMap<u64, (Confirming, Sent)>,
-    /// Settled on the first look, which is the moment of sending.
-    early: Vec<(Sent, lapin::Result<Confirmation>)>,
-    deadlines: VecDeque<(Instant, u64)>,
-    verdicts: Verdicts<Sent>,
-    next: u64,
+    flight: Flight,
 }
 
 impl Lane {
-    pub(crate) fn new(
-        settings: Arc<Settings>,
-        link: Arc<Link>,
-        channel: Arc<Channel>,
-        inbox: UnboundedReceiver<Parcel>,
-        closed: watch::Receiver<bool>,
-        retired: Arc<AtomicBool>,
-    ) -> Self {
-        Self {
-            settings,
-            _link: link,
-            channel,
-            inbox,
-            closed,
-            retired,
-            wakes: Arc::default(),
-            in_flight: HashMap::new(),
-            early: Vec::new(),
-            deadlines: VecDeque::new(),
-            verdicts: Verdicts::new(),
-            next: 0,
-        }
+    pub(crate) fn new(road: Road, channel: Channel, inbox: UnboundedReceiver<Parcel>) -> Self {
+        let flight = Flight::new(Arc::clone(&road.settings), channel);
+        Self { road, inbox, flight }
     }
 
-    /// Sends and settles until there is nothing left to do on this channel.
+    /// Sends and settles until there is nothing left to do on this connection.
     pub(crate) async fn run(mut self) {
         let mut accepts = true;
-        let mut closed = self.closed.clone();
+        let mut closed = self.road.closed.clone();
         loop {
-            let deadline = self.deadlines.front().map(|(deadline, _)| *deadline);
             tokio::select! {
                 biased;
                 () = is_set(&mut closed) => return self.give_up("the transport is closed"),
-                () = self.wakes.notify.notified() => {}
+                () = self.flight.woken() => {}
                 parcel = self.inbox.recv(), if accepts => match parcel {
                     Some(parcel) => self.publish_burst(parcel),
                     None => accepts = false,
                 },
-                () = sleep_until(deadline) => {}
+                () = sleep_until(self.flight.deadline()) => {}
             }
             self.settle();
-            self.expire();
-            if !self.channel.status().connected() && self.in_flight.is_empty() {
-                return self.give_up("the connection was lost");
+            let alarm = self.road.link.alarm();
+            // Late without an alarm: either the connection is ill, or a queue behind it is, whose messages would fill the
+            // window.
+            if self.flight.expire(alarm.as_deref()) && alarm.is_none() {
+                self.road.retire();
             }
-            let is_idle = self.deadlines.is_empty() && !self.verdicts.is_pending();
-            if !accepts && is_idle {
+            if self.flight.is_over() {
+                let mending = self.mend();
+                self = tokio::select! {
+                    biased;
+                    () = is_set(&mut closed) => return,
+                    mended = mending => match mended {
+                        Some(lane) => lane,
+                        None => return,
+                    },
+                };
+            }
+            if !accepts && self.flight.is_idle() {
                 return;
             }
         }
     }
 
     fn publish_burst(&mut self, first: Parcel) {
-        self.publish(first);
+        self.flight.publish(first);
         for _ in 1..BURST {
             match self.inbox.try_recv() {
-                Ok(parcel) => self.publish(parcel),
+                Ok(parcel) => self.flight.publish(parcel),
                 Err(_) => return,
             }
         }
     }
 
-    /// Hands a message to the driver. Its frames are queued on the first poll, so that messages keep their order.
-    fn publish(&mut self, parcel: Parcel) {
-        let Parcel { message, confirm, deadline, room } = parcel;
-        let (channel, exchange) = (Arc::clone(&self.channel), self.settings.exchange.as_str().into());
-        let properties = wire::properties(&message);
-        let Message { id, topic, payload, .. } = message;
-        let (key, bytes) = (topic.as_str().into(), payload.len());
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let mut confirming: Confirming =
-            Box::pin(async move { channel.basic_publish(exchange, key, options, &payload, properties).await?.await });
-        let sent = Sent { id, topic, bytes, confirm: Some(confirm), _room: room };
-        let ticket = self.next;
-        self.next += 1;
-        match self.wakes.poll(ticket, &mut confirming) {
-            Poll::Ready(outcome) => self.early.push((sent, outcome)),
-            Poll::Pending => {
-                self.in_flight.insert(ticket, (confirming, sent));
-                self.deadlines.push_back((deadline, ticket));
-            }
-        }
-    }
-
-    /// Looks at everything that was woken, again and again until nothing was: see [`Verdicts`].
     fn settle(&mut self) {
-        loop {
-            let woken = self.wakes.take();
-            let nothing_new = woken.is_empty() && self.early.is_empty();
-            let mut outcomes = std::mem::take(&mut self.early);
-            for ticket in woken {
-                let Some((confirming, _)) = self.in_flight.get_mut(&ticket) else {
-                    continue;
-                };
-                if let Poll::Ready(outcome) = self.wakes.poll(ticket, confirming) {
-                    outcomes.extend(self.in_flight.remove(&ticket).map(|(_, sent)| (sent, outcome)));
-                }
-            }
-            let mut found = Vec::with_capacity(outcomes.len());
-            for (sent, outcome) in outcomes {
-                found.extend(self.sort(sent, outcome));
-            }
-            for (sent, verdict) in self.verdicts.pass(found, self.in_flight.is_empty()) {
-                self.judge(sent, verdict);
-            }
-            if nothing_new && !self.verdicts.is_pending() {
-                break;
-            }
-        }
-        while self.deadlines.front().is_some_and(|(_, ticket)| !self.in_flight.contains_key(ticket)) {
-            self.deadlines.pop_front();
+        for (parcel, answer) in self.flight.settle() {
+            parcel.settle(&self.road.settings, answer);
         }
     }
 
-    /// Reports what failed; what was acknowledged is still to be judged.
-    fn sort(&mut self, sent: Sent, outcome: lapin::Result<Confirmation>) -> Option<Acked<Sent>> {
-        let (returned, is_acked) = match outcome {
-            Ok(Confirmation::Ack(returned)) => (returned, true),
-            Ok(Confirmation::Nack(returned)) => (returned, false),
-            Ok(Confirmation::NotRequested) => {
-                let error = Error::new(ErrorKind::Internal, "send", sent.subject(), "confirms are off on its channel");
-                sent.report(Err(error));
-                return None;
+    /// Goes on with a new channel when the broker has closed the last one. Whose fault that was is found out by its words
+    /// if they tell, and in quarantine if they do not; the others are sent again at once.
+    async fn mend(self) -> Option<Self> {
+        let Self { road, mut inbox, flight } = self;
+        let (unanswered, cause) = flight.into_unanswered();
+        let kind = blame::broken(cause.as_ref());
+        let was_idle = road.link.is_open() && unanswered.iter().all(|unanswered| !unanswered.was_sent);
+        let Some(cause) = cause.filter(|_| kind != Broken::Lost || was_idle) else {
+            road.retire();
+            refuse_all(inbox, unanswered, CONNECTION_LOST);
+            return None;
+        };
+        if kind == Broken::Connection {
+            // Some of them were not sent, but there is nowhere else to send them now.
+            road.retire();
+            inbox.close();
+            let mut suspects: Vec<Parcel> = unanswered.into_iter().map(suspect).collect();
+            while let Ok(parcel) = inbox.try_recv() {
+                suspects.push(parcel);
             }
-            Err(cause) => {
-                self.retired.store(true, Ordering::Relaxed);
-                let error = lost(sent.subject(), sent.topic.as_str(), sent.bytes, &cause);
-                sent.report(Err(error));
+            road.quarantine.admit(&road, suspects);
+            return None;
+        }
+        // A channel that ended while nothing was on its way is replaced, and nobody is suspect.
+        let (again, suspects) = sort(&road, unanswered, &cause);
+        road.quarantine.admit(&road, suspects);
+        let limit = road.settings.connect_timeout();
+        let opening = open_channel(&road.link, &road.settings, blame::lacks_exchange(&cause));
+        let opened = tokio::time::timeout(limit, opening).await.unwrap_or_else(|_| {
+            Err(format!("the broker closed the channel ({cause}), and opened no other within {limit:?}"))
+        });
+        let channel = match opened {
+            Ok(channel) => channel,
+            Err(reason) => {
+                road.retire();
+                let never_sent = again.into_iter().map(|parcel| Unanswered { parcel, was_sent: false });
+                refuse_all(inbox, never_sent.collect(), &reason);
                 return None;
             }
         };
-        let alone = returned.is_none();
-        if let Some(returned) = returned {
-            let id = returned.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string);
-            self.verdicts.note_return(id, returned.reply_text.to_string());
+        let mut lane = Self::new(road, channel, inbox);
+        for parcel in again {
+            lane.flight.publish(parcel);
         }
-        if is_acked {
-            return Some(Acked { id: sent.id.as_str().to_owned(), alone, item: sent });
-        }
-        // No refusal of the message: the same one may be taken when the queue has room or its leader is back.
-        let reason = "the broker did not take it over (nack): a queue is full, or without a majority of its nodes";
-        let error = unavailable("send", sent.subject(), reason);
-        sent.report(Err(error));
-        None
+        Some(lane)
     }
 
-    fn judge(&self, sent: Sent, verdict: Verdict) {
-        let reply = match verdict {
-            Verdict::Taken => return sent.report(Ok(())),
-            Verdict::Returned(reply) => reply,
-        };
-        match self.settings.unroutable() {
-            Unroutable::Retry => {
-                let reason = format!("no queue is bound for it on exchange `{}`: {reply}", self.settings.exchange);
-                let error = Error::new(ErrorKind::Unroutable, "send", sent.subject(), reason);
-                sent.report(Err(error));
-            }
-            Unroutable::Drop => {
-                let (id, topic) = (sent.id.as_str(), sent.topic.as_str());
-                tracing::warn!(message = id, topic, "dropped: no queue is bound for it");
-                sent.report(Ok(()));
-            }
-        }
-    }
-
-    /// Reports what is late. The connection is not used for more: either it is ill, or a queue behind it is, whose
-    /// messages would fill the window.
-    fn expire(&mut self) {
-        let now = Instant::now();
-        while let Some((_, ticket)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
-            let Some((_, sent)) = self.in_flight.get_mut(&ticket) else {
-                continue;
-            };
-            self.retired.store(true, Ordering::Relaxed);
-            let reason = format!("the broker did not confirm it within {:?}", self.settings.confirm_timeout());
-            let error = unavailable("send", sent.subject(), reason);
-            sent.confirm.take().into_iter().for_each(|confirm| confirm.report(Err(error.clone())));
-        }
-    }
-
-    fn give_up(mut self, reason: &str) {
-        self.retired.store(true, Ordering::Relaxed);
-        self.inbox.close();
-        let on_their_way = self.in_flight.into_values().map(|(_, sent)| sent);
-        let settled = self.early.into_iter().map(|(sent, _)| sent);
-        for sent in on_their_way.chain(settled).chain(self.verdicts.into_unjudged()) {
-            let error = unavailable("send", sent.subject(), reason);
-            sent.report(Err(error));
-        }
-        while let Ok(parcel) = self.inbox.try_recv() {
-            refuse(parcel, reason);
-        }
+    fn give_up(self, reason: &str) {
+        self.road.retire();
+        let (unanswered, _) = self.flight.into_unanswered();
+        refuse_all(self.inbox, unanswered, reason);
     }
 }
 
-impl Sent {
-    fn subject(&self) -> String {
-        subject(&self.id, &self.topic)
-    }
+/// Counts a channel that ended with the message on its way.
+fn suspect(unanswered: Unanswered) -> Parcel {
+    let mut parcel = unanswered.parcel;
+    parcel.channels_lost += 1;
+    parcel
+}
 
-    fn report(self, outcome: Result<()>) {
-        if let Some(confirm) = self.confirm {
-            confirm.report(outcome);
+/// What is to be sent again, and what is suspect. Whom the broker named gets its outcome.
+fn sort(road: &Road, unanswered: Vec<Unanswered>, cause: &lapin::Error) -> (Vec<Parcel>, Vec<Parcel>) {
+    let (mut again, mut suspects) = (Vec::new(), Vec::new());
+    let is_named =
+        |unanswered: &Unanswered| unanswered.was_sent && blame::is_named(cause, &road.settings, &unanswered.parcel);
+    let is_told = blame::lacks_exchange(cause) || unanswered.iter().any(is_named);
+    for unanswered in unanswered {
+        let was_sent = unanswered.was_sent;
+        if is_named(&unanswered) {
+            convict(&road.settings, road.quarantine.refusals(), unanswered.parcel, cause);
+            continue;
         }
+        let parcel = suspect(unanswered);
+        let is_suspect = (was_sent && !is_told) || parcel.channels_lost > MAX_CHANNELS_LOST;
+        if is_suspect { suspects.push(parcel) } else { again.push(parcel) }
+    }
+    (again, suspects)
+}
+
+/// Gives the message for which the broker broke off its outcome, and remembers what there is to remember.
+pub(crate) fn convict(settings: &Settings, refusals: &Refusals, mut parcel: Parcel, cause: &lapin::Error) {
+    let error = blame::outcome(cause, &parcel);
+    let reason = || error.reason().to_owned();
+    match blame::forbidden(cause, &settings.exchange, &parcel.message.topic) {
+        Some(Forbidden::Topic) => refusals.forbid(Some(parcel.message.topic.clone()), reason(), Instant::now()),
+        Some(Forbidden::Exchange) => refusals.forbid(None, reason(), Instant::now()),
+        None => refusals.blame(&parcel.message.id),
+    }
+    parcel.report(Err(error));
+}
+
+/// A channel with confirms. `declares`: the exchange is missing.
+pub(crate) async fn open_channel(link: &Link, settings: &Settings, declares: bool) -> Result<Channel, String> {
+    let failed = |cause: lapin::Error| format!("no channel could be opened: {cause}");
+    let channel = link.channel().await.map_err(failed)?;
+    if declares {
+        topology::declare_exchange(&channel, settings).await.map_err(|error| error.to_string())?;
+    }
+    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
+    Ok(channel)
+}
+
+fn refuse_all(mut inbox: UnboundedReceiver<Parcel>, unanswered: Vec<Unanswered>, reason: &str) {
+    inbox.close();
+    unanswered.into_iter().for_each(|unanswered| unanswered.parcel.refuse(reason));
+    while let Ok(parcel) = inbox.try_recv() {
+        parcel.refuse(reason);
     }
 }
 
-fn subject(id: &MessageId, topic: &Topic) -> String {
-    format!("message {id} to topic `{topic}`")
-}
-
-/// Reports a message that never got on its way.
-pub(crate) fn refuse(parcel: Parcel, reason: &str) {
-    let subject = subject(&parcel.message.id, &parcel.message.topic);
-    parcel.confirm.report(Err(unavailable("send", subject, reason)));
-}
-
-async fn is_set(closed: &mut watch::Receiver<bool>) {
+pub(crate) async fn is_set(closed: &mut watch::Receiver<bool>) {
     if closed.wait_for(|closed| *closed).await.is_err() {
         // The last handle is gone, and none can close it now: what is on its way comes to its end.
         std::future::pending().await
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Who was woken, in the order of waking. The driver settles confirms one after the other and wakes each at once, so
-/// this is the order of settling.
-#[derive(Default)]
-struct Wakes {
-    woken: Mutex<Vec<u64>>,
-    notify: Notify,
-}
-
-struct Ticket {
-    number: u64,
-    wakes: Arc<Wakes>,
-}
-
-impl Wake for Ticket {
-    fn wake(self: Arc<Self>) {
-        self.wakes.lock().push(self.number);
-        self.wakes.notify.notify_one();
-    }
-}
-
-impl Wakes {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
-        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self) -> Vec<u64> {
-        std::mem::take(&mut self.lock())
-    }
-
-    fn poll(self: &Arc<Self>, number: u64, confirming: &mut Confirming) -> Poll<lapin::Result<Confirmation>> {
-        let waker = Waker::from(Arc::new(Ticket { number, wakes: Arc::clone(self) }));
-        confirming.as_mut().poll(&mut Context::from_waker(&waker))
     }
 }

@@ -7,88 +7,116 @@ use std::time::Instant;
 
 use cap_core::transport::Outgoing;
 use cap_core::{Result, Topic};
-use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::connection::Link;
 use crate::driver::Alive;
-use crate::error::{call, unavailable};
-use crate::lane::{Lane, Parcel, refuse};
+use crate::error::{call, in_setup, unavailable};
+use crate::lane::{Lane, Road};
+use crate::parcel::Parcel;
+use crate::quarantine::Quarantine;
+use crate::refusals::Screened;
 use crate::settings::Settings;
 use crate::{topology, wire};
 
 /// A connection for sending. When it is dropped, its lanes finish what is on its way; then it is closed.
 pub(crate) struct Publisher {
-    link: Arc<Link>,
-    lanes: Vec<(Arc<Channel>, UnboundedSender<Parcel>)>,
+    road: Road,
+    lanes: Vec<UnboundedSender<Parcel>>,
     window: Arc<Semaphore>,
-    retired: Arc<AtomicBool>,
 }
 
 impl Publisher {
     /// Connects, declares the exchange and starts the lanes.
-    pub(crate) async fn open(settings: &Arc<Settings>, closed: watch::Receiver<bool>, alive: Alive) -> Result<Self> {
+    pub(crate) async fn open(
+        settings: &Arc<Settings>,
+        closed: watch::Receiver<bool>,
+        quarantine: Arc<Quarantine>,
+        alive: Alive,
+    ) -> Result<Self> {
         let link = Arc::new(Link::open(settings, "publisher", alive).await?);
-        let opening = Self::open_lanes(settings, Arc::clone(&link), closed);
-        let limit = settings.connect_timeout();
-        let opened = tokio::time::timeout(limit, opening).await;
+        let (settings, retired) = (Arc::clone(settings), Arc::new(AtomicBool::new(false)));
+        let (place, limit) = (settings.place.clone(), settings.connect_timeout());
+        let road = Road { settings, link, closed, retired, quarantine };
+        let opened = tokio::time::timeout(limit, Self::open_lanes(road)).await;
         opened.unwrap_or_else(|_| {
             let reason = format!("it did not open channels or declare the exchange within {limit:?}");
-            Err(unavailable("connect to", &settings.place, reason))
+            Err(unavailable("connect to", place, reason))
         })
     }
 
-    async fn open_lanes(settings: &Arc<Settings>, link: Arc<Link>, closed: watch::Receiver<bool>) -> Result<Self> {
+    async fn open_lanes(road: Road) -> Result<Self> {
+        let settings = &road.settings;
         let failed = |cause| call("open a channel on", settings.place.clone(), cause, "");
-        let retired = Arc::new(AtomicBool::new(false));
         let mut lanes = Vec::with_capacity(settings.publish_channels());
         for place in 0..settings.publish_channels() {
-            let channel = Arc::new(link.channel().await.map_err(failed)?);
+            let channel = road.link.channel().await.map_err(failed)?;
             if place == 0 {
-                topology::declare_exchange(&channel, settings).await?;
+                topology::declare_exchange(&channel, settings).await.map_err(in_setup)?;
             }
             channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
             let (sender, inbox) = mpsc::unbounded_channel();
-            let (link, retired) = (Arc::clone(&link), Arc::clone(&retired));
-            let lane = Lane::new(Arc::clone(settings), link, Arc::clone(&channel), inbox, closed.clone(), retired);
-            tokio::spawn(lane.run());
-            lanes.push((channel, sender));
+            tokio::spawn(Lane::new(road.clone(), channel, inbox).run());
+            lanes.push(sender);
         }
-        Ok(Self { link, lanes, window: Arc::new(Semaphore::new(settings.window())), retired })
+        let window = Arc::new(Semaphore::new(settings.window()));
+        Ok(Self { road, lanes, window })
     }
 
     /// Whether more may be sent on it.
     pub(crate) fn is_usable(&self) -> bool {
-        self.link.is_open()
-            && !self.retired.load(Ordering::Relaxed)
-            && self.lanes.iter().all(|(channel, _)| channel.status().connected())
+        self.road.link.is_open() && !self.road.retired.load(Ordering::Relaxed)
+    }
+
+    /// The connection that messages are sent on.
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.road.link
     }
 
     /// Hands messages to their lanes, waiting for room in the window until the deadline.
-    pub(crate) async fn send(&self, settings: &Settings, messages: Vec<Outgoing>, deadline: Instant) {
+    pub(crate) async fn send(&self, messages: Vec<Outgoing>, deadline: Instant) {
         for Outgoing { message, confirm } in messages {
-            if let Err(error) = wire::check(&message, settings.max_body(), self.link.frame_max()) {
-                confirm.report(Err(error));
-                continue;
+            self.send_one(Parcel::new(message, confirm, deadline)).await;
+        }
+    }
+
+    async fn send_one(&self, mut parcel: Parcel) {
+        let settings = &self.road.settings;
+        if let Err(error) = wire::check(&parcel.message, settings.max_body(), self.road.link.frame_max()) {
+            return parcel.report(Err(error));
+        }
+        match self.road.quarantine.refusals().screen(&parcel.message, Instant::now()) {
+            Screened::Free => {}
+            Screened::Refused(error) => return parcel.report(Err(error)),
+            Screened::Alone => {
+                parcel.is_probe = true;
+                return self.road.quarantine.admit(&self.road, vec![parcel]);
             }
-            let room = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.window).acquire_owned());
-            let Ok(Ok(room)) = room.await else {
-                let subject = format!("message {} to topic `{}`", message.id, message.topic);
-                let reason = format!("{} messages before it are unconfirmed", settings.window());
-                confirm.report(Err(unavailable("send", subject, reason)));
-                continue;
+        }
+        // What is sent now would only wait, and say in the end that nobody confirmed it.
+        if let Some(alarm) = self.road.link.alarm() {
+            return parcel.refuse(&alarm);
+        }
+        let room = tokio::time::timeout_at(parcel.deadline.into(), Arc::clone(&self.window).acquire_owned());
+        let Ok(Ok(room)) = room.await else {
+            let count = settings.window();
+            let reason = match self.road.link.alarm() {
+                Some(alarm) => format!("{count} messages before it are unconfirmed, because {alarm}"),
+                None => format!("{count} messages before it are unconfirmed"),
             };
-            let (_, lane) = &self.lanes[lane_of(&message.topic, self.lanes.len())];
-            if let Err(refused) = lane.send(Parcel { message, confirm, deadline, room }) {
-                refuse(refused.0, "the connection was lost");
-            }
+            return parcel.refuse(&reason);
+        };
+        parcel.room = Some(room);
+        let lane = &self.lanes[lane_of(&parcel.message.topic, self.lanes.len())];
+        if let Err(refused) = lane.send(parcel) {
+            refused.0.refuse("the connection was lost");
         }
     }
 
     pub(crate) async fn end(&self) {
-        self.link.end().await;
+        self.road.link.end().await;
     }
 }
 

@@ -39,7 +39,12 @@ impl RabbitMqOptions {
         require(self.window >= 1, "window: it must be at least 1".into());
         let ttl_fits = self.message_ttl.is_none_or(|ttl| i32::try_from(ttl.as_millis()).is_ok());
         require(ttl_fits, "message_ttl: the broker takes at most 2147483647 milliseconds".into());
-        for (name, duration) in [("confirm_timeout", self.confirm_timeout), ("connect_timeout", self.connect_timeout)] {
+        let durations = [
+            ("confirm_timeout", self.confirm_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("bind_every", self.bind_every),
+        ];
+        for (name, duration) in durations {
             let sensible = !duration.is_zero() && duration <= Duration::from_secs(24 * 3600);
             require(sensible, format!("{name}: {duration:?} is not between 0 and 24 h"));
         }
@@ -149,6 +154,10 @@ impl Settings {
 
     pub(crate) fn confirm_timeout(&self) -> Duration {
         self.options.confirm_timeout
+    }
+
+    pub(crate) fn bind_every(&self) -> Duration {
+        self.options.bind_every
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {

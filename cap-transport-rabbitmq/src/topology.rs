@@ -1,5 +1,7 @@
 //! The exchange, the queues and the bindings, as CAP makes them.
 
+use std::sync::Arc;
+
 use cap_core::transport::Subscription;
 use cap_core::{Error, Result};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -7,6 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
 use crate::config::QueueType;
+use crate::connection::Link;
 use crate::error::call;
 use crate::settings::{MAX_SHORT_STRING, Settings};
 
@@ -25,7 +28,7 @@ pub(crate) async fn declare_exchange(channel: &Channel, settings: &Settings) -> 
     })
 }
 
-/// Declares the group's queue and binds it to each of its topics.
+/// Declares the group's queue.
 pub(crate) async fn declare_queue(channel: &Channel, settings: &Settings, wanted: &Subscription) -> Result<()> {
     let queue = wanted.group.as_str();
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -33,15 +36,45 @@ pub(crate) async fn declare_queue(channel: &Channel, settings: &Settings, wanted
     channel
         .queue_declare(queue.into(), options, arguments(settings))
         .await
-        .map_err(|cause| call("declare", subject(), cause, OTHER_QUEUE))?;
+        .map(drop)
+        .map_err(|cause| call("declare", subject(), cause, OTHER_QUEUE))
+}
+
+/// Binds the group's queue to each of its topics. A binding that is there already stays.
+pub(crate) async fn bind_queue(channel: &Channel, settings: &Settings, wanted: &Subscription) -> Result<()> {
+    let queue = wanted.group.as_str();
     for topic in &wanted.topics {
         let (exchange, key) = (settings.exchange.as_str().into(), topic.as_str().into());
         channel
             .queue_bind(queue.into(), exchange, key, QueueBindOptions::default(), FieldTable::default())
             .await
-            .map_err(|cause| call("bind", format!("{} to topic `{topic}`", subject()), cause, ""))?;
+            .map_err(|cause| {
+                let subject = format!("queue `{queue}` on {} to topic `{topic}`", settings.place);
+                call("bind", subject, cause, "")
+            })?;
     }
     Ok(())
+}
+
+/// Makes the bindings of a consumer again and again, for as long as this is not aborted: one that somebody takes away costs
+/// the group what is published until then, and nobody would tell it. It has channels of its own, since a refusal ends one.
+pub(crate) async fn keep_bound(link: Arc<Link>, settings: Arc<Settings>, wanted: Subscription) {
+    loop {
+        tokio::time::sleep(settings.bind_every()).await;
+        let bound = async {
+            let subject = || format!("queue `{}` on {}", wanted.group, settings.place);
+            let channel = link.channel().await.map_err(|cause| call("bind", subject(), cause, ""))?;
+            let bound = match declare_exchange(&channel, &settings).await {
+                Ok(()) => bind_queue(&channel, &settings, &wanted).await,
+                refused => refused,
+            };
+            link.end_channel(channel);
+            bound
+        };
+        if let Err(error) = bound.await {
+            tracing::warn!(%error, "cannot tell whether the group's bindings are there");
+        }
+    }
 }
 
 /// What the queue is declared with.
@@ -69,6 +102,9 @@ pub(crate) fn check(wanted: &Subscription) -> Result<()> {
     let subject = || format!("a subscription of group `{}`", wanted.group);
     if wanted.prefetch == 0 {
         return Err(Error::invalid(subject(), "its prefetch is 0"));
+    }
+    if wanted.prefetch_bytes == 0 {
+        return Err(Error::invalid(subject(), "its prefetch is 0 bytes"));
     }
     if wanted.group.as_str().len() > MAX_SHORT_STRING {
         return Err(Error::invalid(subject(), format!("its name has more than {MAX_SHORT_STRING} bytes")));

@@ -1,8 +1,9 @@
 //! The transport: a broker, its two connections, and the runtime that drives them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use cap_core::backend::Slot;
@@ -17,12 +18,13 @@ use crate::config::RabbitMqOptions;
 use crate::connection::Link;
 use crate::consumer::RabbitConsumer;
 use crate::driver::{Alive, Driver};
-use crate::error::{call, reply, stopped, unavailable};
+use crate::error::{NOT_FOUND, call, reply, stopped, unavailable};
 use crate::publisher::Publisher;
+use crate::quarantine::Quarantine;
 use crate::settings::Settings;
+use crate::sizes::Sizes;
 use crate::{routes, topology};
 
-const NOT_FOUND: u16 = 404;
 const TELL_ROUTES: &str = "tell which topics have no queue on";
 const ENABLE_ROUTES: &str = "AMQP does not tell it: set the option `management_url`, in a build with the feature `management` of \
                              cap-transport-rabbitmq (`rabbitmq-management` of cap)";
@@ -55,7 +57,9 @@ impl RabbitMq {
         let (closed, _) = watch::channel(false);
         let (publisher, consumers) = (Slot::new(), Slot::new());
         let driver = Driver::new();
-        Ok(Self { shared: Arc::new(Shared { settings, closed, publisher, consumers, driver }) })
+        let (sending, quarantine, sizes) = Default::default();
+        let shared = Shared { settings, closed, publisher, sending, quarantine, consumers, sizes, driver };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// A transport with default options, connected.
@@ -76,7 +80,7 @@ impl RabbitMq {
     /// cannot list them. So call this when a topic is no longer subscribed by any version that runs.
     ///
     /// # Errors
-    /// `Unavailable`, `Rejected` (no right to, or the queue or the exchange does not exist), `Stopped`.
+    /// `Unavailable`, `Environment` (no right to), `Rejected` (the queue or the exchange does not exist), `Stopped`.
     pub async fn unbind(&self, group: &Group, topics: &[TopicPattern]) -> Result<()> {
         let (group, topics) = (group.clone(), topics.to_vec());
         self.with_link("unbind", group, async move |link, settings, group| {
@@ -97,7 +101,7 @@ impl RabbitMq {
     /// [`Transport::backlog`] is not offered.
     ///
     /// # Errors
-    /// `Unavailable`, `Rejected` (no right to), `Stopped`.
+    /// `Unavailable`, `Environment` (no right to), `Stopped`.
     pub async fn ready_messages(&self, group: &Group) -> Result<Option<u64>> {
         self.with_link("look at", group.clone(), async |link, settings, group| {
             let failed = |cause| call("look at", format!("queue `{group}` on {}", settings.place), cause, "");
@@ -171,13 +175,18 @@ impl Transport for RabbitMq {
         let shared = Arc::clone(&self.shared);
         let sending = async move {
             match shared.publisher().await {
-                Ok(publisher) => publisher.send(&shared.settings, messages, deadline).await,
+                Ok(publisher) => publisher.send(messages, deadline).await,
                 Err(error) => refuse_all(messages, &error),
             }
             Ok(())
         };
         // If nothing can be run, or no longer, the confirms are dropped and report it themselves.
         Box::pin(async move { drop(self.shared.run("send to", self.describe(), sending).await) })
+    }
+
+    fn obstacle(&self) -> Option<Error> {
+        let link = self.shared.sending.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?;
+        Some(unavailable("send to", self.describe(), link.alarm()?))
     }
 
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
@@ -246,7 +255,12 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     closed: watch::Sender<bool>,
     publisher: Slot<Publisher>,
+    /// The connection of the publisher, to ask it without waiting.
+    sending: Mutex<Weak<Link>>,
+    quarantine: Arc<Quarantine>,
     consumers: Slot<Link>,
+    /// How large the messages of the groups are that were consumed.
+    sizes: Mutex<HashMap<Group, Arc<Mutex<Sizes>>>>,
     driver: Driver,
 }
 
@@ -256,10 +270,19 @@ impl Shared {
         self.closed.subscribe()
     }
 
+    /// What is known of the sizes of a group's messages, and is learnt further by all its consumers.
+    pub(crate) fn sizes(&self, group: &Group) -> Arc<Mutex<Sizes>> {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(sizes.entry(group.clone()).or_default())
+    }
+
     async fn publisher(&self) -> Result<Arc<Publisher>> {
         let making = self.unless_closed(async {
             let (_, alive) = self.start("connect to", &self.settings.place)?;
-            Publisher::open(&self.settings, self.closed(), alive).await
+            let quarantine = Arc::clone(&self.quarantine);
+            let publisher = Publisher::open(&self.settings, self.closed(), quarantine, alive).await?;
+            *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(publisher.link());
+            Ok(publisher)
         });
         self.publisher.get(Publisher::is_usable, making).await
     }

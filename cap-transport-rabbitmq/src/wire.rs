@@ -6,6 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use serde_json::Value;
 
+use crate::escape::{escape, unescape};
 use crate::settings::MAX_SHORT_STRING;
 
 const PERSISTENT: u8 = 2;
@@ -18,7 +19,7 @@ const HEADER_FRAME_BYTES: usize = 8 + 2 + 2 + 8 + 2 + 1;
 pub(crate) fn properties(message: &Message) -> BasicProperties {
     let mut table = FieldTable::default();
     for (name, value) in message.headers.iter() {
-        table.insert(name.into(), AMQPValue::LongString(value.into()));
+        table.insert(escape(name).as_ref().into(), AMQPValue::LongString(value.into()));
     }
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -39,7 +40,7 @@ pub(crate) fn check(message: &Message, max_body: usize, frame_max: usize) -> Res
     if message.payload.len() > max_body {
         return refuse(format!("its body has {} bytes, the limit is {max_body}", message.payload.len()));
     }
-    if let Some((name, _)) = message.headers.iter().find(|(name, _)| name.len() > MAX_SHORT_STRING) {
+    if let Some((name, _)) = message.headers.iter().find(|(name, _)| escape(name).len() > MAX_SHORT_STRING) {
         return refuse(format!("the name of header {name:.40?}… has more than {MAX_SHORT_STRING} bytes"));
     }
     let size = header_frame_bytes(message);
@@ -50,7 +51,7 @@ pub(crate) fn check(message: &Message, max_body: usize, frame_max: usize) -> Res
 }
 
 fn header_frame_bytes(message: &Message) -> usize {
-    let entries: usize = message.headers.iter().map(|(name, value)| 1 + name.len() + 1 + 4 + value.len()).sum();
+    let entries: usize = message.headers.iter().map(|(name, value)| 1 + escape(name).len() + 1 + 4 + value.len()).sum();
     HEADER_FRAME_BYTES + 1 + message.id.as_str().len() + 1 + message.content_type().len() + 4 + entries
 }
 
@@ -63,8 +64,16 @@ pub(crate) fn delivery(delivery: lapin::message::Delivery) -> Delivery {
         headers: headers_of(properties),
         origin: properties.message_id().as_ref().map(ToString::to_string).filter(|id| !id.is_empty()),
         redelivered: delivery.redelivered,
-        body: delivery.data.into(),
+        body: fitted(delivery.data).into(),
     }
+}
+
+/// The driver puts a body together in a buffer that grows: what is over is given back.
+fn fitted(mut body: Vec<u8>) -> Vec<u8> {
+    if body.capacity() - body.len() > body.len() / 8 {
+        body.shrink_to_fit();
+    }
+    body
 }
 
 /// The headers as text. A content type other than JSON that only the property tells becomes a header, too.
@@ -72,7 +81,7 @@ pub(crate) fn headers_of(properties: &BasicProperties) -> Headers {
     let mut found = Headers::new();
     for (name, value) in properties.headers().iter().flatten() {
         if let Some(value) = text(value) {
-            found.set(name.as_str(), value);
+            found.set(unescape(name.as_str()), value);
         }
     }
     let content_type = properties.content_type().as_ref().map_or("", ShortString::as_str);
@@ -201,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_size_of_the_header_frame_is_not_underestimated() {
-        let message = message(&[("größe", "Zürich"), ("content-type", "text/plain"), ("x", "")], 3);
+        let message = message(&[("größe", "Zürich"), ("content-type", "text/plain"), ("x", ""), ("BCC", "y")], 3);
         let properties = properties(&message);
         // The properties as they are written, in an AMQP frame: type, channel, size, class, weight, body size, end.
         let written = lapin::protocol::basic::gen_properties::<Vec<u8>>(&properties);

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Result, Transport};
+use cap_core::{BoxFuture, Message, Result, Topic, Transport};
 use cap_testkit::server;
 use cap_testkit::transport::TransportFixture;
 use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
-use support::{Names, Proxy, SERVER};
-use tokio::sync::{OnceCell, OwnedRwLockReadGuard};
+use support::{CLOSES_CHANNEL, Names, Proxy, SERVER};
+use tokio::sync::{OnceCell, OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BODY: usize = 1024 * 1024;
@@ -41,13 +41,22 @@ struct RabbitMqFixture {
     has_secret: bool,
     /// Held while a restart of the server would be in the way.
     shares_server: Mutex<Option<OwnedRwLockReadGuard<()>>>,
+    /// Held while the server has an alarm.
+    alone: tokio::sync::Mutex<Option<OwnedRwLockWriteGuard<()>>>,
 }
 
 impl RabbitMqFixture {
     async fn new(queue_type: QueueType) -> Self {
         let shares_server = Mutex::new(Some(server::lock().read_owned().await));
         let has_secret = *SECRET_USER.get_or_init(add_secret_user).await;
-        Self { queue_type, names: Names::new(), proxy: Proxy::start().await, has_secret, shares_server }
+        Self {
+            queue_type,
+            names: Names::new(),
+            proxy: Proxy::start().await,
+            has_secret,
+            shares_server,
+            alone: Default::default(),
+        }
     }
 
     fn options(&self, place: &str) -> RabbitMqOptions {
@@ -131,6 +140,43 @@ impl TransportFixture for RabbitMqFixture {
         })
     }
 
+    fn can_poison(&self) -> bool {
+        true
+    }
+
+    /// The proxy makes of the header what RabbitMQ breaks off for.
+    fn poison(&self, mut message: Message) -> Message {
+        message.headers.set(CLOSES_CHANNEL, "x");
+        message
+    }
+
+    fn can_fill(&self) -> bool {
+        true
+    }
+
+    fn fill(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            support::fill(&self.names, topic.as_str()).await;
+            Ok(())
+        })
+    }
+
+    fn can_set_alarm(&self) -> bool {
+        SERVER.is_ours()
+    }
+
+    fn set_alarm(&self, is_on: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if !is_on {
+                self.alone.lock().await.take();
+                return SERVER.client(&["set_vm_memory_high_watermark", "0.6"]).await;
+            }
+            self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
+            *self.alone.lock().await = Some(server::lock().write_owned().await);
+            SERVER.client(&["set_vm_memory_high_watermark", "0"]).await
+        })
+    }
+
     fn can_open_nowhere(&self) -> bool {
         true
     }
@@ -142,6 +188,9 @@ impl TransportFixture for RabbitMqFixture {
 
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
+            if self.alone.lock().await.is_some() {
+                self.set_alarm(false).await?;
+            }
             self.names.clean_up().await;
             Ok(())
         })

@@ -157,8 +157,9 @@ async fn an_exchange_that_is_deleted_is_declared_anew() {
     let topic = scene.topic("order");
     let raw = Raw::open().await;
     raw.channel.exchange_delete(scene.names.exchange().into(), ExchangeDeleteOptions::default()).await.unwrap();
+    // The first message that finds it gone has it declared, and waits for it; its bindings are gone.
     let outcome = send(&transport, vec![message(&topic, &[])]).await.remove(0);
-    refused(outcome, ErrorKind::Unavailable, &["404"]);
+    refused(outcome, ErrorKind::Unroutable, &["NO_ROUTE"]);
     let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.unwrap();
     send(&transport, vec![message(&topic, &[])]).await.remove(0).unwrap();
     receive(&mut *consumer, 1).await;
@@ -295,5 +296,20 @@ async fn a_tag_that_is_not_out_is_refused_and_the_consumer_goes_on() {
     let tags: Vec<_> = receive(&mut *consumer, 1).await.iter().map(|delivery| delivery.tag).collect();
     consumer.ack(tags.clone()).await.unwrap();
     refused(consumer.ack(tags).await, ErrorKind::Invalid, &["not out"]);
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_binding_that_somebody_took_away_is_there_again_soon() {
+    let scene = Scene::new();
+    let transport = scene.open(scene.options().bind_every(Duration::from_millis(100))).await;
+    let topic = scene.topic("order");
+    let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.unwrap();
+    transport.unbind(&scene.group(), &[topic.as_str().try_into().unwrap()]).await.unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while send(&transport, vec![message(&topic, &[])]).await.remove(0).is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the binding is missing for good");
+    }
+    receive(&mut *consumer, 1).await;
     scene.names.clean_up().await;
 }

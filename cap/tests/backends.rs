@@ -42,7 +42,7 @@ const STORAGE_ROWS: &[&str] = &[
     "a savepoint takes back what was published after it (`savepoints`)",
     "tells of commits by other processes, instead of being polled (`watches`)",
     "counts time by the database's clock, and not the host's (not `host_clock`)",
-    "limit of a record's content (`max_content`)",
+    "limit of a record's content (`max_content`), unless the server tells of a smaller one",
 ];
 
 fn storage(name: &'static str, storage: &impl Storage) -> Column {
@@ -56,6 +56,8 @@ fn storage(name: &'static str, storage: &impl Storage) -> Column {
         watches,
         host_clock,
         max_content,
+        // Learnt from the server, as a smaller `max_content` is.
+        ascii_only: _,
     } = storage.capabilities();
     let mut answers =
         Vec::from([persistent, shared, enlists, transactional_handlers, savepoints, watches, !host_clock].map(yes));
@@ -81,7 +83,7 @@ fn transport(name: &'static str, transport: &impl Transport) -> Column {
     (name, answers)
 }
 
-/// Handles that have not connected: what they declare does not depend on the server.
+/// Handles that have not connected: what they declare before they ask the server.
 async fn document() -> cap::Result<String> {
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let rabbit_url = "amqp://127.0.0.1";

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Broker, Database, Fallible, within};
 use crate::bench::load::{Countdown, fill_outbox};
+use crate::bench::resident::resident;
 use crate::bench::{Settings, limit, rate};
 use crate::report::{self, Comparison};
 
@@ -67,12 +68,4 @@ async fn highest(stop: CancellationToken) -> Fallible<f64> {
         highest = highest.max(resident()?);
     }
     Ok(highest)
-}
-
-/// This process's resident memory, in MiB.
-fn resident() -> Fallible<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
 }

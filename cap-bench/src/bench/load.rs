@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cap_core::storage::{NewRecord, Storage};
+use cap_core::storage::{Claim, NewRecord, Storage};
 use cap_core::transport::{Confirm, Outgoing, Transport};
 use cap_core::{Due, Headers, Message, MessageId, Step, Table, Timestamp, Topic, Version, content, headers, lifecycle};
 use serde::Serialize;
@@ -22,11 +22,16 @@ pub(crate) fn payload(number: i64, bytes: usize) -> String {
 
 /// The message that publishing `payload` makes.
 pub(crate) fn message(names: &Names, payload: &(impl Serialize + ?Sized)) -> Fallible<Message> {
+    message_on(&names.topic, serde_json::to_vec(payload)?)
+}
+
+/// One on any topic, with a payload that is JSON already.
+pub(crate) fn message_on(topic: &str, payload: Vec<u8>) -> Fallible<Message> {
     let id = MessageId::generate();
     let mut all = Headers::new();
     for (name, value) in [
         (headers::MESSAGE_ID, id.as_str()),
-        (headers::MESSAGE_NAME, &names.topic),
+        (headers::MESSAGE_NAME, topic),
         (headers::MESSAGE_TYPE, "String"),
         (headers::CORRELATION_ID, id.as_str()),
         (headers::CORRELATION_SEQUENCE, "0"),
@@ -34,27 +39,39 @@ pub(crate) fn message(names: &Names, payload: &(impl Serialize + ?Sized)) -> Fal
     ] {
         all.set(name, value);
     }
-    let topic = Topic::try_from(names.topic.as_str())?;
-    Ok(Message { id, topic, headers: all, payload: serde_json::to_vec(payload)?.into() })
+    Ok(Message { id, topic: Topic::try_from(topic)?, headers: all, payload: payload.into() })
+}
+
+/// An outbox record that is due.
+pub(crate) fn outbox_record(message: Message) -> NewRecord {
+    NewRecord {
+        content: content::wrap(&message, Timestamp::now()).into(),
+        message_id: message.id,
+        version: Version::default(),
+        topic: message.topic,
+        group: None,
+        state: lifecycle::scheduled(Due::Now),
+    }
 }
 
 /// Fills the outbox.
 pub(crate) async fn fill_outbox(storage: &impl Storage, names: &Names, number: usize, bytes: usize) -> Fallible {
+    let record = |index: usize| Ok(outbox_record(message(names, payload(index as i64, bytes).as_str())?));
+    store(storage, Table::Outbox, number, None, record).await
+}
+
+/// Inserts so many records, in batches.
+pub(crate) async fn store(
+    storage: &impl Storage,
+    table: Table,
+    number: usize,
+    claim: Option<Claim>,
+    record: impl Fn(usize) -> Fallible<NewRecord>,
+) -> Fallible {
     const BATCH: usize = 500;
     for first in (0..number).step_by(BATCH) {
-        let record = |index: usize| -> Fallible<NewRecord> {
-            let message = message(names, payload(index as i64, bytes).as_str())?;
-            Ok(NewRecord {
-                content: content::wrap(&message, Timestamp::now()).into(),
-                message_id: message.id,
-                version: Version::default(),
-                topic: message.topic,
-                group: None,
-                state: lifecycle::scheduled(Due::Now),
-            })
-        };
-        let records = (first..number.min(first + BATCH)).map(record).collect::<Fallible<_>>()?;
-        storage.insert(Table::Outbox, records, None).await?;
+        let records = (first..number.min(first + BATCH)).map(&record).collect::<Fallible<_>>()?;
+        storage.insert(table, records, claim).await?;
     }
     Ok(())
 }

@@ -1,12 +1,17 @@
 //! The benchmarks: each runs ours and the twin in turn, every round in a fresh database and with fresh queues.
 
 pub(crate) mod backlog;
+pub(crate) mod child;
 pub(crate) mod consume;
+pub(crate) mod crashloop;
 pub(crate) mod idle;
 pub(crate) mod latency;
 pub(crate) mod load;
+pub(crate) mod memory;
+pub(crate) mod neighbours;
 pub(crate) mod publish;
 pub(crate) mod relay;
+pub(crate) mod resident;
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! Kafka: a topic and groups of their own for each round, on the broker that `CAP_TEST_KAFKA_URL` names.
 
-use cap_core::transport::{Subscription, Transport as _};
-use cap_core::{Group, TopicPattern};
+use cap_core::transport::Transport as _;
 use cap_transport_kafka::{Kafka, KafkaOptions};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Broker, Fallible, Names};
 use crate::crash::roles::GROUPS;
+use crate::crash::trouble::{TOPICS, topics_of};
 use crate::twin::kafka::KafkaWire;
 
 /// Names the broker.
@@ -55,15 +55,10 @@ impl KafkaBroker {
     }
 
     /// Subscribes as an engine does, which makes the topic and begins the group, and goes away again.
-    async fn declare(&self, group: &str) -> Fallible {
+    async fn declare(&self, group: &str, topics: &[&str]) -> Fallible {
         let transport = self.transport().await?;
         transport.connect().await?;
-        let subscription = Subscription {
-            group: Group::try_from(group)?,
-            topics: vec![TopicPattern::try_from(self.names.topic.as_str())?],
-            prefetch: 1,
-        };
-        drop(transport.subscribe(subscription).await?);
+        drop(transport.subscribe(self.names.subscription(group, topics)?).await?);
         Ok(transport.close().await?)
     }
 }
@@ -120,19 +115,21 @@ impl Broker for KafkaBroker {
 
     async fn declare_groups(&self) -> Fallible {
         for group in GROUPS {
-            self.declare(&self.names.queue_of(group)).await?;
+            self.declare(&self.names.queue_of(group), topics_of(group)).await?;
         }
         Ok(())
     }
 
     async fn sink(&self) -> Fallible {
-        self.declare(&self.names.queue()).await
+        self.declare(&self.names.queue(), &[""]).await
     }
 
     async fn discard(self) -> Fallible {
         let admin: AdminClient<DefaultClientContext> = self.settings().create()?;
         let options = AdminOptions::new();
-        admin.delete_topics(&[&self.names.topic], &options).await?;
+        // Of a benchmark only the first is there; that of the others says so by itself.
+        let topics = TOPICS.map(|suffix| self.names.topic_of(suffix));
+        admin.delete_topics(&topics.each_ref().map(String::as_str), &options).await?;
         // A group that was never used, or whose members have just left, stays: it is empty, and its name is nobody else's.
         let groups: Vec<String> =
             GROUPS.iter().map(|group| self.names.queue_of(group)).chain([self.names.queue()]).collect();

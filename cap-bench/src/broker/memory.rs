@@ -1,9 +1,10 @@
 //! The broker inside the process. A queue needs its consumer, and a message is confirmed when that one has it.
 
-use cap_core::transport::Transport as _;
+use cap_core::transport::{Confirm, Outgoing, Transport as _};
 use cap_transport_memory::MemoryTransport;
 
-use crate::backend::{Broker, Fallible, Names, Wire as _};
+use crate::backend::{Broker, Fallible, FullQueue, Names, Wire as _};
+use crate::bench::load::message_on;
 use crate::twin::memory::MemoryWire;
 
 /// One broker.
@@ -62,6 +63,20 @@ impl Broker for MemoryBroker {
             }
         });
         Ok(())
+    }
+
+    /// Its consumer takes nothing, and there is no room left.
+    async fn full_queue(&self, topic: &str) -> Fallible<Option<FullQueue>> {
+        const CAPACITY: usize = 10_000;
+        let (transport, names) =
+            (self.transport.clone(), Names { topic: topic.into(), group: format!("{topic}.full") });
+        let consumer = transport.subscribe(names.subscription(&names.queue(), &[""])?).await?;
+        let outgoing = |number: usize| {
+            let message = message_on(topic, number.to_string().into_bytes())?;
+            Ok(Outgoing { message, confirm: Confirm::new(drop) })
+        };
+        transport.send((0..CAPACITY).map(outgoing).collect::<Fallible<_>>()?).await;
+        Ok(Some(Box::new((transport, consumer))))
     }
 
     async fn discard(self) -> Fallible {

@@ -1,15 +1,16 @@
 //! RabbitMQ: topics and queues of their own for each round, on the broker that `CAP_TEST_RABBITMQ_URL` names.
 
-use cap_core::transport::{Subscription, Transport as _};
-use cap_core::{Group, TopicPattern};
+use cap_core::transport::Transport as _;
 use cap_transport_rabbitmq::RabbitMq;
 use lapin::ConnectionProperties;
-use lapin::options::QueueDeleteOptions;
+use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Broker, Fallible, Names};
+use crate::backend::{Broker, Fallible, FullQueue, Names};
 use crate::crash::roles::GROUPS;
-use crate::twin::rabbitmq::RabbitMqWire;
+use crate::crash::trouble::topics_of;
+use crate::twin::rabbitmq::{EXCHANGE, RabbitMqWire};
 
 /// Names the broker.
 pub(crate) const URL: &str = "CAP_TEST_RABBITMQ_URL";
@@ -27,15 +28,10 @@ pub(crate) async fn open(url: &str) -> Fallible<lapin::Connection> {
 
 impl RabbitMqBroker {
     /// Subscribes as an engine does, which declares and binds the queue, and goes away again.
-    async fn declare(&self, queue: &str) -> Fallible {
+    async fn declare(&self, queue: &str, topics: &[&str]) -> Fallible {
         let transport = self.transport().await?;
         transport.connect().await?;
-        let subscription = Subscription {
-            group: Group::try_from(queue)?,
-            topics: vec![TopicPattern::try_from(self.names.topic.as_str())?],
-            prefetch: 1,
-        };
-        drop(transport.subscribe(subscription).await?);
+        drop(transport.subscribe(self.names.subscription(queue, topics)?).await?);
         Ok(transport.close().await?)
     }
 }
@@ -75,13 +71,29 @@ impl Broker for RabbitMqBroker {
 
     async fn declare_groups(&self) -> Fallible {
         for group in GROUPS {
-            self.declare(&self.names.queue_of(group)).await?;
+            self.declare(&self.names.queue_of(group), topics_of(group)).await?;
         }
         Ok(())
     }
 
     async fn sink(&self) -> Fallible {
-        self.declare(&self.names.queue()).await
+        self.declare(&self.names.queue(), &[""]).await
+    }
+
+    /// A queue of its own connection.
+    async fn full_queue(&self, topic: &str) -> Fallible<Option<FullQueue>> {
+        const LENGTH: i32 = 10;
+        let connection = open(&self.url).await?;
+        let channel = connection.create_channel().await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), LENGTH.into());
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let (queue, none) = (format!("{topic}.full"), FieldTable::default());
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+        let options = QueueBindOptions::default();
+        channel.queue_bind(queue.as_str().into(), EXCHANGE.into(), topic.into(), options, none).await?;
+        Ok(Some(Box::new((connection, channel))))
     }
 
     async fn discard(self) -> Fallible {

@@ -42,6 +42,11 @@ pub(crate) enum What {
     Attack { on: String },
     /// A server was away, or a role had no process that ran, from then until this line.
     Outage { of: String, from: i64 },
+    /// A message that makes trouble is about to be stored in the outbox: its number, and its message id. Committed if
+    /// that is said later, and otherwise if CAP's tables have it.
+    Trouble { id: i64, message: String },
+    /// A nemesis was at work, or none, from then until this line; judged: its neighbours are to keep their speed.
+    Window { of: String, from: i64, judged: bool },
 }
 
 /// Where a process writes. Cheap to clone.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cap_core::{Cap, Context, HandlerError, Json, Options, Publish, Storage, Subscribe};
+use cap_core::{Cap, CapBuilder, Context, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::MissedTickBehavior;
@@ -11,10 +11,11 @@ use tokio::time::MissedTickBehavior;
 use crate::backend::{Broker, Client as _, Database, End, Fallible};
 use crate::crash::checker::AUDIT;
 use crate::crash::recorder::{Recorder, What};
+use crate::crash::trouble::{self, BIG, BILLING, HANG, HOLD, POISON, RENEWED};
 use crate::database::now_micros;
 
 /// The groups: one whose handler is transactional, one whose handler is not.
-pub(crate) const GROUPS: [&str; 2] = ["billing", AUDIT];
+pub(crate) const GROUPS: [&str; 2] = [BILLING, AUDIT];
 
 /// Before a process tries again what a server that is away refused.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -62,6 +63,8 @@ pub(crate) struct Role {
     /// Orders a second.
     pub(crate) rate: u32,
     pub(crate) lease_ms: u64,
+    /// It is of an older version, which has no subscription for the topic `RENEWED`.
+    pub(crate) old: bool,
 }
 
 impl Role {
@@ -85,6 +88,7 @@ pub(crate) fn mishap() -> Result<(), HandlerError> {
 
 /// Runs until stdin ends, which a SIGKILL mostly forestalls.
 pub(crate) async fn run<D: Database, B: Broker>(role: Role) -> Fallible {
+    trouble::keep_quiet_about_purpose();
     let recorder = Recorder::create(&role.folder, &role.name(), role.life)?;
     let (database, broker) = (D::at(&role.database)?, B::at(&role.broker)?);
     let cap = loop {
@@ -124,25 +128,62 @@ async fn start<D: Database, B: Broker>(
 ) -> Fallible<Cap<D::Storage>> {
     let lease = Duration::from_millis(role.lease_ms);
     let storage = database.storage().await?;
-    let names = broker.names();
     let mut builder = Cap::builder()
         .storage(storage.clone())
         .transport(broker.transport_of(&role.name()).await?)
         .options(Options { lease, heartbeat: lease / 5, ..Options::default() });
     if role.kind.consumes() {
-        let recorder = recorder.clone();
-        let billing = database.billing(&storage, &names.topic, recorder.clone());
-        let audit = move |Json(number): Json<i64>, context: Context| {
-            // A failure before the effect; after it the line is written, and there is nothing to take back.
-            let handled = mishap().and_then(|()| Ok(recorder.handled(AUDIT, number, context.attempt())?));
-            std::future::ready(handled)
-        };
-        let audit = Subscribe::to(&names.topic, audit);
-        builder = builder
-            .subscription(billing.group(names.group_of("billing")).concurrency(4))
-            .subscription(audit.group(names.group_of(AUDIT)).concurrency(4));
+        let (billing, audit) = (billing(role, database, broker, &storage, recorder), audit(role, broker, recorder));
+        builder = billing.into_iter().chain(audit).fold(builder, CapBuilder::subscription);
     }
     Ok(builder.start().await?)
+}
+
+/// A message whose process died is tried again so often before it is tried alone: a killer is to be found within a run.
+fn few_crashes() -> RetryPolicy {
+    RetryPolicy { crashes: 3, ..RetryPolicy::default() }
+}
+
+/// The transactional handlers: of orders, of what holds a row lock for longer than the lease, and of what hangs on it.
+fn billing<D: Database, B: Broker>(
+    role: &Role,
+    database: &D,
+    broker: &B,
+    storage: &D::Storage,
+    recorder: &Recorder,
+) -> Vec<Subscribe> {
+    let (names, lease) = (broker.names(), Duration::from_millis(role.lease_ms));
+    let locking =
+        |suffix, hold| database.locking(storage, &names.topic_of(suffix), recorder.clone(), hold).concurrency(1);
+    let orders = database.billing(storage, &names.topic, recorder.clone()).concurrency(4).retry(few_crashes());
+    let all = [orders, locking(HOLD, lease.mul_f64(1.5)), locking(HANG, Duration::ZERO).timeout(lease / 2)];
+    all.map(|subscribe| subscribe.group(names.group_of(BILLING))).into()
+}
+
+/// The plain handlers: of orders, and of trouble that has topics of its own.
+fn audit<B: Broker>(role: &Role, broker: &B, recorder: &Recorder) -> Vec<Subscribe> {
+    let (names, lease) = (broker.names(), Duration::from_millis(role.lease_ms));
+    let recording = recorder.clone();
+    let orders = move |Json(number): Json<i64>, context: Context| {
+        let recorder = recording.clone();
+        async move {
+            trouble::met_in_audit(number, lease).await;
+            // A failure before the effect; after it the line is written, and there is nothing to take back.
+            mishap()?;
+            Ok::<(), HandlerError>(recorder.handled(AUDIT, number, context.attempt())?)
+        }
+    };
+    let troubled = |suffix: &str| {
+        let recorder = recorder.clone();
+        let handler = move |message, context| trouble::audited(message, context, recorder.clone());
+        Subscribe::to(names.topic_of(suffix), handler)
+    };
+    let poison = troubled(POISON).retry(RetryPolicy::fixed(3, Duration::from_millis(500)));
+    let mut all = vec![Subscribe::to(&names.topic, orders).concurrency(4).retry(few_crashes()), poison, troubled(BIG)];
+    if !role.old {
+        all.push(troubled(RENEWED));
+    }
+    all.into_iter().map(|subscribe| subscribe.group(names.group_of(AUDIT))).collect()
 }
 
 /// Places orders at the role's pace; every fifth is rolled back on purpose.

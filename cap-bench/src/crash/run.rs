@@ -1,15 +1,19 @@
-//! A whole run: starts everything, lets the nemesis rage, heals, waits until all is delivered, and judges.
+//! A whole run: starts everything, lets the nemeses rage, heals, waits until all is delivered, and judges.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use cap_core::storage::Storage;
+use cap_core::transport::Transport as _;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::backend::{Broker, Database, Fallible};
 use crate::crash::checker::{self, Verdict};
-use crate::crash::nemesis::{Nemesis, Tally};
+use crate::crash::nemesis::{Backends, Mischief, Name, Nemesis, Processes, Tally};
 use crate::crash::proxy::{Proxy, rewritten};
 use crate::crash::recorder::{self, Recorder, What};
+use crate::crash::remains;
 use crate::crash::roles::{Kind, Role};
 use crate::crash::servers::{SCRIPT, Servers};
 use crate::database::now_micros;
@@ -22,8 +26,11 @@ pub(crate) struct Settings {
     /// Decides what is attacked, and when.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// How long the nemesis rages.
-    #[arg(long, default_value_t = 60)]
+    /// What attacks, separated by commas. Default: all that the backends allow.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) nemesis: Vec<Name>,
+    /// How long the nemeses rage.
+    #[arg(long, default_value_t = 180)]
     pub(crate) seconds: u64,
     /// Orders a second of each publisher.
     #[arg(long, default_value_t = 50)]
@@ -85,29 +92,56 @@ pub(crate) async fn run<D: Database, B: Broker>(
         until,
         rate: settings.rate,
         lease_ms: settings.lease_ms,
+        old: false,
     };
     let roles = (1..).zip(kinds).map(role).collect();
     let command = ["crash", "--storage", storage, "--transport", transport].map(str::to_owned).to_vec();
-    let mut nemesis = Nemesis::new(roles, proxies, servers, command, settings.seed, recorder.clone());
+    let backends = Backends {
+        has_servers: servers.is_some(),
+        has_connections: !proxies.is_empty(),
+        one_writer: matches!(storage, "sqlite" | "memory"),
+    };
+    let (names, left_out) = Name::chosen(&settings.nemesis, backends);
+    left_out.iter().for_each(|left_out| report::progress(format_args!("NOTE: without {left_out}")));
+    let own: Arc<dyn Storage> = Arc::new(database.storage().await?);
+    let max_body = broker.transport().await?.capabilities().max_body;
+    let mut nemesis = Nemesis {
+        names,
+        backends,
+        processes: Processes::new(roles, command, recorder.clone()),
+        proxies,
+        servers,
+        mischief: Mischief::new(Arc::clone(&own), broker.names().clone(), recorder.clone(), max_body),
+        random: fastrand::Rng::with_seed(settings.seed),
+        recorder: recorder.clone(),
+        tally: Tally::default(),
+    };
 
-    nemesis.start_all()?;
+    nemesis.processes.start_all()?;
     nemesis.rage(settings.seconds).await?;
     report::progress(format_args!("everything is healed; waiting until all is delivered"));
-    let begun = Instant::now();
     let healed = now_micros();
-    let judge = async || Fallible::Ok(checker::check(&recorder::read(folder.path())?, &database.business().await?));
-    while now_micros() < until || !judge().await?.is_complete() {
-        if begun.elapsed() > Duration::from_secs(settings.rest) {
-            report::progress(format_args!("NOT all was delivered within {} s", settings.rest));
-            break;
+    let trouble: Vec<_> = nemesis.mischief.published.iter().map(|published| published.message.clone()).collect();
+    let judge = async || {
+        let remains = remains::read(&*own, broker.names(), &trouble).await?;
+        Fallible::Ok(checker::check(&recorder::read(folder.path())?, &database.business().await?, &remains))
+    };
+    let delivered = async {
+        while now_micros() < until || !judge().await?.is_complete() {
+            nemesis.processes.wait(LOOK, &mut nemesis.tally).await?;
         }
-        tokio::time::sleep(LOOK).await;
+        Fallible::Ok(())
+    };
+    let left = u64::try_from((until - healed).max(0) / 1_000_000)?;
+    match tokio::time::timeout(Duration::from_secs(settings.rest + left), delivered).await {
+        Ok(delivered) => delivered?,
+        Err(_) => report::progress(format_args!("NOT all was delivered within {} s", settings.rest)),
     }
     let rest = (now_micros() - healed) as f64 / 1e6;
     recorder.record(What::Attack { on: "end".into() })?;
-    nemesis.end_all(END).await?;
+    nemesis.processes.end_all(END).await?;
     let verdict = judge().await?;
-    let figures = figures(&nemesis.tally, &verdict, rest);
+    let figures = figures(&nemesis, &verdict, rest);
 
     if settings.keep || !verdict.is_good() {
         let kept = folder.keep();
@@ -147,8 +181,10 @@ async fn proxied(
     }
 }
 
-fn figures(tally: &Tally, verdict: &Verdict, rest: f64) -> Map<String, Value> {
-    let mut figures = report::object(json!(tally));
+fn figures(nemesis: &Nemesis, verdict: &Verdict, rest: f64) -> Map<String, Value> {
+    let mut figures =
+        report::object(json!({ "nemeses": nemesis.names.iter().map(Name::to_string).collect::<Vec<_>>() }));
+    figures.extend(report::object(json!(nemesis.tally)));
     figures.extend(report::object(json!(verdict)));
     figures.insert("complete".into(), verdict.is_complete().into());
     figures.insert("healed_until_delivered_s".into(), json!(rest));

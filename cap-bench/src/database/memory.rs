@@ -1,5 +1,7 @@
 //! The storage inside the process: nothing outlives it, so there is nothing to crash.
 
+use std::time::Duration;
+
 use cap_core::storage::Storage as _;
 use cap_core::{Cap, Json, Publish, Subscribe, Tx};
 use cap_storage_memory::MemoryStorage;
@@ -7,6 +9,7 @@ use cap_storage_memory::MemoryStorage;
 use crate::backend::{Business, Client, Database, End, Fallible};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
+use crate::crash::trouble::called_in_billing;
 use crate::database::{NOTE, now_micros};
 use crate::twin::memory::MemoryHand;
 
@@ -53,11 +56,16 @@ impl Database for Memory {
         Subscribe::to(topic, move |Json(number): Json<i64>, context: cap_core::Context, mut tx: Tx<MemoryStorage>| {
             let recorder = recorder.clone();
             async move {
-                recorder.handled("billing", number, context.attempt())?;
+                called_in_billing(&recorder, number, &context)?;
                 tx.put(format!("invoice/{number}/{}", context.attempt()), now_micros().to_string());
                 mishap()
             }
         })
+    }
+
+    /// No crash run gets here: nothing outlives the process.
+    fn locking(&self, storage: &MemoryStorage, topic: &str, recorder: Recorder, _: Duration) -> Subscribe {
+        self.billing(storage, topic, recorder)
     }
 
     async fn business(&self) -> Fallible<Business> {

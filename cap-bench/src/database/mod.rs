@@ -13,9 +13,11 @@ pub(crate) use postgres::Postgres;
 pub(crate) use sqlite::Sqlite;
 
 /// The business tables, in the SQL that all of them understand.
-pub(crate) const BUSINESS: [&str; 2] = [
+pub(crate) const BUSINESS: [&str; 4] = [
     "CREATE TABLE orders (number BIGINT PRIMARY KEY, note VARCHAR(100) NOT NULL)",
     "CREATE TABLE invoices (number BIGINT NOT NULL, made_at BIGINT NOT NULL)",
+    "CREATE TABLE locks (id BIGINT PRIMARY KEY, holder BIGINT NOT NULL)",
+    "INSERT INTO locks (id, holder) VALUES (1, 0)",
 ];
 
 /// What an order says.

@@ -1,7 +1,9 @@
 //! MongoDB: a database of its own for each round, on the server that `CAP_TEST_MONGO_URL` names.
 
+use std::time::Duration;
+
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Context, Json, Publish, Subscribe, Tx};
+use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 use mongodb::bson::{Document, doc};
 use mongodb::{ClientSession, Collection};
@@ -9,6 +11,7 @@ use mongodb::{ClientSession, Collection};
 use crate::backend::{Business, Client, Database, End, Fallible, unique};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
+use crate::crash::trouble::called_in_billing;
 use crate::database::{NOTE, now_micros};
 use crate::twin::mongo::MongoHand;
 
@@ -70,9 +73,10 @@ impl Database for Mongo {
     async fn fresh() -> Fallible<Self> {
         let database = Self { url: with_database(&server()?, &format!("cap_bench_{}", unique()))? };
         let business = open(&database.url).await?;
-        for collection in ["orders", "invoices"] {
+        for collection in ["orders", "invoices", "locks"] {
             business.create_collection(collection).await?;
         }
+        business.collection("locks").insert_one(doc! { "_id": 1, "holder": 0_i64 }).await?;
         database.storage().await?.prepare().await?;
         Ok(database)
     }
@@ -110,9 +114,26 @@ impl Database for Mongo {
         Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<MongoStorage>| {
             let (recorder, invoices) = (recorder.clone(), invoices.clone());
             async move {
-                recorder.handled("billing", number, context.attempt())?;
+                called_in_billing(&recorder, number, &context)?;
                 invoices.insert_one(doc! { "number": number, "made_at": now_micros() }).session(&mut **tx).await?;
                 mishap()
+            }
+        })
+    }
+
+    /// A second writer of the row is told of a conflict at once, and tried again.
+    fn locking(&self, storage: &MongoStorage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe {
+        let database = storage.client().database(self.name());
+        let (locks, invoices) = (database.collection::<Document>("locks"), database.collection::<Document>("invoices"));
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<MongoStorage>| {
+            let (recorder, locks, invoices) = (recorder.clone(), locks.clone(), invoices.clone());
+            async move {
+                called_in_billing(&recorder, number, &context)?;
+                let holder = doc! { "$set": { "holder": number } };
+                locks.update_one(doc! { "_id": 1 }, holder).session(&mut **tx).await?;
+                tokio::time::sleep(hold).await;
+                invoices.insert_one(doc! { "number": number, "made_at": now_micros() }).session(&mut **tx).await?;
+                Ok::<(), HandlerError>(())
             }
         })
     }

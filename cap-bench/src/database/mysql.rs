@@ -1,13 +1,16 @@
 //! MySQL or MariaDB: a database of its own for each round, on the server that `CAP_TEST_MYSQL_URL` names.
 
+use std::time::Duration;
+
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Context, Json, Publish, Subscribe, Tx};
+use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
 use cap_storage_mysql::MySqlStorage;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, MySqlConnection, Row as _};
 
 use crate::backend::{Business, Client, Database, End, Fallible, unique};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
+use crate::crash::trouble::called_in_billing;
 use crate::database::postgres::with_database;
 use crate::database::{BUSINESS, NOTE, now_micros};
 use crate::twin::mysql::MySqlHand;
@@ -83,13 +86,30 @@ impl Database for MySql {
         Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<MySqlStorage>| {
             let recorder = recorder.clone();
             async move {
-                recorder.handled("billing", number, context.attempt())?;
+                called_in_billing(&recorder, number, &context)?;
                 sqlx::query("INSERT INTO invoices (number, made_at) VALUES (?, ?)")
                     .bind(number)
                     .bind(now_micros())
                     .execute(&mut **tx)
                     .await?;
                 mishap()
+            }
+        })
+    }
+
+    fn locking(&self, _: &MySqlStorage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe {
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<MySqlStorage>| {
+            let recorder = recorder.clone();
+            async move {
+                called_in_billing(&recorder, number, &context)?;
+                sqlx::query("UPDATE locks SET holder = ? WHERE id = 1").bind(number).execute(&mut **tx).await?;
+                tokio::time::sleep(hold).await;
+                sqlx::query("INSERT INTO invoices (number, made_at) VALUES (?, ?)")
+                    .bind(number)
+                    .bind(now_micros())
+                    .execute(&mut **tx)
+                    .await?;
+                Ok::<(), HandlerError>(())
             }
         })
     }

@@ -1,13 +1,16 @@
 //! PostgreSQL: a database of its own for each round, on the server that `CAP_TEST_POSTGRES_URL` names.
 
+use std::time::Duration;
+
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Context, Json, Publish, Subscribe, Tx};
+use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
 use cap_storage_postgres::PostgresStorage;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use crate::backend::{Business, Client, Database, End, Fallible, unique};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
+use crate::crash::trouble::called_in_billing;
 use crate::database::{BUSINESS, NOTE, now_micros};
 use crate::twin::postgres::PostgresHand;
 
@@ -92,13 +95,30 @@ impl Database for Postgres {
         Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<PostgresStorage>| {
             let recorder = recorder.clone();
             async move {
-                recorder.handled("billing", number, context.attempt())?;
+                called_in_billing(&recorder, number, &context)?;
                 sqlx::query("INSERT INTO invoices (number, made_at) VALUES ($1, $2)")
                     .bind(number)
                     .bind(now_micros())
                     .execute(&mut **tx)
                     .await?;
                 mishap()
+            }
+        })
+    }
+
+    fn locking(&self, _: &PostgresStorage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe {
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: Context, mut tx: Tx<PostgresStorage>| {
+            let recorder = recorder.clone();
+            async move {
+                called_in_billing(&recorder, number, &context)?;
+                sqlx::query("UPDATE locks SET holder = $1 WHERE id = 1").bind(number).execute(&mut **tx).await?;
+                tokio::time::sleep(hold).await;
+                sqlx::query("INSERT INTO invoices (number, made_at) VALUES ($1, $2)")
+                    .bind(number)
+                    .bind(now_micros())
+                    .execute(&mut **tx)
+                    .await?;
+                Ok::<(), HandlerError>(())
             }
         })
     }

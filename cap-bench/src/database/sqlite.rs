@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Json, Publish, Subscribe};
+use cap_core::{Cap, HandlerError, Json, Publish, Subscribe};
 use cap_storage_sqlite::{SqliteStorage, SqliteTx};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::backend::{Business, Client, Database, End, Fallible};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
+use crate::crash::trouble::called_in_billing;
 use crate::database::{BUSINESS, NOTE, now_micros};
 use crate::twin::sqlite::SqliteHand;
 
@@ -71,11 +72,23 @@ impl Database for Sqlite {
 
     fn billing(&self, storage: &SqliteStorage, topic: &str, recorder: Recorder) -> Subscribe {
         let bill = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_core::Context| {
-            recorder.handled("billing", number, context.attempt())?;
+            called_in_billing(&recorder, number, &context)?;
             tx.execute("INSERT INTO invoices (number, made_at) VALUES (?1, ?2)", (number, now_micros()))?;
             mishap()
         };
         Subscribe::transactional(topic, storage, bill)
+    }
+
+    /// There is one writer: whoever holds it holds up everybody.
+    fn locking(&self, storage: &SqliteStorage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe {
+        let lock = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_core::Context| {
+            called_in_billing(&recorder, number, &context)?;
+            tx.execute("UPDATE locks SET holder = ?1 WHERE id = 1", (number,))?;
+            std::thread::sleep(hold);
+            tx.execute("INSERT INTO invoices (number, made_at) VALUES (?1, ?2)", (number, now_micros()))?;
+            Ok::<(), HandlerError>(())
+        };
+        Subscribe::transactional(topic, storage, lock)
     }
 
     async fn business(&self) -> Fallible<Business> {

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cap_core::lifecycle::{self, Outcome, RetryPolicy, Rules};
+use cap_core::lifecycle::{self, Begun, Outcome, RetryPolicy, Rules};
 use cap_core::storage::{Claim, ClaimRequest, Enlist as _, Inserted, Lane, NewRecord, Settlement, Storage as _};
 use cap_core::transport::{Confirm, Consumer, DeliveryTag, Outgoing, Subscription, Transport as _};
 use cap_core::{
@@ -45,7 +45,7 @@ impl MemoryHand {
     async fn mark(&self, table: Table, ids: Vec<i64>) -> Fallible {
         let rules =
             Rules { retry: RetryPolicy::never(), keep_succeeded: Duration::from_secs(86_400), keep_dead: LEASE };
-        let state = lifecycle::settle(1, Outcome::Succeeded, &rules, 0.0);
+        let state = lifecycle::settle(&Begun::first(), Outcome::Succeeded, &rules, 0.0);
         let settlements = {
             let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
             let settlement = |id| {
@@ -81,7 +81,7 @@ impl Hand for MemoryHand {
 
     async fn claim(&mut self, limit: usize) -> Fallible<Vec<Claimed>> {
         let claim = Claim::by(self.node);
-        let request = ClaimRequest { lane: Lane::Outbox, version: Version::default(), claim, limit };
+        let request = ClaimRequest::new(Lane::Outbox, Version::default(), claim, limit);
         let claimed = self.storage.claim(request).await?;
         let row = |record: cap_core::storage::Record| {
             self.hold(Table::Outbox, record.id.0, claim.token);
@@ -159,6 +159,7 @@ impl Wire for MemoryWire {
             group: Group::try_from(self.names.queue().as_str())?,
             topics: vec![TopicPattern::try_from(self.names.topic.as_str())?],
             prefetch,
+            prefetch_bytes: 64 * 1024 * 1024,
         };
         self.consumer = Some(self.transport.subscribe(subscription).await?);
         Ok(())

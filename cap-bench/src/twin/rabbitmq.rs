@@ -15,7 +15,7 @@ use crate::backend::{Arrived, Claimed, Fallible, Names, Wire};
 use crate::broker::rabbitmq::open;
 use crate::twin::rows;
 
-const EXCHANGE: &str = "cap.default.router";
+pub(crate) const EXCHANGE: &str = "cap.default.router";
 const MESSAGE_ID: &str = "cap-msg-id";
 const PERSISTENT: u8 = 2;
 

@@ -25,6 +25,11 @@ impl Pause {
         Self::new(Duration::from_millis(100), Duration::from_secs(10))
     }
 
+    /// From 100 ms to 5 s: for what is tried with a few messages, a topic or the broker.
+    pub(crate) fn of_probes() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(5))
+    }
+
     fn new(first: Duration, max: Duration) -> Self {
         Self { bound: first, first, max }
     }
@@ -55,14 +60,13 @@ struct State {
     open_until: Option<Instant>,
 }
 
-impl Breaker {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(State {
-            pause: Pause::new(Duration::from_millis(100), Duration::from_secs(5)),
-            open_until: None,
-        }))
+impl Default for Breaker {
+    fn default() -> Self {
+        Self(Mutex::new(State { pause: Pause::of_probes(), open_until: None }))
     }
+}
 
+impl Breaker {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

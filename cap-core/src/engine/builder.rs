@@ -14,16 +14,19 @@ use crate::engine::consumer::{self, FirstConsumer};
 use crate::engine::group::{self, Group, Subscription};
 use crate::engine::health::HealthBoard;
 use crate::engine::node::Node;
+use crate::engine::pulse::Pulse;
 use crate::engine::queue::Queue;
-use crate::engine::relay::{self, Relay};
-use crate::engine::scheduler::{OUTBOX, Scheduler};
+use crate::engine::relay::{self, RELAY, Relay};
+use crate::engine::scheduler::{Scheduler, lane_of};
 use crate::engine::settler::{self, Settler};
 use crate::engine::slots::Slots;
 use crate::engine::step::{Step, StepFn, Steps};
 use crate::engine::stop::{self, Stop};
 use crate::engine::subscribe::Subscribe;
 use crate::engine::supervise::supervise;
-use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector, routes};
+use crate::engine::suspects::{self, Suspects};
+use crate::engine::unhandled::Unhandled;
+use crate::engine::{Activity, DeadLetter, Engine, OnDead, collector, keeper, routes};
 use crate::error::{Error, Result};
 use crate::handler::{AnyStorage, Handler, RequirementKind, Services, States, TransactionalHandler};
 use crate::id::MessageId;
@@ -32,8 +35,14 @@ use crate::name::{Group as GroupName, Topic};
 use crate::options::Options;
 use crate::pattern::TopicPattern;
 use crate::publish::{Batcher, Batches, Preparer, insert_jobs};
-use crate::storage::{Lane, Storage, Table, Transact, Wake};
+use crate::storage::{Storage, StorageCapabilities, Table, Transact, Wake};
+use crate::time::FAR;
 use crate::transport::Transport;
+
+/// What loops are called in [`crate::Health`].
+const SCHEDULER: &str = "scheduler";
+const PUBLISH: &str = "publish";
+const WATCH: &str = "watch";
 
 /// Stands where a builder has no storage yet.
 #[derive(Debug, Clone, Copy)]
@@ -170,21 +179,21 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             Error::invalid("the builder", "no transport was given: call `.transport(…)` before `.start()`")
         })?;
         check_requirements::<S>(&self.subscriptions, &self.states)?;
-        let groups = groups(&self.options, self.subscriptions)?;
-        let preparer = Preparer {
-            version: self.options.version.clone(),
-            topic_prefix: self.options.topic_prefix.clone(),
-            payload_limit: self.options.payload_limit,
-        };
+        let options = self.options.bounded();
+        let groups = groups(&options, self.subscriptions)?;
+        let mut preparer = preparer(&options, self.storage.describe());
         let published = published(&preparer, &self.published)?;
-        routes::check_support(transport.as_ref(), &self.options).await?;
+        routes::check_support(transport.as_ref(), &options).await?;
 
         self.storage.prepare().await?;
+        preparer.learn(&self.storage.capabilities());
+        for name in groups.iter().map(|group| group.name.as_str()).chain(published.iter().map(Topic::as_str)) {
+            preparer.check_name(name)?;
+        }
         transport.connect().await?;
 
-        let options = self.options;
         let (batcher, batches) = Batcher::new();
-        let lanes = groups.iter().map(|group| Lane::Inbox(group.name.clone()));
+        let names = groups.iter().map(|group| group.name.clone());
         let engine = Arc::new(Engine {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
             transport,
@@ -196,10 +205,13 @@ impl<S: Storage> CapBuilder<Arc<S>> {
                 storage: Arc::clone(&self.storage) as AnyStorage,
             }),
             node: Node::new(options.lease, options.heartbeat),
-            scheduler: Scheduler::new(options.version.clone(), lanes, options.poll),
+            scheduler: Scheduler::new(options.version.clone(), names, options.poll),
             groups,
-            suspect: Arc::new(Semaphore::new(1)),
-            relay_slots: Slots::fixed(options.relay_in_flight),
+            suspects: Suspects::new(),
+            runtime: tokio::runtime::Handle::current(),
+            pulse: Pulse::new(),
+            relay: Relay::default(),
+            relay_slots: Slots::fixed(options.relay_in_flight, options.in_flight_bytes),
             outbox_settler: Settler::default(),
             inbox_settler: Settler::default(),
             batcher,
@@ -220,9 +232,28 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             "starting"
         );
         routes::check(&engine).await?;
-        spawn_loops(&engine, batches, consumers);
+        spawn_loops(&engine, batches, consumers)?;
         tokio::spawn(stop::run(Arc::clone(&engine)));
         Ok(Cap::new(engine, self.storage))
+    }
+}
+
+fn preparer(options: &Options, place: String) -> Preparer {
+    Preparer {
+        version: options.version.clone(),
+        topic_prefix: options.topic_prefix.clone(),
+        payload_limit: options.payload_limit,
+        content_limit: None,
+        place,
+        ascii_only: false,
+    }
+}
+
+impl Preparer {
+    /// What the storage has learnt from its server.
+    fn learn(&mut self, capabilities: &StorageCapabilities) {
+        self.content_limit = capabilities.max_content;
+        self.ascii_only = capabilities.ascii_only;
     }
 }
 
@@ -300,9 +331,10 @@ fn grouped(
     let concurrency = members.iter().map(|(_, concurrency)| concurrency).sum();
     Arc::new(Group {
         name,
-        lane: OUTBOX + 1 + index,
+        lane: lane_of(index),
         subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
-        slots: Slots::adaptive(concurrency),
+        slots: Slots::adaptive(concurrency, (options.in_flight_bytes / 2).max(1)),
+        unhandled: Unhandled::new(options.unhandled_limit),
         rules: options.rules(options.retry.clone()),
     })
 }
@@ -329,34 +361,30 @@ fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
         pattern,
         service: subscription.service,
         rules: options.rules(retry),
-        timeout: subscription.timeout,
+        timeout: subscription.timeout.map(|timeout| timeout.min(FAR)),
         queue: Queue::new(subscription.concurrency),
     })
 }
 
-fn spawn_loops(engine: &Arc<Engine>, batches: Batches, consumers: Vec<FirstConsumer>) {
+fn spawn_loops(engine: &Arc<Engine>, batches: Batches, consumers: Vec<FirstConsumer>) -> Result<()> {
     let quiesce = || engine.stop.quiesce.clone();
     let finish = || engine.stop.finish.clone();
     let spawn = &engine.tasks;
 
-    let keeper = supervise(
-        Arc::clone(engine),
-        "node".into(),
-        engine.stop.keeper.clone(),
-        body(engine, |engine| async move { engine.node.live(&engine).await }),
-    );
-    engine.stop.keeper_tasks.spawn(keeper);
-
+    keeper::start(engine)?;
     spawn.spawn(supervise(
         Arc::clone(engine),
-        "scheduler".into(),
+        SCHEDULER.into(),
         finish(),
-        body(engine, |engine| async move { engine.scheduler.run(&engine.storage, &engine.stop.finish).await }),
+        body(engine, |engine| async move {
+            let looked = || engine.health.well(SCHEDULER);
+            engine.scheduler.run(&engine.storage, &engine.stop.finish, looked).await
+        }),
     ));
     let batches = Arc::new(tokio::sync::Mutex::new(batches));
     spawn.spawn(supervise(
         Arc::clone(engine),
-        "publish".into(),
+        PUBLISH.into(),
         finish(),
         body(engine, move |engine| publish_loop(engine, Arc::clone(&batches))),
     ));
@@ -383,18 +411,20 @@ fn spawn_loops(engine: &Arc<Engine>, batches: Batches, consumers: Vec<FirstConsu
             quiesce(),
             body(engine, move |engine| group::run(engine, Arc::clone(&claimed))),
         ));
+        let suspected = Arc::clone(group);
+        spawn.spawn(supervise(
+            Arc::clone(engine),
+            suspects::name(group),
+            quiesce(),
+            body(engine, move |engine| suspects::run(engine, Arc::clone(&suspected))),
+        ));
     }
-    let relay = Relay::new();
-    spawn.spawn(supervise(
-        Arc::clone(engine),
-        "relay".into(),
-        quiesce(),
-        body(engine, move |engine| relay::run(engine, Arc::clone(&relay))),
-    ));
+    spawn.spawn(supervise(Arc::clone(engine), RELAY.into(), quiesce(), body(engine, relay::run)));
     spawn.spawn(supervise(Arc::clone(engine), "collector".into(), quiesce(), body(engine, collector::run)));
     if engine.storage.capabilities().watches {
-        spawn.spawn(supervise(Arc::clone(engine), "watch".into(), finish(), body(engine, watch_loop)));
+        spawn.spawn(supervise(Arc::clone(engine), WATCH.into(), finish(), body(engine, watch_loop)));
     }
+    Ok(())
 }
 
 /// A loop's body, which the supervisor may begin again and again.
@@ -421,6 +451,7 @@ async fn publish_loop(engine: Arc<Engine>, batches: Arc<tokio::sync::Mutex<Batch
         };
         let Some(jobs) = jobs else { return Ok(()) };
         insert_jobs(&engine.storage, jobs, &|records| engine.published(records)).await;
+        engine.health.well(PUBLISH);
     }
 }
 
@@ -429,6 +460,12 @@ async fn watch_loop(engine: Arc<Engine>) -> Result<()> {
     let wake = Wake::new(move |table| {
         if let Some(engine) = woken.upgrade() {
             engine.scheduler.wake_table(table);
+        }
+    });
+    let listening = Arc::downgrade(&engine);
+    let wake = wake.on_listening(move || {
+        if let Some(engine) = listening.upgrade() {
+            engine.health.well(WATCH);
         }
     });
     tokio::select! {

@@ -137,7 +137,7 @@ impl<S: ?Sized> Cap<S> {
 
     /// How the engine is.
     pub fn health(&self) -> Health {
-        Health { node: self.engine.node.current().map(|epoch| epoch.id), loops: self.engine.health.snapshot() }
+        Health::of(&self.engine)
     }
 
     /// Which of the topics that this service [publishes](CapBuilder::publishes) have no queue now: what is published to

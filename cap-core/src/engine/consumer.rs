@@ -7,20 +7,17 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::content;
 use crate::engine::Engine;
+use crate::engine::arrival::{Arrival, arrival};
 use crate::engine::backoff::Pause;
 use crate::engine::group::{Carried, Group, Taken};
 use crate::engine::node::Epoch;
+use crate::engine::refusal::{DOUBT, Refusal};
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
-use crate::error::{ErrorKind, Result};
-use crate::headers;
-use crate::id::MessageId;
+use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{self, Status};
-use crate::message::Message;
-use crate::name::Topic;
-use crate::storage::{Claim, Inserted, NewRecord, Table};
+use crate::storage::{Claim, Inserted, Table};
 use crate::time::Timestamp;
 use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
 
@@ -32,6 +29,10 @@ const STORES: usize = 2;
 /// While others are being stored, deliveries are looked for no more often than this: they wait in any case, and to be
 /// woken for each of them costs more than the rest.
 const LOOK: Duration = Duration::from_millis(1);
+/// At most so many bytes in one insert, but for a single delivery that is larger.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// After so long deliveries that the storage refuses go back to the broker, and this consumer takes a rest.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// A group's consumer, made when the engine starts, for the first run of its loop.
 pub(crate) type FirstConsumer = Arc<Mutex<Option<Box<dyn Consumer>>>>;
@@ -42,6 +43,9 @@ pub(crate) async fn subscribe(engine: &Engine, group: &Group) -> Result<Box<dyn 
         group: group.name.clone(),
         topics: group.subscriptions.iter().map(|subscription| subscription.pattern.clone()).collect(),
         prefetch: engine.options.prefetch,
+        // Each is there twice until it is stored, as it came and as it is written; the other half is for what is being
+        // handled.
+        prefetch_bytes: (engine.options.in_flight_bytes / 4).max(1),
     };
     engine.transport.subscribe(subscription).await
 }
@@ -145,88 +149,123 @@ fn tell(engine: &Engine, step: Step, arrivals: &[Arrival]) {
 }
 
 /// What became of deliveries.
+#[derive(Default)]
 struct TakenOver {
     /// In the inbox.
     stored: Vec<(Stored, Vec<Arrival>)>,
-    /// To be given back, if nothing was stored.
+    /// To be given back: a stop has come, or the storage has been refusing everything for too long.
     not_stored: Vec<DeliveryTag>,
+    /// Why this consumer ends, so that others may have what it gives back.
+    failed: Option<Error>,
 }
 
 /// Acknowledges what is stored, and lets its handlers begin.
 async fn finish(engine: &Arc<Engine>, group: &Arc<Group>, consumer: &mut dyn Consumer, taken: TakenOver) -> Result<()> {
     let tags: Vec<_> = taken.stored.iter().flat_map(|(_, arrivals)| arrivals).map(|arrival| arrival.tag).collect();
-    let acknowledged = match (tags.is_empty(), taken.not_stored.is_empty()) {
-        (false, _) => consumer.ack(tags).await,
-        (true, false) => consumer.release(taken.not_stored).await,
-        (true, true) => Ok(()),
-    };
+    let mut ended = if tags.is_empty() { Ok(()) } else { consumer.ack(tags).await };
+    if ended.is_ok() && !taken.not_stored.is_empty() {
+        ended = consumer.release(taken.not_stored).await;
+    }
     for (stored, arrivals) in taken.stored {
         tell(engine, Step::Acknowledged, &arrivals);
         // What was claimed goes on, acknowledged or not: it is in the inbox, held by this node.
         stored.proceed(engine, group, arrivals);
     }
     engine.activity.record();
-    acknowledged
-}
-
-/// Stores deliveries. While the storage is away they are kept, unacknowledged.
-async fn take_over(engine: Arc<Engine>, group: Arc<Group>, arrivals: Vec<Arrival>) -> TakenOver {
-    let mut pause = Pause::quick();
-    loop {
-        match store(&engine, &group, &arrivals).await {
-            Ok(stored) => {
-                tell(&engine, Step::Stored, &arrivals);
-                return TakenOver { stored: vec![(stored, arrivals)], not_stored: Vec::new() };
-            }
-            Err(error) if arrivals.len() > 1 && !error.is_retryable() => {
-                engine.health.ill(&name(&group), error);
-                return one_by_one(&engine, &group, arrivals).await;
-            }
-            Err(error) => engine.health.ill(&name(&group), error),
-        }
-        tokio::select! {
-            () = pause.wait() => {}
-            () = engine.stop.consumers.cancelled() => {
-                let not_stored = arrivals.into_iter().map(|arrival| arrival.tag).collect();
-                return TakenOver { stored: Vec::new(), not_stored };
-            }
-        }
+    match taken.failed {
+        Some(error) => Err(error),
+        None => ended,
     }
 }
 
-/// The storage refuses something in a batch: the others must not suffer for it. What it refuses stays with the broker,
-/// unacknowledged, and is delivered again after the next reconnect; health says why.
-async fn one_by_one(engine: &Engine, group: &Group, arrivals: Vec<Arrival>) -> TakenOver {
-    let mut taken = TakenOver { stored: Vec::with_capacity(arrivals.len()), not_stored: Vec::new() };
-    for arrival in arrivals {
-        match store(engine, group, std::slice::from_ref(&arrival)).await {
-            Ok(stored) => taken.stored.push((stored, vec![arrival])),
-            Err(error) => {
-                let record = &arrival.record;
-                tracing::error!(message = %record.message_id, topic = %record.topic, %error, "the inbox refuses a delivery");
-                engine.health.ill(&name(group), error);
+/// Stores deliveries. What the storage refuses is looked for by halves, so that its neighbours do not suffer, and parked.
+/// While the storage refuses everything they are kept, unacknowledged, and given back when that lasts.
+async fn take_over(engine: Arc<Engine>, group: Arc<Group>, arrivals: Vec<Arrival>) -> TakenOver {
+    let mut taken = TakenOver::default();
+    let mut parts = parts(arrivals);
+    let (mut pause, mut tries) = (Pause::quick(), 0);
+    let began = Instant::now();
+    while let Some(mut arrivals) = parts.pop() {
+        let error = match store(&engine, &group, &arrivals).await {
+            Ok(stored) => {
+                tries = 0;
+                engine.health.well(&name(&group));
+                tell(&engine, Step::Stored, &arrivals);
+                taken.stored.push((stored, arrivals));
+                continue;
             }
+            Err(error) => error,
+        };
+        tries += 1;
+        let waiting = arrivals.len() + parts.iter().map(Vec::len).sum::<usize>();
+        let error = Error::new(
+            error.kind(),
+            "store",
+            format!("{waiting} deliveries of group `{}`, which stay with the broker meanwhile", group.name),
+            error.reason(),
+        );
+        let refusal = Refusal::of(&error, tries, !taken.stored.is_empty());
+        engine.health.ill(&name(&group), error.clone());
+        if refusal == Refusal::OfSomething {
+            if arrivals.len() > 1 {
+                let half = arrivals.split_off(arrivals.len() / 2);
+                parts.push(half);
+                parts.push(arrivals);
+                continue;
+            }
+            if refusal.is_certain(&error)
+                && arrivals.iter_mut().all(|arrival| arrival.give_way(&engine, &group, &error))
+            {
+                parts.push(arrivals);
+                continue;
+            }
+        }
+        // In doubt the others come first: if they pass, it is known not to be everything.
+        let place = if tries >= DOUBT { 0 } else { parts.len() };
+        parts.insert(place, arrivals);
+        let is_too_long = !engine.stop.consumers.is_cancelled() && began.elapsed() >= GIVE_BACK;
+        if is_too_long && error.kind() != ErrorKind::Unavailable {
+            // If others pass, only these go back; otherwise this consumer takes a rest.
+            let failed = Some(error).filter(|_| taken.stored.is_empty());
+            return taken.with_rest(parts, failed);
+        }
+        tokio::select! {
+            () = pause.wait() => {}
+            () = engine.stop.consumers.cancelled() => return taken.with_rest(parts, None),
         }
     }
     taken
 }
 
+impl TakenOver {
+    fn with_rest(mut self, rest: Vec<Vec<Arrival>>, failed: Option<Error>) -> Self {
+        self.not_stored = rest.into_iter().flatten().map(|arrival| arrival.tag).collect();
+        self.failed = failed;
+        self
+    }
+}
+
+/// In parts that one statement takes, the last one first.
+fn parts(arrivals: Vec<Arrival>) -> Vec<Vec<Arrival>> {
+    let mut parts: Vec<Vec<Arrival>> = Vec::new();
+    let mut bytes = 0_usize;
+    for arrival in arrivals {
+        let size = arrival.record.content.len();
+        bytes = bytes.saturating_add(size);
+        match parts.last_mut().filter(|_| bytes <= BATCH_BYTES) {
+            Some(part) => part.push(arrival),
+            None => {
+                bytes = size;
+                parts.push(vec![arrival]);
+            }
+        }
+    }
+    parts.reverse();
+    parts
+}
+
 fn name(group: &Group) -> String {
     format!("consumer {}", group.name)
-}
-
-/// A delivery as a message, and as the record that is to be stored for it.
-struct Arrival {
-    tag: DeliveryTag,
-    record: NewRecord,
-    message: Message,
-}
-
-impl Arrival {
-    /// Whether it is to be handled, and not parked.
-    fn is_due(&self) -> bool {
-        self.record.state.due().is_some()
-    }
 }
 
 /// What an insert left to do, once the deliveries are acknowledged.
@@ -242,7 +281,8 @@ impl Stored {
         engine.health.well(&name(group));
         if let Some(epoch) = self.epoch {
             let begun = self.begun.into_iter().zip(arrivals).filter_map(|(held, arrival)| {
-                held.map(|held| Taken { held, message: Carried::Arrived(arrival.message), is_suspect: false })
+                let added = Timestamp::now();
+                held.map(|held| Taken { held, message: Carried::Arrived(arrival.message), added, place: None })
             });
             group.dispatch(engine, &epoch, begun);
         }
@@ -257,7 +297,7 @@ impl Stored {
 async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
     // On a stop nothing new begins here; another node can.
     let epoch = engine.node.current().filter(|_| !engine.stop.quiesce.is_cancelled());
-    let due = arrivals.iter().filter(|arrival| arrival.is_due()).count();
+    let due = arrivals.iter().filter(|arrival| arrival.begins()).count();
     let mut room = match epoch {
         Some(_) => group.slots.take_soon(due).await,
         None => group.slots.take(0),
@@ -269,7 +309,7 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
     let mut records = Vec::with_capacity(arrivals.len());
     for arrival in arrivals {
         let mut record = arrival.record.clone();
-        if arrival.is_due() && free > 0 {
+        if arrival.begins() && free > 0 {
             free -= 1;
             record.state = lifecycle::received(true);
         }
@@ -310,63 +350,4 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
         stored.begun.push(begun);
     }
     Ok(stored)
-}
-
-/// The inbox record of a delivery, be it ours or foreign. What can never be handled is parked with the reason.
-fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arrival {
-    let tag = delivery.tag;
-    let (message, fault) = message(group, delivery);
-    let fault = fault.or_else(|| match group.subscription(&message.topic) {
-        Some(_) => None,
-        None => Some(format!("no subscription of group `{}` matches topic `{}`", group.name, message.topic)),
-    });
-    let record = NewRecord {
-        content: Arc::from(content::wrap(&message, Timestamp::now())),
-        version: engine.options.version.clone(),
-        group: Some(group.name.clone()),
-        state: match fault {
-            None => lifecycle::received(false),
-            Some(reason) => lifecycle::parked(reason, &group.rules),
-        },
-        message_id: message.id.clone(),
-        topic: message.topic.clone(),
-    };
-    Arrival { tag, record, message }
-}
-
-fn message(group: &Group, delivery: Delivery) -> (Message, Option<String>) {
-    let mut headers = delivery.headers;
-    let id = message_id(group, headers.get(headers::MESSAGE_ID), &delivery.topic, delivery.origin.as_deref());
-    let (topic, fault) = match topic(headers.get(headers::MESSAGE_NAME), &delivery.topic) {
-        Ok(topic) => (topic, None),
-        Err(error) => (Topic::from_stored("invalid"), Some(error.to_string())),
-    };
-    headers.set(headers::MESSAGE_GROUP, group.name.as_str());
-    for (name, value) in [(headers::MESSAGE_ID, id.as_str()), (headers::MESSAGE_NAME, topic.as_str())] {
-        if headers.get(name) != Some(value) {
-            headers.set(name, value);
-        }
-    }
-    (Message { id, topic, headers, payload: delivery.body }, fault)
-}
-
-/// A foreign message has no id: the broker's own identity of it gives one that a redelivery repeats. Without either a
-/// redelivery cannot be told from a second message, and is handled again rather than lost.
-fn message_id(group: &Group, header: Option<&str>, topic: &str, origin: Option<&str>) -> MessageId {
-    if let Some(id) = header.and_then(|id| MessageId::try_from(id).ok()) {
-        return id;
-    }
-    match origin {
-        Some(origin) => {
-            MessageId::derive(&[b"origin", topic.as_bytes(), group.name.as_str().as_bytes(), origin.as_bytes()])
-        }
-        None => MessageId::generate(),
-    }
-}
-
-fn topic(header: Option<&str>, routed: &str) -> Result<Topic> {
-    match header.map(Topic::try_from) {
-        Some(Ok(topic)) => Ok(topic),
-        _ => Topic::try_from(routed),
-    }
 }

@@ -14,16 +14,19 @@ use crate::content;
 use crate::engine::Engine;
 use crate::engine::group::{Carried, Job, Subscription};
 use crate::engine::node::Epoch;
+use crate::engine::pulse::Polled;
 use crate::engine::scheduler::OUTBOX;
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::supervise::panic_text;
 use crate::handler::{Call, Handled, HandlerError, HandlerService, Outbox, Shared};
-use crate::lifecycle::{self, Begin, Outcome};
+use crate::lifecycle::{self, Outcome};
 use crate::storage::Settlement;
 
 /// After its drain time is over a handler is told, and aborted this much later.
 const GRACE: Duration = Duration::from_secs(1);
+/// When a record is due again whose handler could not be ended because of the storage.
+const STORAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How an attempt ended, as far as its record is concerned.
 enum End {
@@ -45,26 +48,26 @@ pub(crate) async fn execute(
     engine: &Arc<Engine>,
     subscription: &Subscription,
     service: &mut HandlerService,
+    polled: &Polled,
     mut job: Job,
 ) {
     let held = &job.held;
-    if let Begin::Exhausted(state) = lifecycle::begin(held.attempts, &subscription.rules) {
-        return engine.inbox_settler.settle(job.held, state);
-    }
     let group = held.group.as_ref().map(tracing::field::display);
-    let span =
-        tracing::debug_span!("handle", message = %held.message_id, topic = %held.topic, group, attempt = held.attempts);
+    let span = tracing::debug_span!("handle", message = %held.message_id, topic = %held.topic, group, attempt = held.begun.attempts);
     let began = tokio::time::Instant::now();
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
-    let end = attempt(engine, subscription, service, &job.held, &job.epoch, job.message).instrument(span).await;
+    let end = attempt(engine, subscription, service, polled, &job.held, &job.epoch, job.message).instrument(span).await;
     engine.steps.tell(Step::HandlerEnded, &job.held.message_id);
-    drop(job.suspect.take());
+    if job.place.take().is_some() {
+        engine.suspects.acquitted();
+    }
     job.slots.learn(began.elapsed());
     engine.activity.record();
     match end {
         End::Outcome(outcome) => {
-            tracing::debug!(message = %job.held.message_id, attempt = job.held.attempts, ?outcome, "handled");
-            let state = lifecycle::settle(job.held.attempts, outcome, &subscription.rules, fastrand::f64());
+            let state = lifecycle::settle(&job.held.begun, outcome, &subscription.rules, fastrand::f64());
+            let (attempt, status, reason) = (job.held.begun.attempts, state.status(), state.reason());
+            tracing::debug!(message = %job.held.message_id, attempt, %status, reason, "handled");
             engine.inbox_settler.settle(job.held, state);
         }
         End::Settled { published } => {
@@ -83,6 +86,7 @@ async fn attempt(
     engine: &Arc<Engine>,
     subscription: &Subscription,
     service: &mut HandlerService,
+    polled: &Polled,
     held: &Held,
     epoch: &Epoch,
     message: Carried,
@@ -100,13 +104,13 @@ async fn attempt(
     let success = Settlement {
         record: held.record,
         token: held.token,
-        state: lifecycle::settle(held.attempts, Outcome::Succeeded, &subscription.rules, 0.0),
+        state: lifecycle::settle(&held.begun, Outcome::Succeeded, &subscription.rules, 0.0),
     };
     let (services, fenced) = (Arc::clone(&engine.services), Arc::clone(&epoch.fenced));
-    let shared = Shared::new(message, group, held.attempts, success, services, fenced);
+    let shared = Shared::new(message, group, held.begun.attempts, success, services, fenced);
     let call = Call::new(&shared);
     let handler = async { service.ready().await?.call(call).await };
-    let handled = run_to_end(engine, subscription, handler, &shared).await;
+    let handled = run_to_end(engine, subscription, polled, handler, &shared).await;
     if handled.is_err() {
         *service = subscription.service.clone();
     }
@@ -123,6 +127,7 @@ async fn attempt(
 async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
+    polled: &Polled,
     handler: impl Future<Output = Result<Handled, HandlerError>>,
     shared: &Shared,
 ) -> Result<Handled, Outcome> {
@@ -134,11 +139,13 @@ async fn run_to_end(
         }
     };
     let mut handler = pin!(Some(handler));
-    let mut ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| poll(handler.as_mut(), context))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(Ok(handled))) => Poll::Ready(Ok(handled)),
-        Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(&error))),
-        Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
+    let mut ended = poll_fn(|context| {
+        match catch_unwind(AssertUnwindSafe(|| polled.while_polling(|| poll(handler.as_mut(), context)))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(Ok(handled))) => Poll::Ready(Ok(handled)),
+            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(&error))),
+            Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
+        }
     });
     let ended = tokio::select! {
         biased;
@@ -164,6 +171,10 @@ fn poll<F: Future>(future: Pin<&mut Option<F>>, context: &mut task::Context<'_>)
 }
 
 fn failed(error: &HandlerError) -> Outcome {
+    if error.is_the_storages() {
+        tracing::warn!(reason = error.reason(), "a handler's transaction failed for the storage's sake: it runs again");
+        return Outcome::GivenBack(STORAGE_PAUSE);
+    }
     if error.is_permanent() {
         return Outcome::Hopeless(error.reason().to_owned());
     }
@@ -187,6 +198,11 @@ async fn succeed(engine: &Engine, outbox: &Outbox, reply: Option<bytes::Bytes>) 
         Ok(_) => {
             engine.published(&records);
             End::Outcome(Outcome::Succeeded)
+        }
+        // No fault of the message: it is handled again once the storage takes what it publishes.
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(%error, "a handler succeeded, but what it publishes could not be stored: it runs again");
+            End::Outcome(Outcome::GivenBack(STORAGE_PAUSE))
         }
         Err(error) => End::Outcome(Outcome::Failed(format!("it succeeded, but {error}"))),
     }

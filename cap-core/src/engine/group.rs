@@ -4,34 +4,33 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use crate::engine::Engine;
 use crate::engine::node::Epoch;
 use crate::engine::queue::Queue;
-use crate::engine::slots::{Held, Slots};
+use crate::engine::slots::{Held, Room, Slot, Slots};
+use crate::engine::unhandled::Unhandled;
 use crate::error::{ErrorKind, Result};
 use crate::handler::HandlerService;
 use crate::lifecycle::{self, Outcome, Rules};
 use crate::message::Message;
 use crate::name::{Group as Name, Topic};
 use crate::pattern::TopicPattern;
+use crate::storage::{Claim, Claimed};
+use crate::time::Timestamp;
 
 /// At most so many records in one claim.
 const BATCH: usize = 500;
-/// When a suspect is due again that finds another one being worked on; each further one of a claim that much later, so
-/// that many of them do not come back all at once, again and again.
-const APART: Duration = Duration::from_millis(20);
-const FURTHER_APART: Duration = Duration::from_millis(4);
 
 /// One group that this engine serves.
 pub(crate) struct Group {
     pub(crate) name: Name,
-    /// Its place among the scheduler's lanes.
+    /// Its place among the scheduler's lanes; that of its suspects follows.
     pub(crate) lane: usize,
     /// Exact topics first, then patterns in the order of their declaration.
     pub(crate) subscriptions: Vec<Arc<Subscription>>,
     pub(crate) slots: Arc<Slots>,
+    /// Topics that no subscription matches.
+    pub(crate) unhandled: Unhandled,
     /// What governs records that no subscription of the group matches.
     pub(crate) rules: Rules,
 }
@@ -61,15 +60,16 @@ pub(crate) enum Carried {
 pub(crate) struct Taken {
     pub(crate) held: Held,
     pub(crate) message: Carried,
-    /// Whether it may be what kills its processes ([`lifecycle::is_suspect`]).
-    pub(crate) is_suspect: bool,
+    pub(crate) added: Timestamp,
+    /// A suspect's place.
+    pub(crate) place: Option<Slot>,
 }
 
 /// A taken record on its way to a handler.
 pub(crate) struct Job {
     pub(crate) held: Held,
-    /// If it is a suspect: no other is worked on as long as this is held.
-    pub(crate) suspect: Option<OwnedSemaphorePermit>,
+    /// A suspect's, until its attempt ends.
+    pub(crate) place: Option<Slot>,
     pub(crate) message: Carried,
     pub(crate) epoch: Epoch,
     pub(crate) slots: Arc<Slots>,
@@ -81,38 +81,50 @@ impl Group {
         self.subscriptions.iter().find(|subscription| subscription.pattern.matches(topic))
     }
 
-    /// Hands records that were taken to their subscriptions' queues.
+    /// Hands records that were taken to their subscriptions' queues. What no subscription matches goes back, for another
+    /// node, and is left alone from now on; after its time limit it is dead.
     pub(crate) fn dispatch(&self, engine: &Arc<Engine>, epoch: &Epoch, taken: impl IntoIterator<Item = Taken>) {
-        let mut pause = APART;
-        for Taken { held, message, is_suspect } in taken {
+        for Taken { held, message, added, place } in taken {
             let Some(subscription) = self.subscription(&held.topic) else {
-                let reason = format!("no subscription of group `{}` matches topic `{}`", self.name, held.topic);
-                let state = lifecycle::settle(held.attempts, Outcome::Hopeless(reason), &self.rules, 0.0);
+                self.unhandled.note(&self.name, &held.topic);
+                let outcome = match self.unhandled.is_over(&self.name, &held.topic, added) {
+                    Some(reason) => Outcome::Hopeless(reason),
+                    None => Outcome::GivenBack(self.unhandled.pause()),
+                };
+                let state = lifecycle::settle(&held.begun, outcome, &self.rules, 0.0);
                 engine.inbox_settler.settle(held, state);
                 continue;
             };
-            let mut suspect = None;
-            if is_suspect {
-                suspect = apart(engine, &held);
-                if suspect.is_none() {
-                    let state = lifecycle::settle(held.attempts, Outcome::GivenBack(pause), &self.rules, 0.0);
-                    pause += FURTHER_APART;
-                    engine.inbox_settler.settle(held, state);
-                    continue;
-                }
-            }
-            let job = Job { held, suspect, message, epoch: epoch.clone(), slots: Arc::clone(&self.slots) };
+            let job = Job { held, place, message, epoch: epoch.clone(), slots: Arc::clone(&self.slots) };
             subscription.push(engine, job);
         }
     }
-}
 
-/// The place that a suspect needs to be worked on, and that there is one of in each engine; none if another suspect has
-/// it.
-fn apart(engine: &Engine, held: &Held) -> Option<OwnedSemaphorePermit> {
-    let place = Arc::clone(&engine.suspect).try_acquire_owned().ok()?;
-    tracing::warn!(message = %held.message_id, attempts = held.attempts, "its attempts vanish: worked on apart");
-    Some(place)
+    /// Waits until the lane is woken, or messages without a handler are to be looked at.
+    async fn woken(&self, engine: &Engine) {
+        let look = async {
+            match self.unhandled.next_look() {
+                Some(moment) => tokio::time::sleep_until(moment).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = engine.scheduler.woken(self.lane) => {}
+            () = look => {}
+        }
+    }
+
+    fn take(&self, engine: &Arc<Engine>, epoch: &Epoch, claim: Claim, claimed: Claimed, mut room: Room) {
+        self.slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
+        let records = claimed.records.into_iter().zip(std::iter::from_fn(|| room.next()));
+        let taken = records.map(|(record, slot)| Taken {
+            held: Held::new(&record, claim, self.lane, slot),
+            added: record.added,
+            place: None,
+            message: Carried::Stored(record.content),
+        });
+        self.dispatch(engine, epoch, taken);
+    }
 }
 
 /// The group's claims: runs until the engine takes no new work.
@@ -124,13 +136,14 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             let epoch = engine.node.joined().await;
             (epoch, group.slots.take_many(BATCH).await)
         };
-        let (epoch, mut room) = tokio::select! {
+        let (epoch, room) = tokio::select! {
             biased;
             () = quiesce.cancelled() => return Ok(()),
             ready = ready => ready,
         };
+        let except = if group.unhandled.is_look_due() { Vec::new() } else { group.unhandled.topics() };
         let limit = room.len();
-        let (claim, claimed) = match engine.claim(group.lane, &epoch, limit).await {
+        let (claim, claimed) = match engine.claim(group.lane, &epoch, limit, room.bytes_left(), except).await {
             Ok(answer) => answer,
             Err(error) if error.kind() == ErrorKind::LeaseLost => {
                 engine.node.lost(&epoch);
@@ -139,15 +152,7 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             Err(error) => return Err(error),
         };
         let full = claimed.records.len() == limit;
-        group.slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
-        let taken = claimed.records.into_iter().zip(std::iter::from_fn(|| room.next())).map(|(record, slot)| Taken {
-            held: Held::new(&record, claim, group.lane, slot),
-            is_suspect: lifecycle::is_suspect(record.attempts, record.reason.as_deref()),
-            message: Carried::Stored(record.content),
-        });
-        group.dispatch(&engine, &epoch, taken);
-        // Slots that are not needed are free again before the wait below.
-        drop(room);
+        group.take(&engine, &epoch, claim, claimed, room);
         engine.health.well(&name);
         if full {
             continue;
@@ -155,7 +160,7 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
         tokio::select! {
             biased;
             () = quiesce.cancelled() => return Ok(()),
-            () = engine.scheduler.woken(group.lane) => {}
+            () = group.woken(&engine) => {}
         }
     }
 }

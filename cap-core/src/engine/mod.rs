@@ -6,6 +6,7 @@
 //!               └─ settle ┘                                 └ settle ┘
 //! ```
 
+mod arrival;
 mod backoff;
 mod builder;
 mod cap;
@@ -15,8 +16,11 @@ mod errand;
 mod execute;
 mod group;
 mod health;
+mod keeper;
 mod node;
+mod pulse;
 mod queue;
+mod refusal;
 mod relay;
 mod routes;
 mod scheduler;
@@ -26,10 +30,13 @@ mod step;
 mod stop;
 mod subscribe;
 mod supervise;
+mod suspects;
+mod topics;
+mod unhandled;
 
 pub use builder::{CapBuilder, NoStorage};
 pub use cap::{Cap, PublishedIn};
-pub use health::{Health, LoopHealth};
+pub use health::{Health, LoopHealth, Waiting};
 pub use step::Step;
 pub use subscribe::Subscribe;
 
@@ -38,17 +45,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::group::Group;
 use crate::engine::health::HealthBoard;
 use crate::engine::node::{Epoch, Node};
+use crate::engine::pulse::Pulse;
+use crate::engine::relay::Relay;
 use crate::engine::scheduler::{OUTBOX, Scheduler};
 use crate::engine::settler::Settler;
 use crate::engine::slots::{Held, Slots};
 use crate::engine::step::Steps;
 use crate::engine::stop::Stop;
+use crate::engine::suspects::Suspects;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Services;
 use crate::id::MessageId;
@@ -78,8 +89,11 @@ pub(crate) struct Engine {
     pub(crate) node: Node,
     pub(crate) scheduler: Scheduler,
     pub(crate) groups: Vec<Arc<Group>>,
-    /// Held by the one suspect that is worked on; see [`crate::lifecycle::is_suspect`].
-    pub(crate) suspect: Arc<Semaphore>,
+    pub(crate) suspects: Suspects,
+    /// The user's runtime, on which everything runs but the keeper of the lease.
+    pub(crate) runtime: Handle,
+    pub(crate) pulse: Pulse,
+    pub(crate) relay: Relay,
     pub(crate) relay_slots: Arc<Slots>,
     pub(crate) outbox_settler: Settler,
     pub(crate) inbox_settler: Settler,
@@ -142,13 +156,22 @@ impl Activity {
 impl Engine {
     /// Claims for a lane. If the answer does not arrive the claim is undone, so that no record stays in flight with
     /// nobody working on it.
-    pub(crate) async fn claim(&self, lane: usize, epoch: &Epoch, limit: usize) -> Result<(Claim, Claimed)> {
+    pub(crate) async fn claim(
+        &self,
+        lane: usize,
+        epoch: &Epoch,
+        limit: usize,
+        bytes: usize,
+        except: Vec<Topic>,
+    ) -> Result<(Claim, Claimed)> {
         let claim = Claim::by(epoch.id);
         let request = ClaimRequest {
             lane: self.scheduler.lane(lane).clone(),
             version: self.options.version.clone(),
             claim,
             limit,
+            bytes,
+            except,
         };
         let table = request.lane.table();
         match self.storage.claim(request).await {

@@ -15,6 +15,7 @@ use crate::engine::scheduler::Scheduler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
 use crate::storage::{Claim, Lease, Storage, Table};
+use crate::time::FAR;
 
 /// How many claims without an answer one life bears.
 const DOUBTS: usize = 32;
@@ -32,6 +33,7 @@ pub(crate) struct Epoch {
 pub(crate) struct Node {
     epoch: watch::Sender<Option<Epoch>>,
     renew: Notify,
+    renew_because: Mutex<String>,
     doubts: Mutex<Vec<(Table, Claim)>>,
     lease: Duration,
     heartbeat: Duration,
@@ -39,7 +41,8 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(lease: Duration, heartbeat: Duration) -> Self {
-        Self { epoch: watch::Sender::new(None), renew: Notify::new(), doubts: Mutex::default(), lease, heartbeat }
+        let (epoch, renew) = (watch::Sender::new(None), Notify::new());
+        Self { epoch, renew, renew_because: Mutex::default(), doubts: Mutex::default(), lease, heartbeat }
     }
 
     /// The present life, if the lease is held.
@@ -63,7 +66,7 @@ impl Node {
     pub(crate) fn lost(&self, epoch: &Epoch) {
         if self.current().is_some_and(|current| current.id == epoch.id) {
             self.fence();
-            self.renew();
+            self.renew("the storage says that its lease had run out");
         }
     }
 
@@ -73,7 +76,7 @@ impl Node {
         let mut doubts = self.doubts();
         if doubts.len() >= DOUBTS {
             // So many failures end this life: under a new id nothing of it can be carried out any more.
-            return self.renew();
+            return self.renew(&format!("{DOUBTS} claims had no answer"));
         }
         doubts.push((table, claim));
     }
@@ -98,7 +101,8 @@ impl Node {
 
     /// Begins a new life: the present one may hold records that nobody works on (a loop of it has panicked), or has
     /// lost its lease.
-    pub(crate) fn renew(&self) {
+    pub(crate) fn renew(&self, because: &str) {
+        because.clone_into(&mut self.renew_because.lock().unwrap_or_else(PoisonError::into_inner));
         self.renew.notify_one();
     }
 
@@ -110,10 +114,10 @@ impl Node {
         storage.join(id, self.lease).await?;
         self.doubts().clear();
         let mut end = FenceOnDrop(Some(self));
-        self.take_over(storage, scheduler).await?;
         let epoch = Epoch { id, fenced: Arc::default() };
         tracing::info!(node = %id, storage = storage.describe(), "joined");
         self.epoch.send_replace(Some(epoch));
+        engine.health.well("node");
         scheduler.wake_table(Table::Outbox);
         scheduler.wake_table(Table::Inbox);
 
@@ -123,10 +127,13 @@ impl Node {
         };
         self.fence();
         tracing::warn!(node = %id, reason = %ended, "fenced: going on under a new id");
-        // What this life still holds is due again at once; if that fails, the lapse of the lease does it.
-        if let Err(error) = storage.leave(id).await {
-            tracing::debug!(node = %id, %error, "could not sign off");
-        }
+        // What this life still holds is due again at once; if that fails, the lapse of the lease does it. The next life
+        // does not wait for it.
+        Errand::default().send(engine, async move |engine| {
+            if let Err(error) = engine.storage.leave(id).await {
+                tracing::debug!(node = %id, %error, "could not sign off");
+            }
+        });
         Err(ended)
     }
 
@@ -137,7 +144,7 @@ impl Node {
         let lost = |kind, reason: String| Some(Error::new(kind, "go on as", format!("node {id}"), reason));
         let (mut takeover, mut release) = (Errand::default(), Errand::default());
         let mut held_until = joined + self.lease;
-        let mut next_takeover = Instant::now() + self.lease;
+        let mut next_takeover = Instant::now();
         let mut next_sign = joined + self.heartbeat;
         loop {
             let renew = tokio::select! {
@@ -146,7 +153,8 @@ impl Node {
                 () = engine.stop.keeper.cancelled() => return None,
             };
             if renew {
-                return lost(ErrorKind::LeaseLost, "a loop had to be restarted".into());
+                let because = self.renew_because.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                return lost(ErrorKind::LeaseLost, because);
             }
             if Instant::now() >= next_takeover {
                 next_takeover = Instant::now() + self.lease;
@@ -164,12 +172,13 @@ impl Node {
                 Some(Ok(Lease::Held { next_expiry })) => {
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;
+                    engine.health.well("node");
                     release.send(engine, async |engine| {
                         engine.node.release_doubts(&engine.storage, &engine.scheduler).await;
                     });
                     if let Some(expiry) = next_expiry {
                         // A little after, so that the database agrees that it is over.
-                        next_takeover = next_takeover.min(Instant::now() + expiry + Duration::from_millis(1));
+                        next_takeover = next_takeover.min(Instant::now() + expiry.min(FAR) + Duration::from_millis(1));
                     }
                 }
                 Some(Ok(Lease::Lost)) => {
@@ -179,13 +188,13 @@ impl Node {
                     tracing::warn!(node = %id, %error, "heartbeat failed and will be tried again");
                     next_sign = Instant::now() + self.heartbeat / 5;
                 }
-                Some(Err(error)) => return lost(ErrorKind::LeaseLost, error.to_string()),
+                Some(Err(error)) => return lost(ErrorKind::LeaseLost, error.reason().to_owned()),
                 None => return lost(ErrorKind::LeaseLost, format!("no answer within its lease of {:?}", self.lease)),
             }
         }
     }
 
-    /// A heartbeat; `None` if the lease ends before it is answered. The storage's future is never dropped under way.
+    /// A heartbeat; `None` if the lease ends before it is answered. The storage's future goes on to its end all the same.
     async fn heartbeat_in_time(
         &self,
         id: NodeId,
@@ -200,7 +209,6 @@ impl Node {
             })),
             () = tokio::time::sleep_until(held_until) => {
                 self.fence();
-                let _ = asking.await;
                 None
             }
         }
@@ -241,15 +249,14 @@ impl Drop for FenceOnDrop<'_> {
 }
 
 /// Signs the node off at the end of a stop.
-pub(crate) async fn leave(node: &Node, storage: &Arc<dyn Storage>) {
-    let Some(epoch) = node.current() else { return };
+pub(crate) async fn leave(engine: Arc<Engine>) {
+    let Some(epoch) = engine.node.current() else { return };
     let mut pause = Pause::quick();
     for _ in 0..5 {
-        match storage.leave(epoch.id).await {
-            Ok(()) => break,
+        match engine.storage.leave(epoch.id).await {
+            Ok(()) => return,
             Err(error) => tracing::warn!(node = %epoch.id, %error, "could not sign off"),
         }
         pause.wait().await;
     }
-    node.fence();
 }

@@ -61,7 +61,7 @@ impl Subscription {
 
     fn give_back(&self, engine: &Engine, job: Job) {
         let outcome = Outcome::GivenBack(Duration::ZERO);
-        let state = lifecycle::settle(job.held.attempts, outcome, &self.rules, 0.0);
+        let state = lifecycle::settle(&job.held.begun, outcome, &self.rules, 0.0);
         engine.inbox_settler.settle(job.held, state);
     }
 }
@@ -69,18 +69,21 @@ impl Subscription {
 struct Runner {
     engine: Arc<Engine>,
     subscription: Arc<Subscription>,
+    has_begun: bool,
     is_done: bool,
 }
 
 impl Runner {
     fn start(engine: Arc<Engine>, subscription: Arc<Subscription>) {
         let tasks = engine.tasks.clone();
-        let mut runner = Self { engine, subscription, is_done: false };
+        let mut runner = Self { engine, subscription, has_begun: false, is_done: false };
         tasks.spawn(async move {
+            runner.has_begun = true;
             let mut turn = 0;
             let mut service = runner.subscription.service.clone();
+            let polled = runner.engine.pulse.runner(format!("`{}`", runner.subscription.pattern));
             while let Some(job) = runner.next() {
-                execute(&runner.engine, &runner.subscription, &mut service, job).await;
+                execute(&runner.engine, &runner.subscription, &mut service, &polled, job).await;
                 turn += 1;
                 if turn % TURN == 0 {
                     tokio::task::yield_now().await;
@@ -108,9 +111,10 @@ impl Drop for Runner {
         if self.is_done {
             return;
         }
-        self.engine.node.renew();
+        self.engine.node.renew(&format!("a runner of topic `{}` panicked", self.subscription.pattern));
         let mut state = self.subscription.queue.state();
-        if state.jobs.is_empty() {
+        // Dropped before it began: the runtime is at its end, and drops whatever is started on it.
+        if state.jobs.is_empty() || !self.has_begun {
             state.runners -= 1;
             return;
         }

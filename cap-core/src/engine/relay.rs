@@ -1,59 +1,77 @@
 //! The relay: claims due outbox records, sends them with many confirms outstanding, and hands each outcome to be
 //! settled as it comes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::Instrument as _;
 
 use crate::content;
-use crate::engine::Engine;
 use crate::engine::backoff::Breaker;
 use crate::engine::scheduler::OUTBOX;
 use crate::engine::slots::{Held, Room, Slot};
 use crate::engine::step::Step;
+use crate::engine::topics::{Admission, Topics};
+use crate::engine::{Engine, suspects};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{self, Begin, Outcome};
-use crate::storage::{Claim, Record};
+use crate::lifecycle::{self, Begin, Outcome, State};
+use crate::name::Topic;
+use crate::storage::{Claim, Record, Table};
 use crate::transport::{Confirm, Outgoing};
+
+/// How the loop is called in [`crate::Health`], and how the broker is, as far as sending goes.
+pub(crate) const RELAY: &str = "relay";
+pub(crate) const BROKER: &str = "broker";
 
 /// How many records try whether the broker is back.
 const PROBE: usize = 8;
 /// After which a message is due again that the broker could not be asked to take.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(200);
+/// After so many batches in a row of which the topics took nothing, it is told as an illness.
+const FRUITLESS: usize = 2;
 
 /// What outlives a restart of the loop.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Relay {
+    /// Of the broker as a whole.
     breaker: Breaker,
+    /// Of each topic.
+    topics: Topics,
+    /// How many batches in a row brought nothing through because of their topics.
+    fruitless: AtomicUsize,
 }
 
 impl Relay {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { breaker: Breaker::new() })
+    /// The topics that take nothing at present.
+    pub(crate) fn topics(&self) -> &Topics {
+        &self.topics
     }
 }
 
 /// Runs until the engine takes no new work. While one batch is being handed to the transport the next is being claimed.
-pub(crate) async fn run(engine: Arc<Engine>, relay: Arc<Relay>) -> Result<()> {
+pub(crate) async fn run(engine: Arc<Engine>) -> Result<()> {
     let mut batch = None;
     loop {
-        let (claimed, ()) = tokio::join!(claim(&engine, &relay), send(&engine, &relay, batch.take()));
+        let (claimed, ()) = tokio::join!(claim(&engine), send(&engine, batch.take()));
         let Some(claimed) = claimed? else { return Ok(()) };
-        let probing = claimed.probing;
+        engine.health.well(RELAY);
         if claimed.is_full {
             batch = Some(claimed);
             continue;
         }
-        send(&engine, &relay, Some(claimed)).await;
-        if !probing {
-            engine.health.well("relay");
-        }
+        send(&engine, Some(claimed)).await;
+        let probe = async {
+            match engine.relay.topics.next_probe() {
+                Some(moment) => tokio::time::sleep_until(moment).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = engine.stop.quiesce.cancelled() => return Ok(()),
             () = engine.scheduler.woken(OUTBOX) => {}
+            () = probe => {}
         }
     }
 }
@@ -65,17 +83,15 @@ struct Claimed {
     room: Room,
     /// As many as were asked for: there may be more.
     is_full: bool,
-    /// They try whether the broker is back.
-    probing: bool,
 }
 
 /// Waits for a life, for room, and for the breaker, and claims; nothing when the engine takes no new work.
-async fn claim(engine: &Engine, relay: &Relay) -> Result<Option<Claimed>> {
+async fn claim(engine: &Engine) -> Result<Option<Claimed>> {
     loop {
         let ready = async {
             let epoch = engine.node.joined().await;
             let room = engine.relay_slots.take_many(engine.options.relay_batch).await;
-            let open_until = relay.breaker.open_until();
+            let open_until = engine.relay.breaker.open_until();
             if let Some(until) = open_until {
                 tokio::time::sleep_until(until).await;
             }
@@ -89,13 +105,13 @@ async fn claim(engine: &Engine, relay: &Relay) -> Result<Option<Claimed>> {
         if probing {
             room.truncate(PROBE);
         }
-        match engine.claim(OUTBOX, &epoch, room.len()).await {
+        match engine.claim(OUTBOX, &epoch, room.len(), room.bytes_left(), engine.relay.topics.open()).await {
             Ok((claim, claimed)) => {
                 engine.relay_slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
                 let is_full = claimed.records.len() == room.len();
                 // Slots that are not needed are free again at once.
                 room.truncate(claimed.records.len());
-                return Ok(Some(Claimed { claim, records: claimed.records, room, is_full, probing }));
+                return Ok(Some(Claimed { claim, records: claimed.records, room, is_full }));
             }
             Err(error) if error.kind() == ErrorKind::LeaseLost => engine.node.lost(&epoch),
             Err(error) => return Err(error),
@@ -107,44 +123,56 @@ async fn claim(engine: &Engine, relay: &Relay) -> Result<Option<Claimed>> {
 #[derive(Debug)]
 struct Batch {
     engine: Arc<Engine>,
-    relay: Arc<Relay>,
     some_sent: AtomicBool,
     unavailable: Mutex<Option<Error>>,
+    refused: Mutex<Option<Error>>,
 }
 
 impl Batch {
-    /// Why the broker could not be asked to take a message of this batch, if so.
-    fn unavailable(&self) -> MutexGuard<'_, Option<Error>> {
-        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(engine: &Arc<Engine>) -> Arc<Self> {
+        let (unavailable, refused) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { engine: Arc::clone(engine), some_sent: AtomicBool::new(false), unavailable, refused })
     }
 }
 
+fn set(place: &Mutex<Option<Error>>, error: Error) {
+    *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+}
+
+fn take(place: &Mutex<Option<Error>>) -> Option<Error> {
+    place.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
 impl Drop for Batch {
-    /// All outcomes are in. A batch of which nothing came through opens the breaker: the broker is away.
+    /// All outcomes are in. A batch of which nothing came through since the broker is away opens the breaker. If nothing
+    /// comes through again and again because of the topics, the relay is ill, too.
     fn drop(&mut self) {
+        let relay = &self.engine.relay;
         if self.some_sent.load(Ordering::Relaxed) {
-            if self.relay.breaker.close() {
-                self.engine.health.well("relay");
+            let were_fruitless = relay.fruitless.swap(0, Ordering::Relaxed) > 0;
+            if relay.breaker.close() || were_fruitless {
+                self.engine.health.well(BROKER);
             }
-        } else if let Some(error) = self.unavailable().take() {
-            self.engine.health.ill("relay", error);
-            self.relay.breaker.open();
+            return;
+        }
+        if let Some(error) = take(&self.unavailable) {
+            self.engine.health.ill(BROKER, error);
+            relay.breaker.open();
+        } else if let Some(error) = take(&self.refused)
+            && relay.fruitless.fetch_add(1, Ordering::Relaxed) >= FRUITLESS
+        {
+            self.engine.health.ill(BROKER, error);
         }
     }
 }
 
 /// Hands a batch to the transport. It returns when all are on their way.
-async fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claimed: Option<Claimed>) {
+async fn send(engine: &Arc<Engine>, claimed: Option<Claimed>) {
     let Some(Claimed { claim, records, mut room, .. }) = claimed else { return };
     let outgoing: Vec<Outgoing> = {
-        let batch = Arc::new(Batch {
-            engine: Arc::clone(engine),
-            relay: Arc::clone(relay),
-            some_sent: AtomicBool::new(false),
-            unavailable: Mutex::new(None),
-        });
+        let batch = Batch::new(engine);
         let held = records.into_iter().zip(std::iter::from_fn(|| room.next()));
-        held.filter_map(|(record, slot)| outgoing(&batch, claim, &record, slot)).collect()
+        held.filter_map(|(record, slot)| outgoing(&batch, claim, record, slot)).collect()
     };
     if outgoing.is_empty() {
         return;
@@ -158,13 +186,24 @@ async fn send(engine: &Arc<Engine>, relay: &Arc<Relay>, claimed: Option<Claimed>
     engine.steps.tell_all(Step::Sent, &ids);
 }
 
-/// The message of a record, with where its outcome goes; nothing if it was settled without being sent.
-fn outgoing(batch: &Arc<Batch>, claim: Claim, record: &Record, slot: Slot) -> Option<Outgoing> {
+/// The message of a record, with where its outcome goes; nothing if it is not sent now.
+fn outgoing(batch: &Arc<Batch>, claim: Claim, record: Record, slot: Slot) -> Option<Outgoing> {
     let engine = &batch.engine;
-    let held = Held::new(record, claim, OUTBOX, slot);
+    let held = Held::new(&record, claim, OUTBOX, slot);
     engine.steps.tell(Step::Claimed, &held.message_id);
-    if let Begin::Exhausted(state) = lifecycle::begin(record.attempts, &engine.outbox_rules) {
-        engine.outbox_settler.settle(held, state);
+    match lifecycle::begin(&held.begun, &engine.outbox_rules) {
+        Begin::Run => {}
+        Begin::Exhausted(state) => {
+            engine.outbox_settler.settle(held, state);
+            return None;
+        }
+        Begin::Alone(state) => {
+            engine.tasks.spawn(send_alone(Arc::clone(engine), record, held, state));
+            return None;
+        }
+    }
+    if let Admission::Wait(pause) = engine.relay.topics.admit(&held.topic) {
+        settle(engine, held, Outcome::GivenBack(pause));
         return None;
     }
     let message = match content::unwrap(&record.content, &record.topic, &record.message_id) {
@@ -179,30 +218,58 @@ fn outgoing(batch: &Arc<Batch>, claim: Claim, record: &Record, slot: Slot) -> Op
     Some(Outgoing { message, confirm })
 }
 
+/// Sends a message whose attempts ended with their process so often that it is tried with no other suspect beside it.
+async fn send_alone(engine: Arc<Engine>, record: Record, mut held: Held, state: State) {
+    held.company = tokio::select! {
+        biased;
+        () = engine.stop.quiesce.cancelled() => return settle(&engine, held, Outcome::GivenBack(Duration::ZERO)),
+        company = engine.suspects.alone() => Some(company),
+    };
+    if !suspects::mark(&engine, Table::Outbox, &held, state).await {
+        return settle(&engine, held, Outcome::GivenBack(UNAVAILABLE_PAUSE));
+    }
+    let message = match content::unwrap(&record.content, &record.topic, &record.message_id) {
+        Ok(message) => message,
+        Err(error) => return settle(&engine, held, Outcome::Hopeless(error.to_string())),
+    };
+    let batch = Batch::new(&engine);
+    let confirm = Confirm::new(move |outcome| confirmed(&batch, held, outcome));
+    engine.transport.send(vec![Outgoing { message, confirm }]).await;
+}
+
 fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
     let engine = &batch.engine;
     engine.activity.record();
     let outcome = match outcome {
         Ok(()) => {
             batch.some_sent.store(true, Ordering::Relaxed);
-            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.attempts, "confirmed");
+            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.begun.attempts, "confirmed");
             engine.steps.tell(Step::Confirmed, &held.message_id);
+            if engine.relay.topics.accepted(&held.topic) {
+                engine.scheduler.wake(OUTBOX);
+            }
             Outcome::Succeeded
         }
         Err(error) => {
-            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.attempts, %error, "not sent");
-            not_sent(batch, error)
+            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.begun.attempts, %error, "not sent");
+            not_sent(batch, &held.topic, error)
         }
     };
     settle(engine, held, outcome);
 }
 
-/// An absent broker is no failure of the message: the attempt does not count, however long it is away.
-fn not_sent(batch: &Batch, error: Error) -> Outcome {
+/// What is not the message's fault does not count, however long it lasts: an absent broker concerns all messages, a full
+/// or missing queue those of its topic.
+fn not_sent(batch: &Batch, topic: &Topic, error: Error) -> Outcome {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Stopped | ErrorKind::LeaseLost => {
-            *batch.unavailable() = Some(error);
+            set(&batch.unavailable, error);
             Outcome::GivenBack(UNAVAILABLE_PAUSE)
+        }
+        ErrorKind::Environment | ErrorKind::Unroutable => {
+            set(&batch.refused, error.clone());
+            let reason = error.to_string();
+            Outcome::Waits(batch.engine.relay.topics.refused(topic, error), reason)
         }
         ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::Corrupt => Outcome::Hopeless(error.to_string()),
         _ => Outcome::Failed(error.to_string()),
@@ -210,6 +277,6 @@ fn not_sent(batch: &Batch, error: Error) -> Outcome {
 }
 
 fn settle(engine: &Engine, held: Held, outcome: Outcome) {
-    let state = lifecycle::settle(held.attempts, outcome, &engine.outbox_rules, fastrand::f64());
+    let state = lifecycle::settle(&held.begun, outcome, &engine.outbox_rules, fastrand::f64());
     engine.outbox_settler.settle(held, state);
 }

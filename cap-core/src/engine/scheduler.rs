@@ -13,11 +13,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
-use crate::name::Version;
+use crate::name::{Group, Version};
 use crate::storage::{Lane, Storage, Table};
+use crate::time::FAR;
 
 /// The outbox's place among the lanes.
 pub(crate) const OUTBOX: usize = 0;
+
+/// The place of the group that is the engine's `index`th.
+pub(crate) const fn lane_of(index: usize) -> usize {
+    OUTBOX + 1 + 2 * index
+}
+
+/// The place of a group's suspects, given the group's.
+pub(crate) const fn suspects_of(lane: usize) -> usize {
+    lane + 1
+}
 
 /// The shortest interval between two claims for expected commits: short for one that comes after a quiet time, so that
 /// it is found at once; longer when several are expected, and when many are, which then share a claim.
@@ -67,9 +78,10 @@ impl Expected {
 }
 
 impl Scheduler {
-    /// `groups` are the inbox lanes, after the outbox.
-    pub(crate) fn new(version: Version, groups: impl IntoIterator<Item = Lane>, poll: Duration) -> Self {
-        let lanes: Vec<_> = std::iter::once(Lane::Outbox).chain(groups).map(|lane| (lane, Notify::new())).collect();
+    /// The lanes are the outbox, and two of each group.
+    pub(crate) fn new(version: Version, groups: impl IntoIterator<Item = Group>, poll: Duration) -> Self {
+        let inbox = groups.into_iter().flat_map(|group| [Lane::Inbox(group.clone()), Lane::Suspects(group)]);
+        let lanes: Vec<_> = std::iter::once(Lane::Outbox).chain(inbox).map(|lane| (lane, Notify::new())).collect();
         let plan = Plan { due: vec![None; lanes.len()], next_look: Instant::now(), expected: None };
         Self { lanes, version, poll, plan: Mutex::new(plan), changed: Notify::new() }
     }
@@ -102,7 +114,7 @@ impl Scheduler {
         if delay.is_zero() {
             return self.wake(lane);
         }
-        let moment = Instant::now() + delay;
+        let moment = Instant::now() + delay.min(FAR);
         let mut plan = self.plan();
         if plan.due[lane].is_none_or(|due| due > moment) {
             plan.due[lane] = Some(moment);
@@ -133,7 +145,13 @@ impl Scheduler {
     }
 
     /// Runs until `stop`, or until a look fails.
-    pub(crate) async fn run(&self, storage: &Arc<dyn Storage>, stop: &CancellationToken) -> Result<()> {
+    /// `looked` is called after each look that was answered.
+    pub(crate) async fn run(
+        &self,
+        storage: &Arc<dyn Storage>,
+        stop: &CancellationToken,
+        looked: impl Fn(),
+    ) -> Result<()> {
         self.plan().next_look = Instant::now();
         loop {
             let next = {
@@ -150,6 +168,7 @@ impl Scheduler {
             self.wake_for_expected();
             if self.plan().next_look <= Instant::now() {
                 self.look(storage).await?;
+                looked();
             }
         }
     }
@@ -203,5 +222,23 @@ async fn sleep_until(moment: Instant) {
     if !pause.is_zero() {
         // It cannot fail but at the end of the runtime.
         let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_due_at_the_end_of_time_stops_nobody() {
+        let group = Group::from_stored("g.v1");
+        let scheduler = Scheduler::new(Version::default(), [group.clone()], Duration::MAX.min(FAR));
+        let lane = lane_of(0);
+        assert_eq!(*scheduler.lane(lane), Lane::Inbox(group.clone()));
+        assert_eq!(*scheduler.lane(suspects_of(lane)), Lane::Suspects(group));
+        scheduler.wake_in(lane, Duration::MAX);
+        scheduler.expect_commit();
+        scheduler.wake_in(lane, Duration::ZERO);
+        scheduler.woken(lane).await;
     }
 }

@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::backoff::Pause;
+use crate::engine::refusal::{DOUBT, Refusal};
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::lifecycle::State;
 use crate::storage::{Settled, Settlement, Table};
 use crate::time::Due;
@@ -97,16 +99,61 @@ impl Settler {
 pub(crate) async fn run(engine: Arc<Engine>, table: Table) -> Result<()> {
     let (name, settler) = (format!("settle {table}"), engine.settler(table));
     let finish = &engine.stop.finish;
+    let mut aside = Aside::default();
     loop {
         tokio::select! {
             biased;
-            () = gather(&engine, table, settler) => {}
+            () = aside.due() => {
+                // By themselves: whatever ails them is no affair of the others.
+                let outcomes = aside.take();
+                write(&engine, table, &name, outcomes, &mut aside).await;
+            }
+            () = gather(&engine, table, settler) => {
+                write(&engine, table, &name, settler.take(), &mut aside).await;
+            }
             () = finish.cancelled() => {
                 settler.close();
                 return Ok(());
             }
         }
-        write(&engine, table, &name, settler.take()).await;
+    }
+}
+
+/// Outcomes that are tried again later, beside the others: their records are locked by open transactions, or the storage
+/// refuses them.
+#[derive(Debug, Default)]
+struct Aside {
+    outcomes: Vec<Outcome>,
+    due: Option<Instant>,
+    pause: Option<Pause>,
+}
+
+impl Aside {
+    /// Puts an outcome here, until the next pause is over.
+    fn put(&mut self, outcome: Outcome) {
+        self.outcomes.push(outcome);
+        if self.due.is_none() {
+            self.due = Some(Instant::now() + self.pause.get_or_insert_with(Pause::quick).next());
+        }
+    }
+
+    async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self) -> Vec<Outcome> {
+        self.due = None;
+        std::mem::take(&mut self.outcomes)
+    }
+
+    /// Nothing is here any more: the next pause is a short one.
+    fn rest(&mut self) {
+        if self.outcomes.is_empty() {
+            self.pause = None;
+        }
     }
 }
 
@@ -127,42 +174,76 @@ async fn gather(engine: &Engine, table: Table, settler: &Settler) {
     let _ = tokio::time::timeout(GATHER, all).await;
 }
 
-async fn write(engine: &Engine, table: Table, name: &str, batch: Vec<Outcome>) {
-    let settlements: Vec<Settlement> = batch
-        .iter()
-        .map(|outcome| Settlement {
-            record: outcome.held.record,
-            token: outcome.held.token,
-            state: outcome.state.clone(),
-        })
-        .collect();
-    let mut pause = Pause::quick();
-    let mut repeated = false;
-    let answers = loop {
-        match engine.storage.settle(table, settlements.clone()).await {
-            Ok(answers) => break answers,
-            Err(error) => {
-                let hopeless = !error.is_retryable() && error.kind() != ErrorKind::Internal;
-                engine.health.ill(name, error);
-                // What this batch holds is then taken over by the next life, or by another node.
-                if hopeless && repeated {
-                    return engine.node.renew();
+/// Part of a batch that is written with one call.
+struct Part {
+    outcomes: Vec<Outcome>,
+    /// It was tried before, and may have been written.
+    repeated: bool,
+}
+
+/// Writes a batch. One that the storage refuses is parted until what it refuses stands alone.
+async fn write(engine: &Engine, table: Table, name: &str, batch: Vec<Outcome>, aside: &mut Aside) {
+    let mut parts = vec![Part { outcomes: batch, repeated: false }];
+    let (mut pause, mut tries, mut others_pass) = (Pause::quick(), 0, false);
+    while let Some(mut part) = parts.pop() {
+        let settlements = part.outcomes.iter().map(Outcome::settlement).collect();
+        let error = match engine.storage.settle(table, settlements).await {
+            Ok(answers) => {
+                (tries, others_pass) = (0, true);
+                engine.health.well(name);
+                for (outcome, answer) in part.outcomes.into_iter().zip(answers) {
+                    finish(engine, table, outcome, answer, part.repeated, aside);
                 }
+                continue;
             }
+            Err(error) => error,
+        };
+        tries += 1;
+        part.repeated = true;
+        let refusal = Refusal::of(&error, tries, others_pass);
+        let is_certain = refusal.is_certain(&error);
+        engine.health.ill(name, error);
+        match refusal {
+            Refusal::OfSomething if part.outcomes.len() > 1 => {
+                let half = part.outcomes.split_off(part.outcomes.len() / 2);
+                parts.push(Part { outcomes: half, repeated: true });
+                parts.push(part);
+                continue;
+            }
+            Refusal::OfSomething => {
+                let mut outcome = part.outcomes.remove(0);
+                match outcome.state.in_plain_words().filter(|_| is_certain) {
+                    Some(plain) => {
+                        outcome.state = plain;
+                        parts.push(Part { outcomes: vec![outcome], repeated: true });
+                    }
+                    // Nothing is left that could be its fault.
+                    None => aside.put(outcome),
+                }
+                continue;
+            }
+            // In doubt the others come first: if they pass, it is known not to be everything.
+            Refusal::OfEverything => parts.insert(if tries >= DOUBT { 0 } else { parts.len() }, part),
         }
-        repeated = true;
         tokio::select! {
             () = engine.stop.finish.cancelled() => return,
             () = pause.wait() => {}
         }
-    };
-    engine.health.well(name);
-    for (outcome, answer) in batch.into_iter().zip(answers) {
-        finish(engine, table, outcome, answer, repeated);
+    }
+    aside.rest();
+}
+
+impl Outcome {
+    fn settlement(&self) -> Settlement {
+        Settlement { record: self.held.record, token: self.held.token, state: self.state.clone() }
     }
 }
 
-fn finish(engine: &Engine, table: Table, outcome: Outcome, answer: Settled, repeated: bool) {
+fn finish(engine: &Engine, table: Table, outcome: Outcome, answer: Settled, repeated: bool, aside: &mut Aside) {
+    if answer == Settled::Locked {
+        tracing::debug!(message = %outcome.held.message_id, "an open transaction holds its record: settled later");
+        return aside.put(outcome);
+    }
     let Outcome { held, state } = outcome;
     // After a repetition `Lost` may mean that the first try was written: a dead record is then told of all the same.
     if answer == Settled::Written || repeated {
@@ -174,9 +255,10 @@ fn finish(engine: &Engine, table: Table, outcome: Outcome, answer: Settled, repe
     }
     let step = if table == Table::Outbox { Step::OutboxSettled } else { Step::InboxSettled };
     engine.steps.tell(step, &held.message_id);
+    let lane = held.lane_after(&state);
     match state.due() {
-        Some(Due::In(delay)) => engine.scheduler.wake_in(held.lane, delay),
-        Some(_) => engine.scheduler.wake(held.lane),
+        Some(Due::In(delay)) => engine.scheduler.wake_in(lane, delay),
+        Some(_) => engine.scheduler.wake(lane),
         None => {}
     }
 }
@@ -199,8 +281,9 @@ mod tests {
             message_id: MessageId::generate(),
             topic: Topic::from_stored("a"),
             group: None,
-            attempts: 1,
+            begun: lifecycle::Begun::first(),
             lane: 0,
+            company: None,
             _slot: slots.take(1).next().unwrap(),
         };
         settler.settle(held, lifecycle::received(false));
@@ -208,7 +291,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_told_when_there_are_enough() {
-        let (settler, slots) = (Settler::default(), Slots::fixed(10));
+        let (settler, slots) = (Settler::default(), Slots::fixed(10, usize::MAX));
         let mut context = Context::from_waker(Waker::noop());
         let mut three = pin!(settler.wait_for(3));
         for _ in 0..3 {
@@ -221,14 +304,14 @@ mod tests {
 
     #[test]
     fn a_batch_is_bounded_and_the_rest_stays() {
-        let (settler, slots) = (Settler::default(), Slots::fixed(BATCH + 1));
+        let (settler, slots) = (Settler::default(), Slots::fixed(BATCH + 1, usize::MAX));
         (0..=BATCH).for_each(|_| hand_in(&settler, &slots));
         assert_eq!((settler.take().len(), settler.take().len()), (BATCH, 1));
     }
 
     #[test]
     fn after_the_end_nothing_keeps_its_slot() {
-        let (settler, slots) = (Settler::default(), Slots::fixed(2));
+        let (settler, slots) = (Settler::default(), Slots::fixed(2, usize::MAX));
         hand_in(&settler, &slots);
         settler.close();
         hand_in(&settler, &slots);

@@ -1,4 +1,4 @@
-//! Bounds on what is in flight: a record in memory holds a slot until its outcome is written.
+//! Bounds on what is in flight, in records and in bytes: a record in memory holds a slot until its outcome is written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::engine::scheduler::suspects_of;
+use crate::engine::suspects::Company;
 use crate::id::{ClaimToken, MessageId, RecordId};
+use crate::lifecycle::{Begun, State};
 use crate::name::{Group, Topic};
 use crate::storage::{Claim, NewRecord, Record};
 
@@ -18,36 +21,48 @@ pub(crate) struct Held {
     pub(crate) message_id: MessageId,
     pub(crate) topic: Topic,
     pub(crate) group: Option<Group>,
-    pub(crate) attempts: u32,
+    pub(crate) begun: Begun,
     pub(crate) lane: usize,
+    /// Of a suspect, which others may be beside it: until its outcome is written. Were it less, one that was tried alone and
+    /// is innocent could be taken for what kills the process a moment later.
+    pub(crate) company: Option<Company>,
     /// Free again when this is dropped.
     pub(crate) _slot: Slot,
 }
 
 impl Held {
-    pub(crate) fn new(record: &Record, claim: Claim, lane: usize, slot: Slot) -> Self {
+    /// The lane in which the record waits once `state` is written.
+    pub(crate) fn lane_after(&self, state: &State) -> usize {
+        if self.group.is_some() && state.crashes() > 0 { suspects_of(self.lane) } else { self.lane }
+    }
+
+    pub(crate) fn new(record: &Record, claim: Claim, lane: usize, mut slot: Slot) -> Self {
+        slot.weigh(record.content.len());
         Self {
             record: record.id,
             token: claim.token,
             message_id: record.message_id.clone(),
             topic: record.topic.clone(),
             group: record.group.clone(),
-            attempts: record.attempts,
+            begun: Begun { attempts: record.attempts, crashes: record.crashes, reason: record.reason.clone() },
             lane,
+            company: None,
             _slot: slot,
         }
     }
 
     /// Of a record that was inserted with a claim.
-    pub(crate) fn fresh(record: RecordId, inserted: &NewRecord, claim: Claim, lane: usize, slot: Slot) -> Self {
+    pub(crate) fn fresh(record: RecordId, inserted: &NewRecord, claim: Claim, lane: usize, mut slot: Slot) -> Self {
+        slot.weigh(inserted.content.len());
         Self {
             record,
             token: claim.token,
             message_id: inserted.message_id.clone(),
             topic: inserted.topic.clone(),
             group: inserted.group.clone(),
-            attempts: 1,
+            begun: Begun::first(),
             lane,
+            company: None,
             _slot: slot,
         }
     }
@@ -59,8 +74,8 @@ const WAIT_AHEAD: Duration = Duration::from_millis(500);
 const MOST: usize = 2000;
 /// How long deliveries wait for slots that are about to be free: taken now, they need no claim later.
 const SOON: Duration = Duration::from_millis(20);
-/// What is in flight in one lane may take so much memory: there are fewer slots for large messages.
-const MEMORY: usize = 64 * 1024 * 1024;
+/// At most so many suspects are worked on at once.
+const SUSPECTS: usize = 128;
 /// How large messages are taken for before any was seen, in bytes.
 const LARGE: usize = 16 * 1024;
 
@@ -68,6 +83,10 @@ const LARGE: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Slots {
     used: AtomicUsize,
+    /// The contents of what is in flight, in bytes.
+    bytes: AtomicUsize,
+    /// At most so many of them: while there are, no more slots are given. One message is always allowed.
+    most_bytes: usize,
     /// At most so many, fixed for the relay; for a group it follows how long its handlers take.
     capacity: AtomicUsize,
     concurrency: usize,
@@ -82,18 +101,34 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// A fixed number.
-    pub(crate) fn fixed(capacity: usize) -> Arc<Self> {
-        Self::new(capacity, 0)
+    pub(crate) fn fixed(capacity: usize, most_bytes: usize) -> Arc<Self> {
+        Self::new(capacity, 0, most_bytes)
     }
 
     /// Twice the concurrency, and as many more as handlers are fast.
-    pub(crate) fn adaptive(concurrency: usize) -> Arc<Self> {
-        Self::new(concurrency.saturating_mul(2).clamp(16, MOST.max(concurrency)), concurrency)
+    pub(crate) fn adaptive(concurrency: usize, most_bytes: usize) -> Arc<Self> {
+        Self::new(concurrency.saturating_mul(2).clamp(16, MOST.max(concurrency)), concurrency, most_bytes)
     }
 
-    fn new(capacity: usize, concurrency: usize) -> Arc<Self> {
+    /// For suspects: one, and one more for each that turns out to be innocent, so that their number doubles from round to
+    /// round.
+    pub(crate) fn growing() -> Arc<Self> {
+        Self::new(1, 0, usize::MAX)
+    }
+
+    /// An attempt on a suspect has ended, and this process lives.
+    pub(crate) fn grow(&self) {
+        let more = |capacity: usize| (capacity < SUSPECTS).then_some(capacity + 1);
+        if self.capacity.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
+            self.tell_of_room();
+        }
+    }
+
+    fn new(capacity: usize, concurrency: usize, most_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            most_bytes,
             capacity: AtomicUsize::new(capacity),
             concurrency,
             mean_nanos: AtomicU64::new(0),
@@ -105,7 +140,7 @@ impl Slots {
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        let fit = MEMORY / self.large.load(Ordering::Relaxed).max(1);
+        let fit = self.most_bytes / self.large.load(Ordering::Relaxed).max(1);
         self.capacity.load(Ordering::Relaxed).min(fit.max(1))
     }
 
@@ -113,9 +148,14 @@ impl Slots {
         self.used.load(Ordering::SeqCst)
     }
 
+    /// How many bytes more may be in flight.
+    pub(crate) fn bytes_left(&self) -> usize {
+        self.most_bytes.saturating_sub(self.bytes.load(Ordering::SeqCst))
+    }
+
     /// Takes as many as are free, at most `wanted`.
     pub(crate) fn take(self: &Arc<Self>, wanted: usize) -> Room {
-        let capacity = self.capacity();
+        let capacity = if self.bytes_left() > 0 { self.capacity() } else { 0 };
         let mut taken = 0;
         let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
             taken = capacity.saturating_sub(used).min(wanted);
@@ -163,7 +203,7 @@ impl Slots {
     fn has_room(&self, least: usize) -> bool {
         let capacity = self.capacity();
         self.wanted_below.fetch_max(capacity.saturating_sub(least) + 1, Ordering::SeqCst);
-        capacity.saturating_sub(self.used()) >= least
+        capacity.saturating_sub(self.used()) >= least && self.bytes_left() > 0
     }
 
     /// Gives back `number` of them.
@@ -236,6 +276,11 @@ impl Room {
         self.left
     }
 
+    /// How many bytes the records may have together.
+    pub(crate) fn bytes_left(&self) -> usize {
+        self.slots.bytes_left()
+    }
+
     /// Keeps at most `most`.
     pub(crate) fn truncate(&mut self, most: usize) {
         let surplus = self.left.saturating_sub(most);
@@ -248,7 +293,7 @@ impl Room {
     /// Takes one out.
     pub(crate) fn next(&mut self) -> Option<Slot> {
         self.left = self.left.checked_sub(1)?;
-        Some(Slot(Arc::clone(&self.slots)))
+        Some(Slot { slots: Arc::clone(&self.slots), bytes: 0 })
     }
 }
 
@@ -260,11 +305,23 @@ impl Drop for Room {
 
 /// One slot; free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(Arc<Slots>);
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
+    bytes: usize,
+}
+
+impl Slot {
+    /// It is for a content of so many bytes.
+    pub(crate) fn weigh(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.slots.bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.free(1);
+        self.slots.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.slots.free(1);
     }
 }
 
@@ -272,9 +329,41 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
+    const MEMORY: usize = 64 * 1024 * 1024;
+
+    fn fixed(capacity: usize) -> Arc<Slots> {
+        Slots::fixed(capacity, MEMORY)
+    }
+
+    #[test]
+    fn while_so_many_bytes_are_in_flight_nothing_more_is_taken() {
+        let slots = Slots::fixed(8, 1000);
+        (0..2000).for_each(|_| slots.learn_sizes(std::iter::once(1)));
+        let mut room = slots.take(2);
+        let (mut large, mut small) = (room.next().unwrap(), room.next().unwrap());
+        large.weigh(5000);
+        small.weigh(1);
+        assert_eq!((slots.bytes_left(), slots.take(1).len()), (0, 0));
+        drop(large);
+        assert_eq!(slots.bytes_left(), 999);
+        drop(small);
+        assert_eq!((slots.bytes_left(), slots.used()), (1000, 0));
+    }
+
+    #[test]
+    fn suspects_begin_with_one_and_double_from_round_to_round() {
+        let slots = Slots::growing();
+        for round in [1, 2, 4, 8, 16, 32, 64, SUSPECTS, SUSPECTS] {
+            let room = slots.take(usize::MAX);
+            assert_eq!(room.len(), round);
+            drop(room);
+            (0..round).for_each(|_| slots.grow());
+        }
+    }
+
     #[test]
     fn slots_are_bounded_and_come_back() {
-        let slots = Slots::fixed(3);
+        let slots = fixed(3);
         let mut taken = slots.take(5);
         assert_eq!((taken.len(), slots.take(1).len()), (3, 0));
         let one = taken.next();
@@ -286,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_room_is_told_once_enough_is_free() {
-        let slots = Slots::fixed(8);
+        let slots = fixed(8);
         let mut all = slots.take(8);
         let mut waiting = Box::pin(slots.take_many(8));
         assert!(futures_now(&mut waiting).is_none());
@@ -299,7 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_slots_gets_them_though_the_capacity_falls_meanwhile() {
-        let slots = Slots::adaptive(1);
+        let slots = Slots::adaptive(1, MEMORY);
         let taken = slots.take(usize::MAX);
         let mut waiting = Box::pin(slots.take_many(500));
         assert!(futures_now(&mut waiting).is_none());
@@ -311,7 +400,7 @@ mod tests {
 
     #[test]
     fn large_messages_have_fewer_slots() {
-        let slots = Slots::fixed(1000);
+        let slots = fixed(1000);
         assert_eq!(slots.capacity(), 1000);
         slots.learn_sizes([10, 4 * 1024 * 1024].into_iter());
         assert_eq!(slots.capacity(), 16);
@@ -329,10 +418,10 @@ mod tests {
 
     #[test]
     fn slow_handlers_keep_little_and_fast_ones_much() {
-        let slots = Slots::adaptive(4);
+        let slots = Slots::adaptive(4, MEMORY);
         slots.learn(Duration::from_secs(60));
         assert_eq!(slots.capacity(), 8);
-        let fast = Slots::adaptive(4);
+        let fast = Slots::adaptive(4, MEMORY);
         fast.learn(Duration::from_micros(10));
         assert_eq!(fast.capacity(), 2004);
     }

@@ -10,8 +10,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::{Engine, node};
 
-/// For what should end at once, but talks to a server.
+/// For what should end at once, but talks to a server: all of it together after the drain time, and the signing off.
 const PROMPT: Duration = Duration::from_secs(5);
+/// For each part of it, when that is over: something hangs.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The phases of a stop, each a token that the loops concerned wait for.
 #[derive(Debug)]
@@ -59,9 +61,10 @@ pub(crate) async fn run(engine: Arc<Engine>) {
     tracing::info!("stopped");
 }
 
-async fn drain(engine: &Engine) {
+async fn drain(engine: &Arc<Engine>) {
     let stop = &engine.stop;
     let deadline = Instant::now() + engine.options.drain;
+    let last = deadline + PROMPT;
     stop.quiesce.cancel();
     let subscriptions = engine.groups.iter().flat_map(|group| &group.subscriptions);
     subscriptions.for_each(|subscription| subscription.give_back_all(engine));
@@ -70,26 +73,31 @@ async fn drain(engine: &Engine) {
     until(deadline, engine.relay_slots.wait_idle()).await;
     stop.consumers.cancel();
     stop.consumer_tasks.close();
-    promptly(stop.consumer_tasks.wait()).await;
+    promptly(last, stop.consumer_tasks.wait()).await;
 
     until(deadline, handlers_idle(engine)).await;
     stop.abort.cancel();
-    promptly(handlers_idle(engine)).await;
+    promptly(last, handlers_idle(engine)).await;
 
     // What the broker has not confirmed by now is reported as unavailable, and given back.
-    if let Err(error) = engine.transport.close().await {
-        tracing::warn!(%error, "the transport did not close cleanly");
-    }
-    promptly(engine.relay_slots.wait_idle()).await;
+    let transport = Arc::clone(&engine.transport);
+    let closing = tokio::spawn(async move {
+        if let Err(error) = transport.close().await {
+            tracing::warn!(%error, "the transport did not close cleanly");
+        }
+    });
+    promptly(last, closing).await;
+    promptly(last, engine.relay_slots.wait_idle()).await;
 
     stop.keeper.cancel();
     stop.keeper_tasks.close();
-    promptly(stop.keeper_tasks.wait()).await;
-    node::leave(&engine.node, &engine.storage).await;
+    promptly(last, stop.keeper_tasks.wait()).await;
+    until(Instant::now() + PROMPT, tokio::spawn(node::leave(Arc::clone(engine)))).await;
+    engine.node.fence();
 
     stop.finish.cancel();
     engine.tasks.close();
-    promptly(engine.tasks.wait()).await;
+    promptly(last, engine.tasks.wait()).await;
 }
 
 async fn handlers_idle(engine: &Engine) {
@@ -98,10 +106,11 @@ async fn handlers_idle(engine: &Engine) {
     }
 }
 
-async fn until(deadline: Instant, work: impl Future<Output = ()>) {
+async fn until<T>(deadline: Instant, work: impl Future<Output = T>) {
     let _ = timeout_at(deadline, work).await;
 }
 
-async fn promptly(work: impl Future<Output = ()>) {
-    until(Instant::now() + PROMPT, work).await;
+/// Until `last`; a moment is left for it in any case.
+async fn promptly<T>(last: Instant, work: impl Future<Output = T>) {
+    until(last.max(Instant::now() + MOMENT), work).await;
 }

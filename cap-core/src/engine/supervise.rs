@@ -26,8 +26,8 @@ where
             Ok(Err(error)) => error,
             Err(join) if join.is_panic() => {
                 // What the loop held is known to nobody now: under a new id it is taken over.
-                engine.node.renew();
                 let reason = format!("it panicked: {}", panic_text(join.into_panic().as_ref()));
+                engine.node.renew(&format!("the loop `{name}` had to be started again: {reason}"));
                 Error::new(ErrorKind::Internal, "run", format!("the loop `{name}`"), reason)
             }
             Err(_) => return,

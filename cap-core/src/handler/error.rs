@@ -21,17 +21,28 @@ use std::fmt;
 pub struct HandlerError {
     reason: String,
     permanent: bool,
+    /// It is the storage that failed, not the handler: the attempt does not count.
+    storages: bool,
 }
 
 impl HandlerError {
     /// A failure that may go away: the subscription's retry policy decides when to try again.
     pub fn retry(reason: impl fmt::Display) -> Self {
-        Self { reason: reason.to_string(), permanent: false }
+        Self { reason: reason.to_string(), permanent: false, storages: false }
     }
 
     /// A failure that no further attempt can mend: the record is dead at once.
     pub fn permanent(reason: impl fmt::Display) -> Self {
-        Self { reason: reason.to_string(), permanent: true }
+        Self { reason: reason.to_string(), permanent: true, storages: false }
+    }
+
+    /// The storage's failure to begin or to commit a handler's transaction.
+    pub(crate) fn of_storage(error: &crate::Error) -> Self {
+        Self { storages: error.is_retryable(), ..Self::retry(error) }
+    }
+
+    pub(crate) fn is_the_storages(&self) -> bool {
+        self.storages
     }
 
     /// Why it failed.
@@ -63,6 +74,6 @@ impl<E: std::error::Error> From<E> for HandlerError {
             }
             source = cause.source();
         }
-        Self { reason, permanent: false }
+        Self { reason, permanent: false, storages: false }
     }
 }

@@ -14,6 +14,12 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! # Handlers that block
+//! A handler that works or sleeps for long without awaiting keeps its thread of the runtime from everything else; with as many
+//! of them as there are threads nothing runs any more. The node keeps its lease even then (its heartbeats come from a thread of
+//! their own), so nobody else takes the messages, and after two seconds the log and [`Health`](crate::Health) (`runtime`) name the handlers. Give such work to
+//! `tokio::task::spawn_blocking`.
 
 mod call;
 mod error;

@@ -29,7 +29,7 @@ fn settled(transacted: Result<Transacted, Error>) -> Result<Handled, HandlerErro
         Ok(Transacted::Committed) => Ok(Handled::Settled),
         Ok(Transacted::Lost) => Ok(Handled::Lost),
         Ok(Transacted::RolledBack(error)) => Err(error),
-        Err(error) => Err(HandlerError::retry(error)),
+        Err(error) => Err(HandlerError::of_storage(&error)),
     }
 }
 

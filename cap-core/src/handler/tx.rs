@@ -75,7 +75,7 @@ impl Slot {
         match back.commit(records).await {
             Ok(()) => Ok(Handled::Settled),
             Err(error) if error.kind() == ErrorKind::LeaseLost => Ok(Handled::Lost),
-            Err(error) => Err(HandlerError::retry(error)),
+            Err(error) => Err(HandlerError::of_storage(&error)),
         }
     }
 }
@@ -120,7 +120,8 @@ impl<S: TransactAsync> FromCall for Tx<S> {
             return Err(HandlerError::permanent("a handler has one transaction: `Tx` was asked for twice"));
         }
         let (beginning, success) = (Arc::clone(&storage), call.success().clone());
-        match to_its_end(async move { beginning.begin(success).await }).await? {
+        let begun = to_its_end(async move { beginning.begin(success).await }).await;
+        match begun.map_err(|error| HandlerError::of_storage(&error))? {
             Some(transaction) => {
                 *call.slot.lent() = Lent::Out;
                 Ok(Self { transaction: Some(transaction), slot: Arc::clone(&call.slot), storage })

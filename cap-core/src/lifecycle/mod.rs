@@ -15,12 +15,16 @@
 //!   └── hopeless, or once too often ► Failed, dead: waits for a person ──► collected
 //! ```
 //!
+//! A record whose attempt ended with its process is a *suspect* until an attempt comes to an end: it may be what kills.
+//!
 //! Each transition is computed by one function here, which answers the [`State`] to write. A storage writes it as it is.
 
+mod reason;
 mod retry;
 mod state;
 mod transition;
 
+pub use reason::MAX_REASON;
 pub use retry::{Backoff, Limit, RetryPolicy};
 pub use state::{State, Status};
-pub use transition::{Begin, Outcome, Rules, begin, is_suspect, parked, received, requeued, scheduled, settle};
+pub use transition::{Begin, Begun, Outcome, Rules, begin, parked, received, requeued, scheduled, settle};

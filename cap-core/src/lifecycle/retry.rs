@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::FAR;
+
 /// The longest pause of the attempts that follow at once.
 const SHORT_JITTER: Duration = Duration::from_millis(50);
 
@@ -30,8 +32,9 @@ pub struct RetryPolicy {
     pub immediate: u32,
     /// The pauses after that.
     pub backoff: Backoff,
-    /// How often an attempt may be begun and never end, because its process died, before the message is given up for
-    /// that, even if `limit` is smaller: a crash may be anybody's fault. Default 10. Without a limit it is never given up.
+    /// After how many attempts in a row that ended with their process a message is tried alone; if the process dies
+    /// again, it is given up. It has nothing to do with `limit`, since a crash may be anybody's fault. Default 10. Without
+    /// a limit it is never given up.
     pub crashes: u32,
 }
 
@@ -96,12 +99,9 @@ impl RetryPolicy {
         }
     }
 
-    /// Whether an attempt may begin after `earlier` ones were begun, the last of which never ended.
-    pub fn allows_another_begin(&self, earlier: u32) -> bool {
-        match self.limit {
-            Limit::Attempts(limit) => earlier < limit.max(self.crashes),
-            Limit::None => true,
-        }
+    /// Whether so many attempts in a row that ended with their process are enough to suspect just this message.
+    pub fn gives_up_after(&self, crashes: u32) -> bool {
+        self.limit != Limit::None && crashes >= self.crashes.max(1)
     }
 
     /// The pause after the failure of attempt number `attempts` (from 1). `roll` in `0.0..1.0` is the jitter's dice.
@@ -111,14 +111,14 @@ impl RetryPolicy {
             return SHORT_JITTER.mul_f64(roll);
         }
         match self.backoff {
-            Backoff::Fixed { delay } => delay,
+            Backoff::Fixed { delay } => delay.min(FAR),
             Backoff::Exponential { base, max } => {
                 let doublings = attempts.saturating_sub(self.immediate.max(1)).min(63);
                 let bound = u32::try_from(1_u64 << doublings.min(31))
                     .ok()
                     .and_then(|factor| base.checked_mul(factor))
                     .map_or(max, |bound| bound.min(max));
-                bound.mul_f64(roll)
+                bound.min(FAR).mul_f64(roll)
             }
         }
     }
@@ -204,8 +204,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_never_overflows_and_never_exceeds_its_bound(attempts: u32, roll in 0.0..1.0f64, base in 1u64..u64::MAX / 2) {
-            let max = Duration::from_secs(60);
+        fn a_pause_never_overflows_and_never_exceeds_its_bound(
+            attempts: u32,
+            roll in prop_oneof![0.0..1.0f64, Just(1.0)],
+            base in 1u64..u64::MAX / 2,
+            max in prop_oneof![Just(Duration::from_secs(60)), any::<Duration>(), Just(Duration::MAX)],
+        ) {
             let policy = RetryPolicy {
                 limit: Limit::None,
                 immediate: 3,

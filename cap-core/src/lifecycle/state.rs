@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::reason;
 use crate::time::Due;
 
 /// The status of a record, stored under these English names.
@@ -59,6 +60,7 @@ impl fmt::Display for Status {
 pub struct State {
     pub(super) status: Status,
     pub(super) attempts: u32,
+    pub(super) crashes: u32,
     pub(super) due: Option<Due>,
     pub(super) expires: Option<Duration>,
     pub(super) reason: Option<String>,
@@ -75,6 +77,11 @@ impl State {
         self.attempts
     }
 
+    /// How many attempts in a row ended with their process: the column `Crashes`.
+    pub fn crashes(&self) -> u32 {
+        self.crashes
+    }
+
     /// When a claim may take it, by the database's clock; none for records in flight, succeeded and dead.
     pub fn due(&self) -> Option<Due> {
         self.due
@@ -88,6 +95,13 @@ impl State {
     /// Why the last attempt failed, or why it was parked.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+
+    /// The same with a reason in plain ASCII, for a database that refuses the other. Answers nothing if it is plain.
+    #[must_use]
+    pub fn in_plain_words(&self) -> Option<Self> {
+        let reason = self.reason.as_deref().map(reason::plain);
+        (reason != self.reason).then(|| Self { reason, ..self.clone() })
     }
 
     /// Whether it is dead: failed, and nobody will try again without being told to.
@@ -119,6 +133,12 @@ impl State {
         }
         if self.is_dead() && self.reason.is_none() {
             return Err("a dead record says why");
+        }
+        if self.reason.as_ref().is_some_and(|reason| reason.len() > reason::MAX_REASON) {
+            return Err("a reason is bounded");
+        }
+        if self.status == Status::Succeeded && self.crashes > 0 {
+            return Err("what succeeded is no suspect");
         }
         Ok(())
     }

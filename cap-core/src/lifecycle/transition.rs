@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::lifecycle::reason;
 use crate::lifecycle::retry::RetryPolicy;
 use crate::lifecycle::state::{State, Status};
 use crate::time::Due;
@@ -17,6 +18,29 @@ pub struct Rules {
     pub keep_dead: Duration,
 }
 
+/// An attempt that has begun, as the claim that began it tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Begun {
+    /// How many attempts have begun, this one included.
+    pub attempts: u32,
+    /// How many of the attempts before it ended, one after the other, with their process.
+    pub crashes: u32,
+    /// Why the last attempt that came to an end failed, or that it is tried alone.
+    pub reason: Option<String>,
+}
+
+impl Begun {
+    /// The first attempt of a record that was inserted with a claim.
+    pub fn first() -> Self {
+        Self::number(1)
+    }
+
+    /// Attempt number `attempts` of a record that is no suspect.
+    pub fn number(attempts: u32) -> Self {
+        Self { attempts, ..Self::default() }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -29,6 +53,8 @@ pub enum Outcome {
     /// The attempt never happened (a shutdown, a broker that is away): it does not count, and the record is due after
     /// this pause.
     GivenBack(Duration),
+    /// The same, for something that is to be told of: what it waits for (a full queue, a missing one).
+    Waits(Duration, String),
 }
 
 /// Whether a record that was just claimed may be worked on.
@@ -36,54 +62,63 @@ pub enum Outcome {
 pub enum Begin {
     /// Go on.
     Run,
-    /// More attempts have begun than are allowed, and the last one never ended: they took their process down with them.
-    /// It is dead; write this instead.
+    /// So many attempts took their process down with them that it is to be tried with no other suspect beside it, after
+    /// this is written ([`State::status`] is `Queued`): should the process die once more, it was this record.
+    Alone(State),
+    /// It was tried alone, and its process died again. It is dead; write this instead.
     Exhausted(State),
 }
+
+/// What goes before the number of crashes in the reason of a record that is tried alone.
+const ALONE: &str = "tried alone after crashes: ";
 
 /// A newly published record, due at `due`.
 pub fn scheduled(due: Due) -> State {
     let status = if due == Due::Now { Status::Scheduled } else { Status::Delayed };
-    checked(State { status, attempts: 0, due: Some(due), expires: None, reason: None })
+    checked(State { status, attempts: 0, crashes: 0, due: Some(due.bounded()), expires: None, reason: None })
 }
 
 /// A newly received record. `claimed`: its receiver goes on to work on it at once, so its first attempt begins;
 /// otherwise it waits in the inbox.
 pub fn received(claimed: bool) -> State {
     if claimed {
-        return checked(State { status: Status::Queued, attempts: 1, due: None, expires: None, reason: None });
+        return in_flight(&Begun::first());
     }
     scheduled(Due::Now)
 }
 
 /// A delivery that can never be handled: it is kept, dead, with the reason, in place of a new record.
-pub fn parked(reason: impl Into<String>, rules: &Rules) -> State {
-    dead(0, reason.into(), rules)
+pub fn parked(reason: impl AsRef<str>, rules: &Rules) -> State {
+    dead(&Begun::default(), reason.as_ref(), rules)
 }
 
-/// Whether the attempt that a claim has just counted may run. `attempts` counts it already.
-pub fn begin(attempts: u32, rules: &Rules) -> Begin {
-    let earlier = attempts.saturating_sub(1);
-    if earlier == 0 || rules.retry.allows_another_begin(earlier) {
+/// Whether the attempt that a claim has just begun may run.
+///
+/// Whoever is in flight when a process dies is a suspect, the innocent with the guilty, so crashes alone condemn nobody.
+/// After [`RetryPolicy::crashes`] of them a record is tried alone, which is written down first: if its process dies
+/// again, it is given up.
+pub fn begin(begun: &Begun, rules: &Rules) -> Begin {
+    if !rules.retry.gives_up_after(begun.crashes) {
         return Begin::Run;
     }
-    let reason = format!("given up: {earlier} attempts were begun and the last one never finished");
-    Begin::Exhausted(dead(earlier, reason, rules))
+    let tried_alone = begun.reason.as_deref().and_then(|reason| reason.strip_prefix(ALONE)?.parse::<u32>().ok());
+    if tried_alone.is_some_and(|crashes| crashes < begun.crashes) {
+        let reason =
+            format!("given up: {} attempts in a row ended with their process, the last one alone", begun.crashes);
+        return Begin::Exhausted(dead(begun, &reason, rules));
+    }
+    let reason = Some(format!("{ALONE}{}", begun.crashes));
+    Begin::Alone(in_flight(&Begun { reason, ..begun.clone() }))
 }
 
-/// Whether a claimed record may be what kills its processes: attempts vanished more than once, and none ever ended to
-/// give a reason. It is worked on with no other suspect beside it: attempts are counted when a record is claimed, so each
-/// crash counts for all that were in flight, and only apart can the innocent be told from the guilty.
-pub fn is_suspect(attempts: u32, reason: Option<&str>) -> bool {
-    attempts > 2 && reason.is_none()
-}
-
-/// What to write after attempt number `attempts` ended in `outcome`. `roll` in `0.0..1.0` is the jitter's dice.
-pub fn settle(attempts: u32, outcome: Outcome, rules: &Rules, roll: f64) -> State {
+/// What to write after the attempt ended in `outcome`. `roll` in `0.0..1.0` is the jitter's dice.
+pub fn settle(begun: &Begun, outcome: Outcome, rules: &Rules, roll: f64) -> State {
+    let attempts = begun.attempts;
     match outcome {
         Outcome::Succeeded => checked(State {
             status: Status::Succeeded,
             attempts,
+            crashes: 0,
             due: None,
             expires: Some(rules.keep_succeeded),
             reason: None,
@@ -91,19 +126,29 @@ pub fn settle(attempts: u32, outcome: Outcome, rules: &Rules, roll: f64) -> Stat
         Outcome::Failed(reason) if rules.retry.allows_another(attempts) => checked(State {
             status: Status::Failed,
             attempts,
-            due: Some(Due::In(rules.retry.delay_after(attempts, roll))),
+            crashes: 0,
+            due: Some(Due::In(rules.retry.delay_after(attempts, roll)).bounded()),
             expires: None,
-            reason: Some(reason),
+            reason: Some(reason::cut(&reason)),
         }),
-        Outcome::Failed(reason) | Outcome::Hopeless(reason) => dead(attempts, reason, rules),
-        Outcome::GivenBack(pause) => checked(State {
-            status: Status::Scheduled,
-            attempts: attempts.saturating_sub(1),
-            due: Some(if pause.is_zero() { Due::Now } else { Due::In(pause) }),
-            expires: None,
-            reason: None,
-        }),
+        Outcome::Failed(reason) | Outcome::Hopeless(reason) => {
+            dead(&Begun { crashes: 0, ..begun.clone() }, &reason, rules)
+        }
+        // As it was before the attempt.
+        Outcome::GivenBack(pause) => given_back(begun, pause, begun.reason.clone()),
+        Outcome::Waits(pause, reason) => given_back(begun, pause, Some(reason::cut(&reason))),
     }
+}
+
+fn given_back(begun: &Begun, pause: Duration, reason: Option<String>) -> State {
+    checked(State {
+        status: Status::Scheduled,
+        attempts: begun.attempts.saturating_sub(1),
+        crashes: begun.crashes,
+        due: Some(if pause.is_zero() { Due::Now } else { Due::In(pause).bounded() }),
+        expires: None,
+        reason,
+    })
 }
 
 /// A terminal record that a person wants tried again, with all its attempts before it.
@@ -111,13 +156,26 @@ pub fn requeued() -> State {
     scheduled(Due::Now)
 }
 
-/// The only function that makes a record dead. Whoever writes what it answers notifies: the engine does so for every
-/// settled or inserted state for which [`State::is_dead`] holds.
-fn dead(attempts: u32, reason: String, rules: &Rules) -> State {
-    checked(State { status: Status::Failed, attempts, due: None, expires: Some(rules.keep_dead), reason: Some(reason) })
+fn in_flight(begun: &Begun) -> State {
+    let Begun { attempts, crashes, reason } = begun.clone();
+    checked(State { status: Status::Queued, attempts, crashes, due: None, expires: None, reason })
 }
 
-fn checked(state: State) -> State {
+/// The only function that makes a record dead. Whoever writes what it answers notifies: the engine does so for every
+/// settled or inserted state for which [`State::is_dead`] holds.
+fn dead(begun: &Begun, reason: &str, rules: &Rules) -> State {
+    checked(State {
+        status: Status::Failed,
+        attempts: begun.attempts,
+        crashes: begun.crashes,
+        due: None,
+        expires: Some(rules.keep_dead),
+        reason: Some(reason::cut(reason)),
+    })
+}
+
+fn checked(mut state: State) -> State {
+    state.expires = state.expires.map(|expires| expires.min(crate::time::FAR));
     debug_assert_eq!(state.check(), Ok(()), "{state:?}");
     state
 }
@@ -128,6 +186,7 @@ mod tests {
 
     use super::*;
     use crate::lifecycle::Limit;
+    use crate::time::{FAR, Timestamp};
 
     fn rules(limit: Limit) -> Rules {
         Rules {
@@ -137,44 +196,64 @@ mod tests {
         }
     }
 
+    fn begun(attempts: u32) -> Begun {
+        Begun::number(attempts)
+    }
+
+    fn suspect(crashes: u32, reason: Option<String>) -> Begun {
+        Begun { attempts: crashes + 1, crashes, reason }
+    }
+
     #[test]
     fn a_failure_is_tried_again_until_the_limit_and_then_is_dead_with_its_reason() {
         let rules = rules(Limit::Attempts(3));
         for attempts in 1..3 {
-            let state = settle(attempts, Outcome::Failed("no".into()), &rules, 0.5);
+            let state = settle(&begun(attempts), Outcome::Failed("no".into()), &rules, 0.5);
             assert_eq!((state.status(), state.is_dead()), (Status::Failed, false));
         }
-        let state = settle(3, Outcome::Failed("no".into()), &rules, 0.5);
+        let state = settle(&begun(3), Outcome::Failed("no".into()), &rules, 0.5);
         assert!(state.is_dead());
         assert_eq!((state.reason(), state.expires()), (Some("no"), Some(rules.keep_dead)));
     }
 
     #[test]
     fn a_hopeless_failure_is_dead_at_once() {
-        assert!(settle(1, Outcome::Hopeless("bad".into()), &rules(Limit::None), 0.5).is_dead());
+        assert!(settle(&begun(1), Outcome::Hopeless("bad".into()), &rules(Limit::None), 0.5).is_dead());
     }
 
     #[test]
-    fn what_is_given_back_has_not_used_an_attempt() {
-        let state = settle(4, Outcome::GivenBack(Duration::ZERO), &rules(Limit::Attempts(4)), 0.5);
+    fn what_is_given_back_is_as_it_was_before_the_attempt() {
+        let begun = Begun { attempts: 4, crashes: 2, reason: Some("no".into()) };
+        let state = settle(&begun, Outcome::GivenBack(Duration::ZERO), &rules(Limit::Attempts(4)), 0.5);
         assert_eq!((state.status(), state.attempts(), state.due()), (Status::Scheduled, 3, Some(Due::Now)));
+        assert_eq!((state.crashes(), state.reason()), (2, Some("no")));
     }
 
     #[test]
-    fn a_message_that_kills_its_process_is_not_tried_for_ever() {
+    fn an_attempt_that_ended_in_this_process_ends_the_suspicion() {
+        for outcome in [Outcome::Succeeded, Outcome::Failed("no".into()), Outcome::Hopeless("no".into())] {
+            assert_eq!(settle(&suspect(5, None), outcome, &rules(Limit::None), 0.5).crashes(), 0);
+        }
+    }
+
+    #[test]
+    fn a_message_that_kills_its_process_is_tried_alone_before_it_is_given_up() {
         let rules = rules(Limit::Attempts(50));
-        assert_eq!(begin(50, &rules), Begin::Run);
-        let Begin::Exhausted(state) = begin(51, &rules) else { panic!("a 51st attempt of 50 was allowed") };
+        assert_eq!(begin(&suspect(9, None), &rules), Begin::Run);
+        let Begin::Alone(state) = begin(&suspect(10, None), &rules) else { panic!("not tried alone") };
+        assert_eq!((state.status(), state.crashes()), (Status::Queued, 10));
+        // Given back by a stop: it has not been tried.
+        let reason = state.reason().map(ToOwned::to_owned);
+        assert!(matches!(begin(&suspect(10, reason.clone()), &rules), Begin::Alone(_)));
+        let Begin::Exhausted(state) = begin(&suspect(11, reason), &rules) else { panic!("tried alone again") };
         assert!(state.is_dead());
-        assert_eq!(state.attempts(), 50);
     }
 
     #[test]
     fn a_few_crashes_do_not_kill_a_message_even_if_a_single_failure_does() {
         let rules = rules(Limit::Attempts(1));
-        assert_eq!(begin(10, &rules), Begin::Run);
-        assert!(matches!(begin(11, &rules), Begin::Exhausted(_)));
-        assert!(settle(2, Outcome::Failed("no".into()), &rules, 0.5).is_dead());
+        assert_eq!(begin(&suspect(9, None), &rules), Begin::Run);
+        assert!(settle(&begun(2), Outcome::Failed("no".into()), &rules, 0.5).is_dead());
     }
 
     #[test]
@@ -187,22 +266,52 @@ mod tests {
     fn outcomes() -> impl Strategy<Value = Outcome> {
         prop_oneof![
             Just(Outcome::Succeeded),
-            ".{0,20}".prop_map(Outcome::Failed),
-            ".{0,20}".prop_map(Outcome::Hopeless),
-            (0u64..100_000).prop_map(|ms| Outcome::GivenBack(Duration::from_millis(ms))),
+            "\\PC{0,20}|\\PC{4090,4110}".prop_map(Outcome::Failed),
+            "\\PC{0,20}".prop_map(Outcome::Hopeless),
+            any::<Duration>().prop_map(Outcome::GivenBack),
+            (any::<Duration>(), "\\PC{0,20}").prop_map(|(pause, reason)| Outcome::Waits(pause, reason)),
+        ]
+    }
+
+    fn dues() -> impl Strategy<Value = Due> {
+        prop_oneof![
+            Just(Due::Now),
+            any::<Duration>().prop_map(Due::In),
+            Just(Due::In(Duration::MAX)),
+            any::<i64>().prop_map(|micros| Due::At(Timestamp::from_micros(micros))),
+            Just(Due::At(Timestamp::from_micros(i64::MAX))),
+            Just(Due::At(Timestamp::from_micros(i64::MIN))),
         ]
     }
 
     proptest! {
         #[test]
-        fn every_transition_keeps_the_invariants(attempts in 1u32.., outcome in outcomes(), roll in 0.0..1.0f64, limit in 1u32..100) {
-            let rules = rules(Limit::Attempts(limit));
-            let state = settle(attempts, outcome.clone(), &rules, roll);
+        fn every_transition_keeps_the_invariants(
+            attempts in 1u32..,
+            crashes: u32,
+            outcome in outcomes(),
+            roll in 0.0..1.0f64,
+            limit in 1u32..100,
+            keep: Duration,
+        ) {
+            let rules = Rules { keep_succeeded: keep, keep_dead: keep, ..rules(Limit::Attempts(limit)) };
+            let begun = Begun { attempts, crashes, reason: None };
+            let state = settle(&begun, outcome.clone(), &rules, roll);
             prop_assert_eq!(state.check(), Ok(()));
             prop_assert_eq!(state.status() == Status::Succeeded, outcome == Outcome::Succeeded);
-            if let Begin::Exhausted(state) = begin(attempts, &rules) {
-                prop_assert_eq!(state.check(), Ok(()));
-                prop_assert!(attempts > limit.max(rules.retry.crashes));
+            match begin(&begun, &rules) {
+                Begin::Run => prop_assert!(crashes < rules.retry.crashes),
+                Begin::Alone(state) => prop_assert_eq!(state.check(), Ok(())),
+                Begin::Exhausted(_) => prop_assert!(false, "it was not tried alone"),
+            }
+        }
+
+        #[test]
+        fn no_time_is_so_far_off_that_a_database_or_a_clock_overflows(due in dues()) {
+            match scheduled(due).due() {
+                Some(Due::In(delay)) => prop_assert!(delay <= FAR),
+                Some(Due::At(moment)) => prop_assert!(Timestamp::EARLIEST <= moment && moment <= Timestamp::LATEST),
+                due => prop_assert_eq!(due, Some(Due::Now)),
             }
         }
     }

@@ -12,6 +12,8 @@ use crate::storage::{Inserted, NewRecord, Storage, Table};
 const WAITING: usize = 1024;
 /// How many records are gathered for one insert; a single call's are never split.
 const RECORDS: usize = 500;
+/// And at most so many bytes of content, but for a single call that has more.
+const BYTES: usize = 4 * 1024 * 1024;
 
 /// One call.
 #[derive(Debug)]
@@ -37,9 +39,12 @@ impl Batcher {
     /// Inserts `records` into the outbox, together with those of others.
     pub(crate) async fn insert(&self, records: Vec<NewRecord>) -> Result<Vec<Inserted>> {
         let (answer, answered) = oneshot::channel();
-        let stopped = || Error::new(ErrorKind::Stopped, "publish to", "the outbox", "the engine is stopped");
-        self.0.send(Job { records, answer }).await.map_err(|_| stopped())?;
-        answered.await.map_err(|_| stopped())?
+        let failed = |kind, reason| Error::new(kind, "publish to", "the outbox", reason);
+        let stopped = |_| failed(ErrorKind::Stopped, "the engine is stopped; nothing was stored");
+        self.0.send(Job { records, answer }).await.map_err(stopped)?;
+        // Taken over, and gone without an answer: only the storage knows.
+        let unknown = |_| failed(ErrorKind::Unavailable, "no answer came: it may be stored all the same");
+        answered.await.map_err(unknown)?
     }
 }
 
@@ -48,11 +53,12 @@ impl Batches {
     /// Cancel-safe.
     pub(crate) async fn gather(&mut self) -> Option<Vec<Job>> {
         let first = self.0.recv().await?;
-        let mut records = first.records.len();
+        let (mut records, mut bytes) = (first.records.len(), first.bytes());
         let mut jobs = vec![first];
-        while records < RECORDS {
+        while records < RECORDS && bytes < BYTES {
             let Ok(job) = self.0.try_recv() else { break };
             records += job.records.len();
+            bytes += job.bytes();
             jobs.push(job);
         }
         Some(jobs)
@@ -64,8 +70,18 @@ impl Batches {
     }
 }
 
+impl Job {
+    fn bytes(&self) -> usize {
+        self.records.iter().map(|record| record.content.len()).sum()
+    }
+}
+
 /// Inserts what was gathered and answers each call; `stored` is told what is committed.
-pub(crate) async fn insert_jobs(storage: &Arc<dyn Storage>, jobs: Vec<Job>, stored: &(impl Fn(&[NewRecord]) + Sync)) {
+pub(crate) async fn insert_jobs(
+    storage: &Arc<dyn Storage>,
+    mut jobs: Vec<Job>,
+    stored: &(impl Fn(&[NewRecord]) + Sync),
+) {
     let alone = jobs.len() == 1;
     let records: Vec<NewRecord> = jobs.iter().flat_map(|job| job.records.iter().cloned()).collect();
     match storage.insert(Table::Outbox, records.clone(), None).await {
@@ -79,9 +95,9 @@ pub(crate) async fn insert_jobs(storage: &Arc<dyn Storage>, jobs: Vec<Job>, stor
         }
         // One call's record may be what the storage refuses: the others must not suffer for it.
         Err(error) if !alone && !error.is_retryable() => {
-            for job in jobs {
-                Box::pin(insert_jobs(storage, vec![job], stored)).await;
-            }
+            let half = jobs.split_off(jobs.len() / 2);
+            Box::pin(insert_jobs(storage, jobs, stored)).await;
+            Box::pin(insert_jobs(storage, half, stored)).await;
         }
         Err(error) => {
             for job in jobs {

@@ -24,6 +24,11 @@ pub(crate) struct Preparer {
     pub(crate) version: Version,
     pub(crate) topic_prefix: Option<String>,
     pub(crate) payload_limit: usize,
+    /// The longest content that the storage takes, in bytes, and how it is called.
+    pub(crate) content_limit: Option<usize>,
+    pub(crate) place: String,
+    /// The storage takes ASCII alone.
+    pub(crate) ascii_only: bool,
 }
 
 /// Headers that only the engine itself may set: those of a reply.
@@ -71,13 +76,41 @@ impl Preparer {
         }
         let message = Message { id, topic, headers, payload };
         Ok(NewRecord {
-            content: Arc::from(content::wrap(&message, now)),
+            content: self.content(&message, now)?,
             message_id: message.id,
             version: self.version.clone(),
             topic: message.topic,
             group: None,
             state: lifecycle::scheduled(publish.due),
         })
+    }
+
+    fn content(&self, message: &Message, now: Timestamp) -> Result<Arc<str>> {
+        let topic = &message.topic;
+        if self.ascii_only {
+            for name in [topic.as_str(), message.id.as_str()] {
+                self.check_name(name)?;
+            }
+        }
+        let content = if self.ascii_only { content::wrap_ascii(message, now) } else { content::wrap(message, now) };
+        if let Some(limit) = self.content_limit.filter(|limit| content.len() > *limit) {
+            let (bytes, place) = (content.len(), &self.place);
+            let reason = format!("with its headers it has {bytes} bytes, and {place} takes at most {limit}");
+            return Err(Error::invalid(format!("the message for topic `{topic}`"), reason));
+        }
+        Ok(content.into())
+    }
+
+    /// Refuses a topic, group or id that the storage cannot store.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(crate) fn check_name(&self, name: &str) -> Result<()> {
+        if !self.ascii_only || name.is_ascii() {
+            return Ok(());
+        }
+        let reason = format!("{} is not in Unicode: topics, groups and ids must be ASCII there", self.place);
+        Err(Error::invalid(format!("the name `{name}`"), reason))
     }
 
     /// The topic that `name` is published to.
@@ -146,7 +179,15 @@ mod tests {
     use crate::lifecycle::Status;
 
     fn preparer() -> Preparer {
-        Preparer { version: Version::default(), topic_prefix: None, payload_limit: 32 }
+        let (content_limit, place, ascii_only) = (None, "a database".to_owned(), false);
+        Preparer {
+            version: Version::default(),
+            topic_prefix: None,
+            payload_limit: 32,
+            content_limit,
+            place,
+            ascii_only,
+        }
     }
 
     fn unwrap(record: &NewRecord) -> Message {
@@ -186,6 +227,19 @@ mod tests {
         assert!(refused(Publish::json("t", &1).callback("a*")).to_string().contains("a*"));
         let not_json = std::collections::HashMap::from([((1, 2), 3)]);
         assert_eq!(refused(Publish::json("t", &not_json)).kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn what_the_storage_cannot_store_is_told_before_anything_is_written() {
+        let small = Preparer { content_limit: Some(100), ..preparer() };
+        let error = small.prepare(Publish::json("order.placed", &5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("a database takes at most 100"), "{error}");
+        let ascii = Preparer { ascii_only: true, ..preparer() };
+        assert!(ascii.prepare(Publish::json("注文", &5)).unwrap_err().to_string().contains("ASCII"));
+        let record = ascii.prepare(Publish::json("order.placed", &"日本")).unwrap();
+        assert!(record.content.is_ascii());
+        assert_eq!(unwrap(&record).payload, "\"日本\"");
     }
 
     #[test]

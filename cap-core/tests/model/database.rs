@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use cap_core::lifecycle::{self, Begin, Outcome, State, Status};
+use cap_core::lifecycle::{self, Begin, Begun, Outcome, RetryPolicy, Rules, State, Status};
 use cap_core::time::Due;
 
 use super::faults::Fault;
 use super::setup::{Kind, Setup};
-use super::state::{Holder, Lease, Record, Row, Slot, Stage, Task, Token, Transaction, Verdict, When, World};
+use super::state::{Holder, Lease, Record, Row, Slot, Stage, Task, Token, Told, Transaction, Verdict, When, World};
 
 /// The pause after which a failed send is due again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -28,20 +28,53 @@ pub(crate) fn published(kind: Kind) -> State {
     lifecycle::scheduled(if kind == Kind::Later { Due::In(PAUSE) } else { Due::Now })
 }
 
+/// An attempt that has begun, as core wants to know of it.
+fn begun(told: Told, setup: &Setup) -> Begun {
+    let begun = |crashes: u8, reason| Begun { attempts: u32::from(told.attempts), crashes: crashes.into(), reason };
+    let reason = told.alone.and_then(|crashes| match lifecycle::begin(&begun(crashes, None), &setup.rules) {
+        Begin::Alone(state) => state.reason().map(ToOwned::to_owned),
+        Begin::Run | Begin::Exhausted(_) => None,
+    });
+    begun(told.crashes, reason)
+}
+
+impl Task {
+    fn told(self) -> Told {
+        Told { attempts: self.attempts, crashes: self.crashes, alone: self.alone }
+    }
+}
+
+/// What core would write if the last crash had come when the record was tried alone.
+fn given_up(begun: Begun, setup: &Setup) -> State {
+    let retry = RetryPolicy { crashes: 1, ..setup.rules.retry.clone() };
+    let rules = Rules { retry, ..setup.rules.clone() };
+    let before = Begun { crashes: begun.crashes.saturating_sub(1).max(1), reason: None, ..begun };
+    let alone = match lifecycle::begin(&before, &rules) {
+        Begin::Alone(state) => state.reason().map(ToOwned::to_owned),
+        Begin::Run | Begin::Exhausted(_) => None,
+    };
+    let crashes = begun.crashes.max(before.crashes + 1);
+    match lifecycle::begin(&Begun { crashes, reason: alone, ..before }, &rules) {
+        Begin::Exhausted(state) => state,
+        Begin::Run | Begin::Alone(_) => unreachable!("it was tried alone before"),
+    }
+}
+
 /// The state that settles an attempt.
 fn settled(task: Task, verdict: Verdict, setup: &Setup) -> State {
-    let attempts = u32::from(task.attempts);
+    let begun = begun(task.told(), setup);
     let outcome = match verdict {
         Verdict::Succeeded => Outcome::Succeeded,
         Verdict::Failed => Outcome::Failed("it failed".to_owned()),
         Verdict::Hopeless => Outcome::Hopeless("it is hopeless".to_owned()),
         Verdict::GivenBack => Outcome::GivenBack(PAUSE),
-        Verdict::Exhausted => match lifecycle::begin(attempts, &setup.rules) {
+        Verdict::Exhausted => match lifecycle::begin(&begun, &setup.rules) {
             Begin::Exhausted(state) => return state,
-            Begin::Run => unreachable!("begin let it run now, but not when it was claimed"),
+            // Only the mistakes give up what core does not.
+            Begin::Run | Begin::Alone(_) => return given_up(begun, setup),
         },
     };
-    lifecycle::settle(attempts, outcome, &setup.rules, 0.5)
+    lifecycle::settle(&begun, outcome, &setup.rules, 0.5)
 }
 
 impl World {
@@ -84,22 +117,26 @@ impl World {
             && (is_waiting || (is_anothers && setup.has(Fault::ClaimTakesHeld)))
     }
 
-    /// `Storage::claim` of one record: in flight, its attempt counted. Answers how many attempts have begun.
-    pub(crate) fn claim(&mut self, record: Record, node: usize, token: Token, setup: &Setup) -> u8 {
+    /// `Storage::claim` of one record: in flight, its attempt counted.
+    pub(crate) fn claim(&mut self, record: Record, node: usize, token: Token, setup: &Setup) -> Told {
         let Slot::Stored(row) = self.slot_mut(record) else { unreachable!("only what is there is claimed") };
         let counts = row.attempts == 0 || !setup.has(Fault::OnlyFirstAttemptCounts);
         row.attempts += u8::from(counts);
         row.status = Status::Queued;
         row.due = None;
-        let attempts = row.attempts;
+        let told = Told { attempts: row.attempts, crashes: row.crashes, alone: row.alone };
         self.hold(record, node, token);
-        attempts
+        told
     }
 
     /// Whether what was claimed may run, as core decides.
-    pub(crate) fn first_stage(attempts: u8, setup: &Setup) -> Stage {
-        match lifecycle::begin(u32::from(attempts), &setup.rules) {
-            Begin::Exhausted(_) if setup.has(Fault::LimitIgnored) => Stage::Begun,
+    pub(crate) fn first_stage(told: Told, setup: &Setup) -> Stage {
+        let is_marked = told.alone.is_some() && setup.has(Fault::MarkNotCompared);
+        match lifecycle::begin(&begun(told, setup), &setup.rules) {
+            Begin::Alone(_) if is_marked || setup.has(Fault::NoTrial) => Stage::Settling(Verdict::Exhausted),
+            Begin::Alone(_) if setup.has(Fault::TrialNotWritten) => Stage::Begun,
+            Begin::Alone(_) => Stage::Apart,
+            Begin::Exhausted(_) if setup.has(Fault::ExhaustedTried) => Stage::Begun,
             Begin::Exhausted(_) if setup.has(Fault::ExhaustedGivenBack) => Stage::Settling(Verdict::GivenBack),
             Begin::Exhausted(_) => Stage::Settling(Verdict::Exhausted),
             Begin::Run => Stage::Begun,
@@ -113,8 +150,35 @@ impl World {
         if !is_held && !setup.has(Fault::SettleIgnoresToken) {
             return false;
         }
+        let crashes = row.crashes;
         self.witness.foreign_write |= !is_held;
         self.write(task.record, &settled(task, verdict, setup));
+        if setup.has(Fault::SettleKeepsCrashes)
+            && let Slot::Stored(row) = self.slot_mut(task.record)
+        {
+            row.crashes = crashes;
+        }
+        if let (Record::Inbox(message, group), Verdict::Failed) = (task.record, verdict) {
+            self.group_mut(message, group).failed += 1;
+        }
+        true
+    }
+
+    /// `Storage::settle` with the state that says that a record is tried alone: it stays held. Answers whether it was
+    /// written.
+    pub(crate) fn isolate(&mut self, task: Task, setup: &Setup) -> bool {
+        let Begin::Alone(state) = lifecycle::begin(&begun(task.told(), setup), &setup.rules) else {
+            unreachable!("begin wanted it tried alone when it was claimed")
+        };
+        let Some(Row { holder, token, .. }) =
+            self.row(task.record).filter(|row| row.is_held_under(task.token)).copied()
+        else {
+            return false;
+        };
+        self.write(task.record, &state);
+        if let Slot::Stored(row) = self.slot_mut(task.record) {
+            (row.holder, row.token) = (holder, token);
+        }
         true
     }
 
@@ -137,7 +201,7 @@ impl World {
         let ignores_token = setup.has(Fault::ReleaseIgnoresToken);
         for row in self.rows_mut() {
             if row.is_held_under(token) || (ignores_token && row.is_held_by(node)) {
-                due_again(row, row.attempts - 1);
+                due_again(row, row.attempts - 1, 0);
             }
         }
     }
@@ -154,11 +218,11 @@ impl World {
         }
     }
 
-    /// `Storage::take_over`: what is held without a live lease is due again, its attempts unchanged.
+    /// `Storage::take_over`: what is held without a live lease is due again, its attempts unchanged and a crash counted.
     pub(crate) fn take_over(&mut self, setup: &Setup) {
         let nodes: Vec<_> = (0..self.nodes.len()).filter(|&node| self.is_forfeit(Holder::Node(node), setup)).collect();
         let ghosts = self.is_forfeit(Holder::Ghost(0), setup);
-        let forgets = u8::from(setup.has(Fault::TakeOverForgetsAttempt));
+        let crashes = u8::from(!setup.has(Fault::TakeOverForgetsCrash));
         for row in self.rows_mut() {
             let taken = match row.holder {
                 Some(Holder::Node(node)) => nodes.contains(&node),
@@ -167,7 +231,7 @@ impl World {
                 None => false,
             };
             if taken {
-                due_again(row, row.attempts - forgets);
+                due_again(row, row.attempts, crashes);
             }
         }
     }
@@ -175,7 +239,7 @@ impl World {
     /// The part of a takeover that concerns one record.
     pub(crate) fn take_over_one(&mut self, record: Record) {
         if let Slot::Stored(row) = self.slot_mut(record) {
-            due_again(row, row.attempts);
+            due_again(row, row.attempts, 1);
         }
     }
 
@@ -183,7 +247,7 @@ impl World {
     pub(crate) fn sign_off(&mut self, node: usize) {
         for row in self.rows_mut() {
             if row.is_held_by(node) {
-                due_again(row, row.attempts - 1);
+                due_again(row, row.attempts - 1, 0);
             }
         }
     }
@@ -214,10 +278,11 @@ impl World {
     }
 }
 
-fn due_again(row: &mut Row, attempts: u8) {
+fn due_again(row: &mut Row, attempts: u8, crashes: u8) {
     row.status = Status::Scheduled;
     row.due = Some(When::Now);
     row.attempts = attempts;
+    row.crashes += crashes;
     row.holder = None;
     row.token = Token::STALE;
 }

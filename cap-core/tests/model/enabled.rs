@@ -4,7 +4,7 @@ use super::database::Insertion;
 use super::faults::Fault;
 use super::setup::{Kind, Setup};
 use super::state::{Delivery, Holder, Lease, Record, Row, Slot, Stage, Task, Transaction, Verdict, When, World};
-use super::step::{Step, Take, is_same_lane};
+use super::step::{Step, Take};
 
 impl World {
     /// Every step that can be taken now, within what the budget still allows.
@@ -103,7 +103,7 @@ impl World {
         for &record in &claimable {
             steps.push(Step::Claim(node, record));
             steps.push(Step::ClaimUnanswered(node, record, Take::One));
-            let lane: Vec<_> = claimable.iter().filter(|other| is_same_lane(**other, record)).collect();
+            let lane: Vec<_> = claimable.iter().filter(|other| self.is_same_lane(**other, record)).collect();
             if lane.len() > 1 && *lane[0] == record {
                 steps.push(Step::ClaimUnanswered(node, record, Take::All));
             }
@@ -157,6 +157,12 @@ impl World {
                     steps.push(Step::SettleUnanswered(node, task));
                 }
             }
+            (_, Stage::Apart) => {
+                if !self.has_trial(node) || setup.has(Fault::CompanyInTrial) {
+                    steps.push(Step::Isolate(node, task));
+                    steps.extend(is_held.then_some(Step::IsolateUnanswered(node, task)));
+                }
+            }
             (Record::Outbox(_), Stage::Begun) => {
                 steps.push(Step::Send(node, task));
                 for verdict in [Verdict::GivenBack, Verdict::Failed, Verdict::Hopeless] {
@@ -180,6 +186,11 @@ impl World {
     }
 
     fn handling(&self, node: usize, task: Task, is_held: bool, setup: &Setup, steps: &mut Vec<Step>) {
+        // A suspect is not worked on beside one that is tried alone.
+        let is_kept_apart = task.crashes > 0 && !task.on_trial && self.has_trial(node);
+        if is_kept_apart && !setup.has(Fault::CompanyInTrial) {
+            return;
+        }
         steps.push(Step::Handle(node, task));
         if task.repeats {
             return;

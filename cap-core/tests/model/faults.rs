@@ -31,8 +31,8 @@ pub(crate) enum Fault {
     EffectApartFromSuccess,
     /// A takeover does not look at leases.
     TakeOverFromTheLiving,
-    /// A takeover takes back the attempt.
-    TakeOverForgetsAttempt,
+    /// A takeover counts no crash.
+    TakeOverForgetsCrash,
     /// Nobody takes over.
     NoTakeOver,
     /// A heartbeat revives a lease that had run out.
@@ -41,10 +41,24 @@ pub(crate) enum Fault {
     RestartKeepsId,
     /// Only the first claim counts an attempt.
     OnlyFirstAttemptCounts,
-    /// What has used up its attempts is tried all the same.
-    LimitIgnored,
-    /// What has used up its attempts is given back instead of buried.
+    /// What is to be given up is tried all the same.
+    ExhaustedTried,
+    /// What is to be given up is given back instead of buried.
     ExhaustedGivenBack,
+    /// After too many crashes a record is given up without being tried alone.
+    NoTrial,
+    /// A record is tried alone without its being written down.
+    TrialNotWritten,
+    /// Other suspects are worked on beside one that is tried alone.
+    CompanyInTrial,
+    /// A record that was tried alone is given up when it is claimed again, whether its process died or it was given back.
+    MarkNotCompared,
+    /// What a node that leaves was trying alone still says so when another claims it.
+    LeaveKeepsMark,
+    /// When it is not known whether it was written that a record is tried alone, other suspects go on at once.
+    UnansweredMarkLetsGo,
+    /// A settlement leaves the crashes as they were.
+    SettleKeepsCrashes,
     /// A person can give a record in flight a new life.
     RequeueTakesHeld,
     /// The collector deletes records that wait.

@@ -28,7 +28,7 @@ fn courses() -> impl Strategy<Value = Course> {
 }
 
 fn setup(messages: [Kind; 5], durable: bool, budget: Budget) -> Setup {
-    Setup { groups: 2, nodes: 3, rules: rules(3), limit: 3, budget, durable, collects: true, ..Setup::of(&messages) }
+    Setup { groups: 2, nodes: 3, rules: rules(3, 2), limit: 3, budget, durable, collects: true, ..Setup::of(&messages) }
 }
 
 /// Mishaps of every kind, each `times`.

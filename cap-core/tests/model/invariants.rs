@@ -16,7 +16,7 @@ macro_rules! invariants {
     ($($name:ident),+ $(,)?) => { [$(Invariant { name: stringify!($name), holds: $name }),+] };
 }
 
-pub(crate) const ALL: [Invariant; 14] = invariants![
+pub(crate) const ALL: [Invariant; 16] = invariants![
     every_record_is_lawful,
     only_terminal_records_disappear,
     what_is_not_committed_is_neither_claimed_nor_sent,
@@ -29,7 +29,9 @@ pub(crate) const ALL: [Invariant; 14] = invariants![
     a_live_node_works_only_on_what_it_holds,
     only_the_holder_writes,
     attempts_stay_within_the_limit,
+    nobody_but_a_killer_is_given_up,
     nothing_is_dead_before_its_time,
+    what_failed_too_often_is_dead,
     a_killer_is_not_tried_for_ever,
 ];
 
@@ -68,6 +70,7 @@ fn every_record_is_lawful(world: &World, setup: &Setup) -> bool {
                 && !(row.due.is_none() && waits)
                 && (row.status == Status::Queued) == row.holder.is_some()
                 && !(row.status == Status::Queued && row.attempts == 0)
+                && !(row.status == Status::Succeeded && row.crashes > 0)
         })
 }
 
@@ -160,22 +163,42 @@ fn attempts_stay_within_the_limit(world: &World, setup: &Setup) -> bool {
     })
 }
 
-/// A record is dead when its attempts are used up, each by a failure or by being cut short; or refused for good. What
-/// was given back has used none.
+/// A record is dead when its last attempt failed and none is left, or when its process ended once more than often enough
+/// to be tried alone; or it was refused for good. What was given back counts for nothing.
 fn nothing_is_dead_before_its_time(world: &World, setup: &Setup) -> bool {
-    let used = u32::from(world.witness.failed + world.witness.cut_short);
+    let Witness { failed, cut_short, refused, .. } = world.witness;
     let is_parked = |record| matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Unreadable);
     rows(world, setup).filter(|(_, row)| row.is_dead()).all(|(record, row)| {
-        let is_used_up = used.min(u32::from(row.attempts)) >= setup.limit;
-        is_used_up || world.witness.refused || is_parked(record)
+        let is_used_up = failed > 0 && u32::from(row.attempts) >= setup.limit;
+        let is_given_up = u32::from(row.crashes) > setup.rules.retry.crashes && cut_short >= row.crashes;
+        is_used_up || is_given_up || refused || is_parked(record)
     })
 }
 
-/// A message that takes its process down is begun as often as the limit says (and again, if a person says so).
+/// "A record is dead after so many attempts", of which those that failed are some.
+fn what_failed_too_often_is_dead(world: &World, setup: &Setup) -> bool {
+    let lives = 1 + u32::from(world.witness.requeued);
+    inboxes(setup).all(|(message, group)| {
+        let is_over = world.row(Record::Inbox(message, group)).is_none_or(Row::is_terminal);
+        is_over || u32::from(world.group(message, group).failed) < setup.limit * lives
+    })
+}
+
+/// "The killer is buried, nobody else": crashes alone condemn no innocent, however many it was in flight at. Dead with
+/// crashes is what was given up for them.
+fn nobody_but_a_killer_is_given_up(world: &World, setup: &Setup) -> bool {
+    let is_killer = |record| matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Killer);
+    world.witness.unlucky
+        || rows(world, setup).all(|(record, row)| is_killer(record) || !row.is_dead() || row.crashes == 0)
+}
+
+/// A message that takes its process down does so as often as it takes to be tried alone, and once more: in each of the
+/// lives that a person gives it, and after each attempt that came to an end in spite of it.
 fn a_killer_is_not_tried_for_ever(world: &World, setup: &Setup) -> bool {
     let mut killers = inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Killer);
-    let lives = 1 + u32::from(world.witness.requeued);
-    killers.all(|(message, group)| u32::from(world.group(message, group).effects) <= setup.limit * lives)
+    let Witness { requeued, failed, .. } = world.witness;
+    let most = (setup.rules.retry.crashes + 1) * (1 + u32::from(requeued) + u32::from(failed));
+    killers.all(|(message, group)| u32::from(world.group(message, group).effects) <= most)
 }
 
 fn kind(message: u8, setup: &Setup) -> Kind {

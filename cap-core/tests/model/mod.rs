@@ -7,6 +7,9 @@
 //! that differ in names only, `reduce` leaves out orders that make no difference, `trace` tells what went wrong.
 //! `histories` go further, at random.
 //!
+//! Suspects are worked on as the engine does it: beside each other, until one is to be tried alone; that is written first,
+//! and no other suspect of the node begins before the trial is over. What is no suspect yet goes on beside it.
+//!
 //! Not in the model: batches, because one that is answered is as many single calls in a row; and sends that reach the
 //! broker late, because such a copy is like one that lies in the queue for long.
 

@@ -50,6 +50,7 @@ impl World {
             // A stale token never fits again.
             Step::Release(_, token) => token == Token::STALE,
             Step::Settle(_, task) | Step::Confirm(_, task) => self.is_stale(task),
+            Step::Isolate(_, task) => !self.row(task.record).is_some_and(|row| row.is_held_under(task.token)),
             Step::Handle(_, task) => {
                 self.is_stale(task) && setup.messages[usize::from(task.record.message())] == Kind::Transactional
             }

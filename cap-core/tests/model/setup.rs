@@ -106,13 +106,13 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// Two nodes, one group, at most two attempts, nothing going wrong.
+    /// Two nodes, one group, at most two attempts, tried alone after the first crash, nothing going wrong.
     pub(crate) fn of(messages: &[Kind]) -> Self {
         Self {
             messages: messages.to_vec(),
             groups: 1,
             nodes: 2,
-            rules: rules(2),
+            rules: rules(2, 1),
             limit: 2,
             budget: Budget::NONE,
             durable: true,
@@ -125,6 +125,20 @@ impl Setup {
 
     pub(crate) fn mishaps(self, together: u8, each: &[(Mishap, u8)]) -> Self {
         Self { budget: Budget::of(together, each), ..self }
+    }
+
+    /// Tried alone after so many crashes.
+    pub(crate) fn crashes(self, crashes: u32) -> Self {
+        Self { rules: rules(self.limit, crashes), ..self }
+    }
+
+    pub(crate) fn nodes(self, nodes: usize) -> Self {
+        Self { nodes, ..self }
+    }
+
+    /// Each receiver goes on to work on what it inserts.
+    pub(crate) fn claims_at_once(self) -> Self {
+        Self { leaves_waiting: false, ..self }
     }
 
     pub(crate) fn groups(self, groups: u8) -> Self {
@@ -153,11 +167,10 @@ impl Setup {
     }
 }
 
-/// At most `limit` attempts, a second apart.
-pub(crate) fn rules(limit: u32) -> Rules {
+/// At most `limit` attempts, a second apart; after so many crashes alone.
+pub(crate) fn rules(limit: u32, crashes: u32) -> Rules {
     Rules {
-        // Crashes use attempts up as failures do: a small world has no room for more.
-        retry: RetryPolicy { crashes: limit, ..RetryPolicy::fixed(limit, Duration::from_secs(1)) },
+        retry: RetryPolicy { crashes, ..RetryPolicy::fixed(limit, Duration::from_secs(1)) },
         keep_succeeded: Duration::from_secs(60),
         keep_dead: Duration::from_secs(60),
     }

@@ -45,11 +45,17 @@ pub(crate) enum When {
     Later,
 }
 
+/// How core begins the reason of a record that is tried alone.
+const ALONE: &str = "tried alone after crashes: ";
+
 /// What a storage keeps of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Row {
     pub(crate) status: Status,
     pub(crate) attempts: u8,
+    pub(crate) crashes: u8,
+    /// After how many crashes it was tried alone, as its reason says.
+    pub(crate) alone: Option<u8>,
     pub(crate) due: Option<When>,
     pub(crate) expires: bool,
     pub(crate) holder: Option<Holder>,
@@ -60,9 +66,12 @@ impl Row {
     /// A row with the columns of `state`, held by nobody.
     pub(crate) fn of(state: &State) -> Self {
         let due = state.due().map(|due| if due == Due::Now { When::Now } else { When::Later });
-        let attempts = u8::try_from(state.attempts()).expect("the model makes few attempts");
+        let few = |number| u8::try_from(number).expect("the model makes few attempts");
+        let (attempts, crashes) = (few(state.attempts()), few(state.crashes()));
+        let alone = state.reason().and_then(|reason| reason.strip_prefix(ALONE)?.parse().ok());
         let expires = state.expires().is_some();
-        Self { status: state.status(), attempts, due, expires, holder: None, token: Token::STALE }
+        let status = state.status();
+        Self { status, attempts, crashes, alone, due, expires, holder: None, token: Token::STALE }
     }
 
     pub(crate) fn is_held_under(&self, token: Token) -> bool {
@@ -143,6 +152,16 @@ pub(crate) struct Group {
     pub(crate) inserted: u8,
     /// How often the handler had its effect (a killer: how often it was begun).
     pub(crate) effects: u8,
+    /// How often it was written that an attempt failed.
+    pub(crate) failed: u8,
+}
+
+/// What a claim tells of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) attempts: u8,
+    pub(crate) crashes: u8,
+    pub(crate) alone: Option<u8>,
 }
 
 /// How an attempt ended, before core made a state of it.
@@ -158,6 +177,8 @@ pub(crate) enum Verdict {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
+    /// Claimed, to be tried alone: that is to be written before it begins.
+    Apart,
     /// Claimed, to be sent or handled.
     Begun,
     /// The broker has it, its confirm is on the way.
@@ -172,7 +193,11 @@ pub(crate) struct Task {
     pub(crate) record: Record,
     pub(crate) token: Token,
     pub(crate) attempts: u8,
+    pub(crate) crashes: u8,
+    pub(crate) alone: Option<u8>,
     pub(crate) stage: Stage,
+    /// It is, or may be, written that it is tried alone.
+    pub(crate) on_trial: bool,
     /// Claimed under an id that the node has given up since.
     pub(crate) former: bool,
     /// Written already, but the answer was lost: it will be tried again.
@@ -232,6 +257,9 @@ pub(crate) struct Witness {
     pub(crate) requeued: u8,
     /// Something failed for good.
     pub(crate) refused: bool,
+    /// While an innocent was tried alone its process ended, or was taken for dead, by the fault of nobody or of someone
+    /// who was no suspect yet. Core cannot tell that from a killer, and does not claim to.
+    pub(crate) unlucky: bool,
     /// A record was collected that was not terminal.
     pub(crate) collected_early: bool,
 }
@@ -247,7 +275,7 @@ pub(crate) struct World {
 impl World {
     /// Every message is published in a transaction that is still open, every node is down.
     pub(crate) fn start(setup: &Setup) -> Self {
-        let group = Group { ready: 0, acked: false, inbox: Slot::Absent, inserted: 0, effects: 0 };
+        let group = Group { ready: 0, acked: false, inbox: Slot::Absent, inserted: 0, effects: 0, failed: 0 };
         let mut world = Self {
             messages: Vec::new(),
             nodes: vec![Node::DOWN; setup.nodes],
@@ -317,6 +345,11 @@ impl World {
         let out = self.nodes.iter().flat_map(|node| &node.deliveries);
         let out = out.filter(|delivery| delivery.message == message && delivery.group == group).count();
         usize::from(self.group(message, group).ready) + out
+    }
+
+    /// Whether a node tries a record alone: it works on no other suspect meanwhile.
+    pub(crate) fn has_trial(&self, node: usize) -> bool {
+        self.nodes[node].tasks.iter().any(|task| task.on_trial)
     }
 
     /// A token that no claim had that anyone remembers.

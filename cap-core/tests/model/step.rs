@@ -4,7 +4,7 @@ use super::database::Insertion;
 use super::faults::Fault;
 use super::setup::{Kind, Mishap, Setup};
 use super::state::{
-    Delivery, Holder, Lease, Node, Record, Slot, Stage, Task, Token, Transaction, Verdict, When, Witness, World,
+    Delivery, Holder, Lease, Node, Record, Slot, Stage, Task, Token, Told, Transaction, Verdict, When, Witness, World,
 };
 
 /// One atomic step. The number in front is the node that takes it.
@@ -29,6 +29,9 @@ pub(crate) enum Step {
     /// The claim is carried out, its answer is lost.
     ClaimUnanswered(usize, Record, Take),
     Release(usize, Token),
+    /// It is written that the record is tried alone from now on.
+    Isolate(usize, Task),
+    IsolateUnanswered(usize, Task),
     Settle(usize, Task),
     SettleUnanswered(usize, Task),
 
@@ -76,6 +79,7 @@ impl Step {
             Self::BrokerCrash => Mishap::BrokerCrash,
             Self::Requeue(_) => Mishap::Requeue,
             Self::ClaimUnanswered(..)
+            | Self::IsolateUnanswered(..)
             | Self::SettleUnanswered(..)
             | Self::InsertUnanswered(..)
             | Self::HandleUnanswered(..) => Mishap::LostAnswer,
@@ -95,7 +99,9 @@ impl Step {
             | Self::TakeOverOne(_, record)
             | Self::Collect(record)
             | Self::Requeue(record) => record.message(),
-            Self::Settle(_, task)
+            Self::Isolate(_, task)
+            | Self::IsolateUnanswered(_, task)
+            | Self::Settle(_, task)
             | Self::SettleUnanswered(_, task)
             | Self::Send(_, task)
             | Self::SendFails(_, task, _)
@@ -146,7 +152,10 @@ impl World {
             Step::Commit(message) => self.end(message, Transaction::Committed),
             Step::RollBack(message) => self.end(message, Transaction::RolledBack),
             Step::TimePasses(record) => self.time_passes(record),
-            Step::LeaseRunsOut(node) => self.nodes[node].lease = Lease::RunOut,
+            Step::LeaseRunsOut(node) => {
+                self.strikes_trials_of(node, None, setup);
+                self.nodes[node].lease = Lease::RunOut;
+            }
             Step::Join(node) => self.nodes[node] = Node { up: true, lease: Lease::Live, ..Node::DOWN },
             Step::Heartbeat(node) => self.heartbeat(node, setup),
             Step::TakeOver(_) => self.take_over(setup),
@@ -156,21 +165,34 @@ impl World {
             }
             Step::TakeOverOne(_, record) => self.take_over_one(record),
             Step::Leave(node) => {
+                self.end_trials(node, setup);
                 self.sign_off(node);
                 self.redeliver(node);
                 self.nodes[node] = Node::DOWN;
             }
-            Step::Crash(node) => self.crash(node, setup),
+            Step::Crash(node) => {
+                self.strikes_trials_of(node, None, setup);
+                self.crash(node, setup);
+            }
             Step::Claim(node, record) => {
                 let token = self.fresh_token();
-                let attempts = self.claim(record, node, token, setup);
-                self.add(node, record, token, attempts, setup);
+                let told = self.claim(record, node, token, setup);
+                self.add(node, record, token, told, setup);
             }
             Step::ClaimUnanswered(node, record, take) => self.claim_unanswered(node, record, take, setup),
             Step::Release(node, token) => {
                 self.release(token, node, setup);
                 let unsure = &mut self.nodes[node].unsure;
                 unsure.remove(unsure.iter().position(|&known| known == token).expect("a token in doubt"));
+            }
+            Step::Isolate(node, task) => self.begin_trial(node, task, setup),
+            Step::IsolateUnanswered(node, task) => {
+                self.isolate(task, setup);
+                let task = self.task_mut(node, task);
+                task.stage = Stage::Settling(Verdict::GivenBack);
+                // Nobody may kill it before that is undone.
+                task.on_trial = !setup.has(Fault::UnansweredMarkLetsGo);
+                self.notice_late_trial(node, setup);
             }
             Step::Settle(node, task) => {
                 let verdict = if let Stage::Settling(verdict) = task.stage { verdict } else { Verdict::Succeeded };
@@ -263,7 +285,7 @@ impl World {
         let token = self.fresh_token();
         let taken = match take {
             Take::One => vec![record],
-            Take::All => self.claimable(node, setup).filter(|other| is_same_lane(*other, record)).collect(),
+            Take::All => self.claimable(node, setup).filter(|other| self.is_same_lane(*other, record)).collect(),
         };
         for record in taken {
             self.claim(record, node, token, setup);
@@ -305,7 +327,7 @@ impl World {
         let out = self.nodes[node].deliveries.iter_mut().find(|out| **out == delivery);
         out.expect("a delivery that is out").inserted = true;
         if let Some(token) = inserted {
-            self.add(node, record, token, 1, setup);
+            self.add(node, record, token, Told { attempts: 1, crashes: 0, alone: None }, setup);
         }
     }
 
@@ -323,6 +345,9 @@ impl World {
             Kind::Killer => {
                 self.group_mut(message, group).effects += 1;
                 self.witness.cut_short += 1;
+                if task.crashes == 0 {
+                    self.strikes_trials_of(node, Some(task), setup);
+                }
                 self.crash(node, setup);
             }
             Kind::Plain | Kind::Later | Kind::Unreadable => {
@@ -332,9 +357,50 @@ impl World {
         }
     }
 
-    fn add(&mut self, node: usize, record: Record, token: Token, attempts: u8, setup: &Setup) {
-        let stage = Self::first_stage(attempts, setup);
-        self.nodes[node].tasks.push(Task { record, token, attempts, stage, former: false, repeats: false });
+    fn add(&mut self, node: usize, record: Record, token: Token, told: Told, setup: &Setup) {
+        let stage = Self::first_stage(told, setup);
+        let Told { attempts, crashes, alone } = told;
+        let (on_trial, former, repeats) = (false, false, false);
+        self.nodes[node].tasks.push(Task { record, token, attempts, crashes, alone, stage, on_trial, former, repeats });
+    }
+
+    fn begin_trial(&mut self, node: usize, task: Task, setup: &Setup) {
+        if !self.isolate(task, setup) {
+            return self.drop_task(node, task);
+        }
+        let task = self.task_mut(node, task);
+        (task.stage, task.on_trial) = (Stage::Begun, true);
+        self.notice_late_trial(node, setup);
+    }
+
+    /// A node that leaves gives back by settlements what it tries alone, so that nothing says so any more.
+    fn end_trials(&mut self, node: usize, setup: &Setup) {
+        if setup.has(Fault::LeaveKeepsMark) || setup.has(Fault::MarkNotCompared) {
+            return;
+        }
+        let trials: Vec<Task> = self.nodes[node].tasks.iter().filter(|task| task.on_trial).copied().collect();
+        for task in trials {
+            self.settle(task, Verdict::GivenBack, setup);
+        }
+    }
+
+    /// The process of a node ends, or is taken for dead, and with it what it tries alone.
+    fn strikes_trials_of(&mut self, node: usize, by: Option<Task>, setup: &Setup) {
+        let is_innocent = |task: &Task| match task.record {
+            Record::Outbox(_) => true,
+            Record::Inbox(message, _) => setup.messages[usize::from(message)] != Kind::Killer,
+        };
+        let struck = |task: &Task| task.on_trial && Some(*task) != by && is_innocent(task);
+        self.witness.unlucky |= self.nodes[node].tasks.iter().any(struck);
+    }
+
+    /// A trial that begins when the lease has run out already.
+    fn notice_late_trial(&mut self, node: usize, setup: &Setup) {
+        let is_late = self.nodes[node].lease == Lease::RunOut
+            || self.nodes[node].tasks.iter().any(|task| task.on_trial && task.former);
+        if is_late {
+            self.strikes_trials_of(node, None, setup);
+        }
     }
 
     fn task_mut(&mut self, node: usize, task: Task) -> &mut Task {
@@ -348,11 +414,17 @@ impl World {
     }
 }
 
-/// Whether two records are claimed together: both of the outbox, or both of one group's inbox.
-pub(crate) fn is_same_lane(one: Record, other: Record) -> bool {
-    match (one, other) {
-        (Record::Outbox(_), Record::Outbox(_)) => true,
-        (Record::Inbox(_, group), Record::Inbox(_, other_group)) => group == other_group,
-        _ => false,
+impl World {
+    /// Whether two records are claimed together: both of the outbox, or both of one group's inbox, and then both suspects
+    /// or neither.
+    pub(crate) fn is_same_lane(&self, one: Record, other: Record) -> bool {
+        let is_suspect = |record| self.row(record).is_some_and(|row| row.crashes > 0);
+        match (one, other) {
+            (Record::Outbox(_), Record::Outbox(_)) => true,
+            (Record::Inbox(_, group), Record::Inbox(_, other_group)) => {
+                group == other_group && is_suspect(one) == is_suspect(other)
+            }
+            _ => false,
+        }
     }
 }

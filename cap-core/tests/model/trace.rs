@@ -41,6 +41,10 @@ impl fmt::Display for Step {
                 write!(f, "node {node} claims all that is due with {record}, but the answer is lost")
             }
             Self::Release(node, _) => write!(f, "node {node} releases a claim without an answer"),
+            Self::Isolate(node, task) => write!(f, "node {node} writes that {} is tried alone", task.record),
+            Self::IsolateUnanswered(node, task) => {
+                write!(f, "node {node} writes that {} is tried alone, but the answer is lost", task.record)
+            }
             Self::Settle(node, task) => write!(f, "node {node} settles {}: {}", task.record, task.stage),
             Self::SettleUnanswered(node, task) => {
                 write!(f, "node {node} settles {}: {}, but the answer is lost", task.record, task.stage)
@@ -105,6 +109,7 @@ impl fmt::Display for Insertion {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Apart => f.write_str("to be tried alone"),
             Self::Begun => f.write_str("begun"),
             Self::Sent => f.write_str("sent"),
             Self::Settling(verdict) => write!(f, "{verdict:?}"),
@@ -132,10 +137,11 @@ impl fmt::Display for World {
             }
             for task in &node.tasks {
                 let former = if task.former { " from a former life" } else { "" };
+                let alone = if task.on_trial { ", alone" } else { "" };
                 let repeats = if task.repeats { ", written but unanswered" } else { "" };
                 writeln!(
                     f,
-                    "    works on {}{former}: attempt {}, {}{repeats}",
+                    "    works on {}{former}: attempt {}, {}{alone}{repeats}",
                     task.record, task.attempts, task.stage
                 )?;
             }
@@ -154,7 +160,10 @@ impl fmt::Display for Slot {
             Self::Collected(status) => return write!(f, "{status} and collected"),
             Self::Stored(row) => row,
         };
-        write!(f, "{} after {} attempts", row.status, row.attempts)?;
+        write!(f, "{} after {} attempts and {} crashes", row.status, row.attempts, row.crashes)?;
+        if let Some(crashes) = row.alone {
+            write!(f, ", tried alone after {crashes}")?;
+        }
         match (row.holder, row.due) {
             (Some(holder), _) => write!(f, ", held by {holder:?}"),
             (None, Some(due)) => write!(f, ", due {due:?}"),

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod environment;
 mod fencing;
+mod lanes;
+mod locks;
 mod net_cap;
 mod running;
 mod schema;

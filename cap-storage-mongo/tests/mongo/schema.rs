@@ -109,7 +109,7 @@ async fn before_the_collections_are_made_every_call_says_so_and_makes_none() {
         storage.take_over().await.unwrap_err(),
     ];
     for error in errors {
-        assert_eq!(error.kind(), ErrorKind::Schema, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
         assert!(error.to_string().contains("prepare"), "{error}");
     }
     let made = database.client().await.database(&database.name).list_collection_names().await.unwrap();

@@ -66,7 +66,7 @@ async fn a_session_of_another_client_will_do_and_collections_that_are_missing_ar
     let unprepared = elsewhere.storage().await;
     session.start_transaction().await.unwrap();
     let error = unprepared.enlist(&mut session, vec![message("b")]).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Schema, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
     assert!(error.to_string().contains("another cluster"), "{error}");
     session.abort_transaction().await.unwrap();
     elsewhere.drop().await;

@@ -26,7 +26,7 @@ fn briefly(attempts: u32, outcome: Outcome) -> lifecycle::State {
         keep_succeeded: Duration::ZERO,
         keep_dead: Duration::ZERO,
     };
-    lifecycle::settle(attempts, outcome, &rules, 0.0)
+    lifecycle::settle(&lifecycle::Begun::number(attempts), outcome, &rules, 0.0)
 }
 
 /// Half of them publish in transactions with their data, alone and in batches, and sometimes roll back or publish what is

@@ -3,8 +3,10 @@
 
 mod connecting;
 mod load;
+mod locks;
 mod net_cap;
 mod outage;
+mod refused;
 mod running;
 mod schema;
 #[path = "../support/mod.rs"]

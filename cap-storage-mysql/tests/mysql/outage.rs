@@ -14,7 +14,7 @@ use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 use cap_testkit::storage::scene::{listed, message, node, request, succeeded};
 
 /// Started by `scripts/backends`; it ends with this value.
-struct Server {
+pub(crate) struct Server {
     script: PathBuf,
     home: PathBuf,
     port: u16,
@@ -23,17 +23,15 @@ struct Server {
 impl Server {
     /// # Panics
     /// When it cannot be started: these tests are never skipped.
-    fn start() -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let script = std::env::var_os("CAP_TEST_BACKENDS").unwrap_or_else(|| {
             panic!(
                 "CAP_TEST_BACKENDS is not set: this test starts a server of its own, to kill it, with the script that it \
                  names. `scripts/backends up mariadb`, then `eval \"$(scripts/backends env)\"`"
             )
         });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("outage-{}", std::process::id()));
+        let port = free_port();
+        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let server = Self { script: script.into(), home, port };
         server.run("up");
         server
@@ -51,7 +49,7 @@ impl Server {
         script
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("mysql://cap:cap@127.0.0.1:{}/cap", self.port)
     }
 }
@@ -62,6 +60,17 @@ impl Drop for Server {
         drop(self.command("down").args(["--purge", "mariadb"]).output());
         drop(std::fs::remove_dir_all(&self.home));
     }
+}
+
+/// A port that nobody listens at, and that the system gives to no outgoing connection meanwhile.
+fn free_port() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let tried = std::iter::repeat_with(|| {
+        let number = std::process::id() as usize * 31 + NEXT.fetch_add(1, Ordering::Relaxed);
+        24_000 + u16::try_from(number % 4_000).unwrap()
+    });
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    tried.take(4_000).find(is_free).expect("a free port below those of outgoing connections")
 }
 
 /// How long something may take on a busy machine, so that the server is ended when it never happens.
@@ -154,7 +163,7 @@ async fn work(storage: MySqlStorage, progress: Arc<Progress>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_restarted_and_frozen_comes_back_and_nothing_is_lost() {
-    let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
+    let server = tokio::task::spawn_blocking(|| Server::start("outage")).await.unwrap();
     let options = || {
         MySqlOptions::new(server.url())
             .connect_timeout(Duration::from_secs(1))

@@ -76,13 +76,50 @@ async fn a_user_without_the_right_to_make_tables_works_on_those_that_are_there()
 }
 
 #[tokio::test]
+async fn tables_of_the_first_version_are_upgraded_and_keep_their_rows() {
+    let script = MySqlOptions::default().print_schema().unwrap();
+    let (first, rest) = script.split_once("-- Version 2").unwrap();
+    for by_hand in [false, true] {
+        let database = Database::create().await;
+        let mut connection = database.connection().await;
+        run(&mut connection, first).await;
+        // As .NET CAP and older nodes insert: they know nothing of our columns.
+        let older =
+            "INSERT INTO `cap.received` (`Version`, `Name`, `Group`, `Retries`, `Added`, `StatusName`, `MessageId`)
+                     VALUES ('v1', 'x', 'g', 1, NOW(), 'Succeeded', ";
+        run(&mut connection, format!("{older} 'older')")).await;
+        let checking = database.storage_with(MySqlOptions::default().migrate(false));
+        let error = checking.prepare().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Schema);
+        assert!(error.to_string().contains("after version 1"), "{error}");
+
+        if by_hand {
+            // Cut off, and once more.
+            run(&mut connection, format!("-- {}", rest.split_once("DEALLOCATE").unwrap().0)).await;
+            run(&mut connection, format!("-- {rest}")).await;
+        } else {
+            // Two nodes at once.
+            let (one, other) = (database.storage(), database.storage());
+            let (one, other) = tokio::join!(one.prepare(), other.prepare());
+            one.and(other).unwrap();
+        }
+        checking.prepare().await.unwrap();
+        run(&mut connection, format!("{older} 'as older')")).await;
+        works(&checking, "a").await;
+        let crashes: Vec<u32> = listed(&checking, Table::Inbox).await.iter().map(|record| record.crashes).collect();
+        assert_eq!(crashes, [0, 0]);
+        database.drop().await;
+    }
+}
+
+#[tokio::test]
 async fn before_the_tables_are_made_every_call_says_so() {
     let database = Database::create().await;
     let storage = database.storage();
     let error = storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert_eq!(error.kind(), ErrorKind::Environment);
     let error = storage.counts(Table::Inbox, Version::default()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert_eq!(error.kind(), ErrorKind::Environment);
     assert!(error.to_string().contains("prepare"), "{error}");
     database.drop().await;
 }
@@ -158,8 +195,7 @@ async fn the_printed_schema_may_be_applied_twice_and_over_tables_in_use() {
     works(&storage, "a").await;
     let before = listed(&storage, Table::Outbox).await;
     let script = MySqlOptions::default().print_schema().unwrap();
-    let (statements, _) = script.rsplit_once("INSERT INTO").unwrap();
-    run(&mut database.connection().await, statements).await;
+    run(&mut database.connection().await, script).await;
     assert_eq!(listed(&storage, Table::Outbox).await, before);
     database.drop().await;
 }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod locks;
 mod net_cap;
+mod refused;
 mod running;
 mod schema;
 #[path = "../support/mod.rs"]

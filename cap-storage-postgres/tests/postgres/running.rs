@@ -49,7 +49,7 @@ async fn a_reason_with_a_nul_is_stored_all_the_same() {
     let keep = Duration::from_secs(60);
     let rules = lifecycle::Rules { retry: RetryPolicy::default(), keep_succeeded: keep, keep_dead: keep };
     let failed = lifecycle::Outcome::Failed("a\0b".to_owned());
-    let state = lifecycle::settle(1, failed, &rules, 0.0);
+    let state = lifecycle::settle(&lifecycle::Begun::first(), failed, &rules, 0.0);
     let record = cap_core::storage::NewRecord { state, ..message("a") };
     storage.insert(Table::Outbox, vec![record], None).await.unwrap();
     let reason = listed(&storage, Table::Outbox).await[0].reason.clone().unwrap();
@@ -153,5 +153,46 @@ async fn what_is_given_up_keeps_no_connection_of_the_pool() {
     assert!(error.to_string().contains("it may have been carried out or not"), "{error}");
     assert_eq!(listed(&storage, Table::Inbox).await, [], "the pool's only connection is free");
     other.close().await.unwrap();
+    database.drop().await;
+}
+
+/// Somebody's snapshot keeps the dead entries of the index. A machine that is fast enough never comes to use a floor, and
+/// nothing may be missed either way.
+#[tokio::test]
+async fn what_commits_late_is_found_also_when_claims_of_nothing_are_slow() {
+    let database = Database::create().await;
+    let storage = database.storage();
+    storage.prepare().await.unwrap();
+    let node = node(&storage).await;
+    let (mut holder, mut other) = (database.connection().await, database.connection().await);
+    run(&mut holder, r#"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM "cap"."published""#).await;
+    let handled = r#"INSERT INTO "cap"."published" ("Version", "Name", "Retries", "Added", "StatusName", "MessageId", "DueAt")
+                     SELECT 'v1', 'a', 1, now(), 'Scheduled', 'm' || n, now() - interval '1 minute'
+                     FROM generate_series(1, 150000) AS n;
+                     UPDATE "cap"."published" SET "StatusName" = 'Succeeded', "DueAt" = NULL"#;
+    run(&mut other, handled).await;
+    let mut times = Vec::new();
+    for _ in 0..12 {
+        let begun = std::time::Instant::now();
+        let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
+        assert_eq!(claimed.records, []);
+        times.push(begun.elapsed());
+    }
+    let (before, after) = times.split_at(3);
+    let (before, after) = (before.iter().min().unwrap(), after.iter().min().unwrap());
+    let is_slow = *before > Duration::from_millis(60);
+    assert!(!is_slow || *after < *before / 2, "claims of nothing took {times:?}");
+    let long_ago = Due::At(Timestamp::from_micros(1_600_000_000_000_000));
+    let late = cap_core::storage::NewRecord { state: lifecycle::scheduled(long_ago), ..message("late") };
+    storage.insert(Table::Outbox, vec![late], None).await.unwrap();
+    let inserted = std::time::Instant::now();
+    loop {
+        let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
+        if !claimed.records.is_empty() {
+            break;
+        }
+        let wait = claimed.next_due.expect("a claim that does not read everything says when the next one does");
+        assert!(inserted.elapsed() + wait < Duration::from_secs(20), "it is never found");
+    }
     database.drop().await;
 }

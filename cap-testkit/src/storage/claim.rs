@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cap_core::error::ErrorKind;
 use cap_core::storage::{Claim, ClaimRequest, Lane, NewRecord, Storage, Table};
@@ -143,7 +143,7 @@ pub(super) async fn a_claim_without_a_lease_is_refused(fixture: &dyn StorageFixt
     let lapsed = Worker::join(&storage).await?;
     lapsed.lapse(fixture).await?;
     for node in [NodeId::generate(), lapsed.node] {
-        let request = ClaimRequest { lane: Lane::Outbox, version: v1(), claim: Claim::by(node), limit: 10 };
+        let request = ClaimRequest::new(Lane::Outbox, v1(), Claim::by(node), 10);
         let kind = storage.claim(request).await.err().map(|error| error.kind());
         ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node without a lease");
         let found = the_record(&storage, Table::Outbox, &record.message_id).await?;
@@ -214,9 +214,6 @@ pub(super) async fn a_claim_does_not_wait_for_an_open_transaction(fixture: &dyn 
     Ok(())
 }
 
-/// How long a call may take that must not wait for a transaction which stays open: it would take for ever.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 async fn joined<T>(task: tokio::task::JoinHandle<CheckResult<T>>) -> CheckResult<T> {
     task.await.map_err(|error| Failure::new(error.to_string()))?
 }
@@ -237,31 +234,19 @@ pub(super) async fn next_due_waits_for_no_transaction_and_hinders_none(fixture: 
     Ok(())
 }
 
-/// The quickest of some empty claims: what one costs when nothing else disturbs it.
-async fn quickest_claim(worker: &Worker) -> CheckResult<Duration> {
-    let mut quickest = Duration::MAX;
-    for _ in 0..40 {
-        let begun = Instant::now();
-        let taken = worker.claim(Lane::Outbox, 10).await?;
-        quickest = quickest.min(begun.elapsed());
-        ensure_eq!(taken.records.len(), 0, "claimed records");
-    }
-    Ok(quickest)
-}
-
 /// A claim that reads twenty thousand records to find none takes many times as long as one that reads an index. The
 /// quickest of forty is compared: noise makes a call slower, never quicker.
 pub(super) async fn a_claim_does_not_pay_for_finished_and_delayed_records(fixture: &dyn StorageFixture) -> CheckResult {
     const EACH: usize = 10_000;
     let storage = opened(fixture).await?;
     let worker = Worker::join(&storage).await?;
-    let before = quickest_claim(&worker).await?;
+    let before = worker.quickest_claim(&Lane::Outbox).await?;
     for _ in 0..EACH / 500 {
         let finished = (0..500).map(|_| NewRecord { state: succeeded(1), ..message() });
         let delayed = (0..500).map(|_| message_due(Due::In(LONG)));
         insert(&storage, Table::Outbox, finished.chain(delayed).collect()).await?;
     }
-    let after = quickest_claim(&worker).await?;
+    let after = worker.quickest_claim(&Lane::Outbox).await?;
     let bound = before * 8 + Duration::from_micros(500);
     ensure!(after <= bound, "an empty claim took {before:?} before and {after:?} beside {EACH} finished and delayed");
     Ok(())

@@ -37,6 +37,22 @@ pub trait StorageFixture: Send + Sync + 'static {
         Box::pin(async { Err(unsupported("run a transactional handler")) })
     }
 
+    /// Begins the transaction of a handler that is at work on a record, as core does by
+    /// [`TransactAsync::begin`](cap_core::storage::TransactAsync::begin), on a handle of its own, and leaves it open
+    /// (capability `transactional_handlers`, where the storage [locks records](StorageFixture::locks_records)). None if
+    /// the record is not held under the settlement's token.
+    fn begin_handler(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Box<dyn HandlerTransaction>>>> {
+        let _ = settlement;
+        Box::pin(async { Err(unsupported("begin a handler's transaction")) })
+    }
+
+    /// Whether a handler's open transaction keeps its record locked, so that settlements, inserts and takeovers beside it
+    /// could wait for it. `false` where nothing is locked before the commit. With a [single
+    /// writer](StorageFixture::single_writer), which may keep others waiting, it is not asked.
+    fn locks_records(&self) -> bool {
+        true
+    }
+
     /// Lets at least so much time pass by the database's clock. A fixture that can move that clock may do so instead
     /// of waiting.
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
@@ -53,6 +69,25 @@ pub trait StorageFixture: Send + Sync + 'static {
     /// says so.
     fn reads_in_order(&self) -> bool {
         true
+    }
+
+    /// Whether the fixture can make the database [refuse writes](StorageFixture::set_writable).
+    fn can_refuse_writes(&self) -> bool {
+        false
+    }
+
+    /// Makes the database refuse every insert and update of the storage's records, whatever they are, or allows them again:
+    /// rights revoked and granted, a server made read-only, a disk without room. Connections that are open stay so.
+    fn set_writable(&self, writable: bool) -> BoxFuture<'_, Result<()>> {
+        let _ = writable;
+        Box::pin(async { Err(unsupported("make the database refuse writes")) })
+    }
+
+    /// A record for the outbox that the database refuses because of what is in it: a text that its encoding does not have,
+    /// a content that is too large for it. None where it takes everything. By default one that is longer than the
+    /// storage declares to take.
+    fn refused_record(&self) -> Option<NewRecord> {
+        None
     }
 
     /// Marks the tables as those of a schema version that the storage cannot know (capability `persistent`).
@@ -101,6 +136,15 @@ pub trait UserTransaction: Send {
     }
 
     /// Commits it.
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+
+    /// Rolls it back.
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+}
+
+/// The open transaction of a handler at work. Dropping it rolls it back.
+pub trait HandlerTransaction: Send {
+    /// Commits it, and with it the settlement that it was begun with; no message is published.
     fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
 
     /// Rolls it back.
@@ -160,8 +204,14 @@ pub struct StorageAbilities {
     pub capabilities: StorageCapabilities,
     /// Whether the fixture has an [unusable](StorageFixture::unusable) database.
     pub unusable: bool,
+    /// Whether the fixture can make the database [refuse writes](StorageFixture::can_refuse_writes).
+    pub refuses_writes: bool,
+    /// Whether there is a [record that the database refuses](StorageFixture::refused_record).
+    pub refuses_records: bool,
     /// Whether the fixture connects with a [secret](StorageFixture::secret).
     pub secret: bool,
+    /// Whether an open handler [locks its record](StorageFixture::locks_records), and other writers go on beside it.
+    pub locks_records: bool,
     /// Whether its server [reads in order](StorageFixture::reads_in_order).
     pub reads_in_order: bool,
 }
@@ -173,7 +223,10 @@ impl Fixture for dyn StorageFixture {
         StorageAbilities {
             capabilities: self.capabilities(),
             unusable: self.unusable().is_some(),
+            refuses_writes: self.can_refuse_writes(),
+            refuses_records: self.refused_record().is_some(),
             secret: self.secret().is_some(),
+            locks_records: self.locks_records() && !self.single_writer(),
             reads_in_order: self.reads_in_order(),
         }
     }

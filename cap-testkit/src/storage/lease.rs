@@ -121,10 +121,10 @@ pub(super) async fn what_the_dead_held_is_taken_over(fixture: &dyn StorageFixtur
     worker.lapse(fixture).await?;
     let taken_over = storage.take_over().await?;
     ensure_eq!(taken_over, TakenOver { nodes: vec![worker.node], outbox: 1, inbox: 1 }, "what was taken over");
-    let next = storage.next_due(v1(), vec![Lane::Outbox, lane("billing")]).await?;
+    let next = storage.next_due(v1(), vec![Lane::Outbox, suspects("billing")]).await?;
     ensure_eq!(next, vec![Some(Duration::ZERO); 2], "when what was taken over is due");
     let heir = Worker::join(&storage).await?;
-    for (lane, former, attempts) in [(Lane::Outbox, outgoing, 2), (lane("billing"), incoming, 3)] {
+    for (lane, former, attempts) in [(Lane::Outbox, outgoing, 2), (suspects("billing"), incoming, 3)] {
         let taken = heir.claim(lane, 10).await?;
         ensure_eq!(taken.ids(), former.ids(), "messages that the heir claims");
         ensure_eq!(taken.one()?.attempts, attempts, "attempts: that of the dead node counts");
@@ -216,7 +216,7 @@ pub(super) async fn what_a_receiver_held_is_taken_over(fixture: &dyn StorageFixt
     stored(&storage.insert(Table::Inbox, vec![held.clone()], Some(Claim::by(receiver.node))).await?)?;
     receiver.lapse(fixture).await?;
     ensure_eq!(storage.take_over().await?.inbox, 1, "inbox records taken over");
-    let taken = Worker::join(&storage).await?.claim(lane("billing"), 10).await?;
+    let taken = Worker::join(&storage).await?.claim(suspects("billing"), 10).await?;
     ensure_eq!((&taken.one()?.message_id, taken.one()?.attempts), (&held.message_id, 2), "what the heir claims");
     Ok(())
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::storage::{
-    BoxFuture, Enlist, Inserted, NewRecord, Settlement, Storage, StorageCapabilities, Transact, Transacted,
+    BoxFuture, Enlist, Inserted, NewRecord, Settlement, Storage, StorageCapabilities, Transact, TransactAsync,
+    Transacted,
 };
 use cap_core::{Error, Result};
 use cap_storage_memory::{MemoryStorage, MemoryStorageOptions, MemoryTransaction, Savepoint};
 
-use crate::storage::fixture::{Script, StorageFixture, UserTransaction};
+use crate::storage::fixture::{HandlerTransaction, Script, StorageFixture, UserTransaction};
 
-/// A fresh [`MemoryStorage`]. Time passes by moving its clock.
+/// A fresh [`MemoryStorage`], which locks what handlers are at work on. Time passes by moving its clock.
 #[derive(Debug, Clone)]
 pub struct MemoryFixture {
     storage: MemoryStorage,
@@ -22,7 +23,11 @@ const MAX_CONTENT: usize = 4 << 20;
 
 impl Default for MemoryFixture {
     fn default() -> Self {
-        let options = MemoryStorageOptions { max_content: Some(MAX_CONTENT), ..MemoryStorageOptions::default() };
+        let options = MemoryStorageOptions {
+            max_content: Some(MAX_CONTENT),
+            lock_records: true,
+            ..MemoryStorageOptions::default()
+        };
         Self { storage: MemoryStorage::with_options(options) }
     }
 }
@@ -75,6 +80,14 @@ impl StorageFixture for MemoryFixture {
         self.storage.transact(settlement, Box::new(work))
     }
 
+    fn begin_handler(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Box<dyn HandlerTransaction>>>> {
+        let storage = self.storage.clone();
+        Box::pin(async move {
+            let tx = TransactAsync::begin(&storage, settlement).await?;
+            Ok(tx.map(|tx| Box::new(Handler { storage, tx }) as Box<dyn HandlerTransaction>))
+        })
+    }
+
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
         self.storage.advance(time);
         Box::pin(async {})
@@ -122,5 +135,20 @@ impl UserTransaction for Transaction {
             self.tx.rollback();
             Ok(())
         })
+    }
+}
+
+struct Handler {
+    storage: MemoryStorage,
+    tx: MemoryTransaction,
+}
+
+impl HandlerTransaction for Handler {
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { TransactAsync::commit(&self.storage, self.tx, Vec::new()).await })
+    }
+
+    fn rollback(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { TransactAsync::rollback(&self.storage, self.tx).await })
     }
 }

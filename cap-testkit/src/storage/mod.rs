@@ -6,26 +6,31 @@
 //! Nothing sleeps: time passes by [`StorageFixture::pass`], and where the check needs to know how much of it has
 //! passed, it asks the database's clock. That something is *not* claimed is shown by a witness: a record that is.
 
+mod bounds;
 mod chore;
 mod claim;
 pub mod faults;
 mod fixture;
 mod inbox;
 mod lease;
+mod lock;
 mod memory;
 mod publish;
+mod refusal;
+mod runtime;
 pub mod scene;
 mod schema;
 mod settle;
 mod suite;
 mod support;
+mod suspect;
 mod table;
 mod time;
 mod transaction;
 mod upkeep;
 
 pub use faults::{FaultyFixture, Kill, StorageFault, fault_table};
-pub use fixture::{Script, ScriptEnd, StorageAbilities, StorageFixture, UserTransaction};
+pub use fixture::{HandlerTransaction, Script, ScriptEnd, StorageAbilities, StorageFixture, UserTransaction};
 pub use memory::MemoryFixture;
 pub use suite::{CHECKS, PROMISES, STORAGE_FAULTS, StorageCheck};
 

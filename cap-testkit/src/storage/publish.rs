@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::error::ErrorKind;
-use cap_core::lifecycle::{received, scheduled};
+use cap_core::lifecycle::{MAX_REASON, received, scheduled};
 use cap_core::storage::{Claim, Inserted, Lane, NewRecord, Query, Record, Settled, Storage, Table};
 use cap_core::{Due, NodeId};
 use tokio::task::JoinSet;
@@ -325,4 +325,38 @@ async fn die_in(polls: usize, call: impl Future<Output = cap_core::Result<()>> +
     };
     let lived = tokio::task::spawn_blocking(life).await.map_err(|error| Failure::new(error.to_string()))?;
     lived.map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Reasons are bounded in bytes, and columns often in characters of fewer.
+pub(super) async fn the_longest_reason_comes_back(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    let reasons = ["漢", "é", "🦀", "\u{10ffff}", "a\\'\"%;"].map(|text| {
+        let whole = text.repeat(MAX_REASON / text.len());
+        let rest = "x".repeat(MAX_REASON - whole.len());
+        whole + &rest
+    });
+    for table in [Table::Outbox, Table::Inbox] {
+        for reason in &reasons {
+            let (plain, own_lane) =
+                if table == Table::Outbox { (message(), Lane::Outbox) } else { (delivery("billing"), lane("billing")) };
+            let record = NewRecord { state: retry_in(1, Duration::ZERO, reason), ..plain };
+            let addresses = insert(&storage, table, vec![record.clone()]).await?;
+            let taken = worker.claim(own_lane.clone(), 1).await?;
+            ensure!(taken.one()?.reason.as_ref() == Some(reason), "a claim cut or changed {:.3}…", reason);
+            worker.settle(table, &taken, |attempts| retry_in(attempts, LONG, "no")).await?;
+            ensure_eq!(the_record(&storage, table, &record.message_id).await?.reason, Some("no".into()), "a reason");
+            storage.delete(table, addresses).await?;
+            let record =
+                NewRecord { message_id: message().message_id, state: retry_in(1, Duration::ZERO, "no"), ..record };
+            let addresses = insert(&storage, table, vec![record.clone()]).await?;
+            let taken = worker.claim(own_lane, 1).await?;
+            taken.one()?;
+            worker.settle(table, &taken, |attempts| dead(attempts, reason)).await?;
+            let found = the_record(&storage, table, &record.message_id).await?.reason;
+            ensure!(found.as_ref() == Some(reason), "a settlement cut or changed {:.3}…", reason);
+            storage.delete(table, addresses).await?;
+        }
+    }
+    Ok(())
 }

@@ -43,7 +43,7 @@ pub fn group() -> Group {
 pub fn succeeded() -> State {
     let keep = Duration::from_secs(60);
     let rules = Rules { retry: RetryPolicy::default(), keep_succeeded: keep, keep_dead: keep };
-    lifecycle::settle(1, Outcome::Succeeded, &rules, 0.0)
+    lifecycle::settle(&lifecycle::Begun::first(), Outcome::Succeeded, &rules, 0.0)
 }
 
 /// A node that has joined.
@@ -55,7 +55,7 @@ pub async fn node(storage: &dyn Storage) -> NodeId {
 
 /// A claim by a node.
 pub fn request(node: NodeId, lane: Lane, limit: usize) -> ClaimRequest {
-    ClaimRequest { lane, version: Version::default(), claim: Claim::by(node), limit }
+    ClaimRequest::new(lane, Version::default(), Claim::by(node), limit)
 }
 
 /// All records of a table.

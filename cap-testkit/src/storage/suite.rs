@@ -2,7 +2,10 @@
 
 use super::faults::StorageFault;
 use super::fixture::{StorageAbilities, StorageFixture};
-use super::{chore, claim, inbox, lease, publish, schema, settle, time, transaction, upkeep};
+use super::{
+    bounds, chore, claim, inbox, lease, lock, publish, refusal, runtime, schema, settle, suspect, time, transaction,
+    upkeep,
+};
 use crate::check::{Check, Need};
 
 /// A check of the storage suite.
@@ -23,6 +26,8 @@ pub const PROMISES: &[&str] = &[
     "insert/5",
     "insert/6",
     "insert/7",
+    "insert/8",
+    "insert/9",
     "claim/1",
     "claim/2",
     "claim/3",
@@ -30,10 +35,13 @@ pub const PROMISES: &[&str] = &[
     "claim/5",
     "claim/6",
     "claim/7",
+    "claim/8",
     "settle/1",
     "settle/2",
     "settle/3",
     "settle/4",
+    "settle/5",
+    "settle/6",
     "release/1",
     "release/2",
     "next_due/1",
@@ -46,6 +54,7 @@ pub const PROMISES: &[&str] = &[
     "take_over/2",
     "take_over/3",
     "take_over/4",
+    "take_over/5",
     "leave/1",
     "take_chore/1",
     "take_chore/2",
@@ -62,6 +71,7 @@ pub const PROMISES: &[&str] = &[
     "watch/1",
     "watch/2",
     "watch/3",
+    "watch/4",
     "Enlist/1",
     "Enlist/2",
     "Enlist/3",
@@ -93,6 +103,12 @@ mod needs {
     capability!(REFUSING_HANDLERS, "transactional_handlers and max_content", |can| {
         can.capabilities.transactional_handlers && has_small_limit(can)
     });
+    capability!(LOCKING_HANDLERS, "transactional_handlers that lock records beside other writers", |can| {
+        can.capabilities.transactional_handlers && can.locks_records
+    });
+    capability!(UNICODE, "Unicode (not ascii_only)", |can| !can.capabilities.ascii_only);
+    capability!(REFUSED_WRITES, "can_refuse_writes", |can| can.refuses_writes);
+    capability!(REFUSED_RECORDS, "refused_record or max_content", |can| can.refuses_records || has_small_limit(can));
     capability!(UNUSABLE, "unusable", |can| can.unusable);
     capability!(READS_IN_ORDER, "reads_in_order", |can| can.reads_in_order);
 

@@ -1,16 +1,17 @@
 //! What the checks share: records to insert, states to settle with, and a node that works.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cap_core::lifecycle::{Outcome, Rules, State, scheduled, settle};
+use cap_core::lifecycle::{Begin, Begun, Outcome, Rules, State, begin, scheduled, settle};
 use cap_core::storage::{
     Claim, ClaimRequest, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement, Storage, Table,
 };
 use cap_core::{Due, Group, MessageId, NodeId, RecordId, RetryPolicy, Timestamp, Topic, Version};
 
-use crate::check::CheckResult;
+use crate::check::{CheckResult, Failure};
 use crate::storage::fixture::StorageFixture;
 use crate::{ensure, ensure_eq};
 
@@ -22,6 +23,20 @@ pub(super) const SHORT: Duration = Duration::from_millis(300);
 pub(super) const MARGIN: Duration = Duration::from_millis(60);
 /// More records than any check makes.
 pub(super) const ALL: usize = 100_000;
+
+/// How long a call may take that must not wait for a transaction which stays open: it would take for ever.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The answer of a call that must not wait for a transaction which stays open.
+pub(super) async fn soon<T: Send + 'static>(
+    what: &str,
+    call: impl Future<Output = cap_core::Result<T>> + Send + 'static,
+) -> CheckResult<T> {
+    match tokio::time::timeout(PATIENCE, tokio::spawn(call)).await {
+        Ok(answer) => Ok(answer.map_err(|error| Failure::new(error.to_string()))??),
+        Err(_) => Err(format!("{what} waited for an open transaction").into()),
+    }
+}
 
 /// A prepared handle.
 pub(super) async fn opened(fixture: &dyn StorageFixture) -> CheckResult<Arc<dyn Storage>> {
@@ -61,6 +76,11 @@ pub(super) fn message_id(text: &str) -> MessageId {
 
 pub(super) fn lane(name: &str) -> Lane {
     Lane::Inbox(group(name))
+}
+
+/// The lane of a group's suspects.
+pub(super) fn suspects(name: &str) -> Lane {
+    Lane::Suspects(group(name))
 }
 
 /// A wrapper object around the payload.
@@ -122,7 +142,7 @@ fn rules(delay: Duration, keep: Duration) -> Rules {
 
 /// The state after attempt number `attempts`, as core computes it.
 pub(super) fn after_attempt(attempts: u32, outcome: Outcome) -> State {
-    settle(attempts, outcome, &rules(SHORT, KEEP), 0.5)
+    settle(&Begun::number(attempts), outcome, &rules(SHORT, KEEP), 0.5)
 }
 
 pub(super) fn succeeded(attempts: u32) -> State {
@@ -131,15 +151,39 @@ pub(super) fn succeeded(attempts: u32) -> State {
 
 /// Done, and to be collected almost at once.
 pub(super) fn succeeded_briefly() -> State {
-    settle(1, Outcome::Succeeded, &rules(SHORT, Duration::from_millis(1)), 0.5)
+    succeeded_for(Duration::from_millis(1))
+}
+
+/// Done, and to be kept for so long.
+pub(super) fn succeeded_for(keep: Duration) -> State {
+    settle(&Begun::first(), Outcome::Succeeded, &rules(SHORT, keep), 0.5)
 }
 
 pub(super) fn retry_in(attempts: u32, delay: Duration, reason: &str) -> State {
-    settle(attempts, Outcome::Failed(reason.into()), &rules(delay, KEEP), 0.5)
+    settle(&Begun::number(attempts), Outcome::Failed(reason.into()), &rules(delay, KEEP), 0.5)
+}
+
+/// Waiting, after so many attempts in a row that ended with their process, for an attempt that is due in `pause`.
+pub(super) fn given_back(crashes: u32, pause: Duration, reason: Option<&str>) -> State {
+    let begun = Begun { attempts: crashes + 1, crashes, reason: reason.map(ToOwned::to_owned) };
+    settle(&begun, Outcome::GivenBack(pause), &rules(SHORT, KEEP), 0.5)
 }
 
 pub(super) fn dead(attempts: u32, reason: &str) -> State {
     after_attempt(attempts, Outcome::Hopeless(reason.into()))
+}
+
+/// Given up after crashes, as `lifecycle::begin` has it.
+pub(super) fn dead_after_crashes(crashes: u32) -> State {
+    let rules = Rules { retry: RetryPolicy { crashes: 1, ..RetryPolicy::default() }, ..rules(SHORT, KEEP) };
+    let mut begun = Begun { attempts: crashes + 1, crashes: crashes - 1, reason: None };
+    if let Begin::Alone(state) = begin(&begun, &rules) {
+        begun = Begun { crashes, reason: state.reason().map(ToOwned::to_owned), ..begun };
+    }
+    match begin(&begun, &rules) {
+        Begin::Exhausted(state) => state,
+        begin => unreachable!("it was tried alone before: {begin:?}"),
+    }
 }
 
 /// The addresses of what was stored; a failure when something was not.
@@ -249,7 +293,7 @@ impl Worker {
     }
 
     pub(super) fn request(&self, lane: Lane, version: Version, limit: usize) -> ClaimRequest {
-        ClaimRequest { lane, version, claim: Claim::by(self.node), limit }
+        ClaimRequest::new(lane, version, Claim::by(self.node), limit)
     }
 
     pub(super) async fn claim(&self, lane: Lane, limit: usize) -> CheckResult<Taken> {
@@ -257,10 +301,25 @@ impl Worker {
     }
 
     pub(super) async fn claim_version(&self, lane: Lane, version: Version, limit: usize) -> CheckResult<Taken> {
-        let request = self.request(lane, version, limit);
+        self.claim_as(self.request(lane, version, limit)).await
+    }
+
+    pub(super) async fn claim_as(&self, request: ClaimRequest) -> CheckResult<Taken> {
         let claim = request.claim;
         let claimed = self.storage.claim(request).await?;
         Ok(Taken { claim, records: claimed.records, next_due: claimed.next_due })
+    }
+
+    /// The quickest of some empty claims: what one costs when nothing else disturbs it.
+    pub(super) async fn quickest_claim(&self, lane: &Lane) -> CheckResult<Duration> {
+        let mut quickest = Duration::MAX;
+        for _ in 0..40 {
+            let begun = Instant::now();
+            let taken = self.claim(lane.clone(), 10).await?;
+            quickest = quickest.min(begun.elapsed());
+            ensure_eq!(taken.records.len(), 0, "claimed records");
+        }
+        Ok(quickest)
     }
 
     /// Claims one outbox record.

@@ -517,6 +517,131 @@ macro_rules! for_each_storage_check {
                 catches: "an order that is guessed: the outcome of one message written to the record of another",
                 faults: [InsertMixesNewOnes]
             }
+            "S-103" suspect::a_takeover_counts_a_crash_and_no_attempt {
+                promises: ["take_over/2", "claim/1"],
+                catches: "a message that kills its process again and again without being found out",
+                faults: [TakeOverForgetsCrash, TakeOverCountsOneCrash, TakeOverForgetsReason, ClaimHidesCrashes, ListHidesCrashes]
+            }
+            "S-104" suspect::giving_back_keeps_crashes_and_reason {
+                promises: ["leave/1", "release/1", "release/2"],
+                catches: "a deployment that makes suspects, or that clears a killer of suspicion",
+                faults: [LeaveCountsCrash, LeaveForgetsCrashes, LeaveForgetsReason, ReleaseCountsCrash, ReleaseForgetsReason]
+            }
+            "S-105" suspect::crashes_are_those_of_the_state {
+                promises: ["insert/5", "settle/3", "requeue/1"],
+                catches: "a suspicion that outlives the attempt that disproved it",
+                faults: [InsertForgetsCrashes, SettleForgetsCrashes, SettleKeepsCrashes, RequeueKeepsCrashes]
+            }
+            "S-106" suspect::suspects_have_a_lane_of_their_own {
+                promises: ["claim/1", "claim/3"],
+                catches: "healthy records that wait behind a crash loop, suspects that are worked on like any other",
+                faults: [ClaimTakesSuspects, SuspectsClaimTakesAll, SuspectsOutOfOrder]
+            }
+            "S-107" suspect::next_due_is_right_for_suspects_and_others_apart {
+                promises: ["next_due/1", "claim/6"],
+                catches: "a lane that is woken again and again for what waits in another",
+                faults: [NextDueMixesLanes, ClaimNextDueMixesLanes]
+            }
+            "S-108" suspect::a_claim_does_not_pay_for_the_other_lanes {
+                promises: ["claim/7"], needs: READS_IN_ORDER,
+                catches: "an index without the group or the crashes: one group's backlog that slows the others",
+                faults: [ClaimScans]
+            }
+            "S-109" bounds::excepted_topics_are_left_alone {
+                promises: ["claim/1", "claim/6"],
+                catches: "a message taken by a node that cannot handle it; a list quoted by hand, or compared without case",
+                faults: [ClaimIgnoresExceptions, ExceptsWithoutCase, ExceptsByPattern]
+            }
+            "S-110" bounds::next_due_of_a_claim_is_not_that_of_excepted_topics {
+                promises: ["claim/6", "claim/1"],
+                catches: "a node that claims in a circle, because what it leaves alone is due",
+                faults: [ClaimNextDueCountsExcepted]
+            }
+            "S-111" bounds::what_waits_behind_excepted_topics_is_claimed {
+                promises: ["claim/1", "claim/3"],
+                catches: "a limit that is applied before the exception: one topic that blocks all others",
+                faults: [ExceptsWithinAHundred]
+            }
+            "S-112" bounds::a_claim_is_bounded_in_bytes {
+                promises: ["claim/8", "claim/6"],
+                catches: "memory bounded by count only; a large message that is never taken; a rest that nobody comes for",
+                faults: [ClaimIgnoresBytes, ClaimCountsCharacters, ClaimLeavesTheLarge, ClaimCutSaysNothing]
+            }
+            "S-113" bounds::claims_bounded_in_bytes_take_everything_in_order {
+                promises: ["claim/8", "claim/3"],
+                catches: "records that are skipped, or taken and not answered, where bytes cut an answer",
+                faults: [ClaimSkipsTheLarge, ClaimCutLosesOne]
+            }
+            "S-114" bounds::bytes_and_exceptions_go_together {
+                promises: ["claim/8", "claim/1", "claim/6"],
+                catches: "bytes of records that are left alone, counted as if they were taken",
+                faults: [ExceptedCountAsBytes]
+            }
+            "S-115" lock::a_settlement_does_not_wait_for_a_locked_record {
+                promises: ["settle/5", "settle/2"], needs: LOCKING_HANDLERS,
+                catches: "one abandoned handler behind whose transaction all outcomes wait",
+                faults: [SettleWaitsForTransactions, SettleOfLockedTakesBatchWithIt, SettleOfLockedIsLost, SettleOfLockedFails]
+            }
+            "S-116" lock::an_insert_does_not_wait_for_a_record_at_work {
+                promises: ["insert/8", "insert/3"], needs: LOCKING_HANDLERS,
+                catches: "a second delivery that waits for the handler of the first, and all deliveries behind it",
+                faults: [InsertWaitsForTransactions, InsertOfLockedFails, InsertOfLockedTakesBatchWithIt]
+            }
+            "S-117" lock::a_takeover_does_not_wait_for_a_locked_record {
+                promises: ["take_over/5", "take_over/2"], needs: LOCKING_HANDLERS,
+                catches: "one hanging handler of a dead node that keeps everything else it held",
+                faults: [TakeOverWaitsForTransactions, TakeOverForgetsLocked, TakeOverOfLockedFails]
+            }
+            "S-118" lock::leaving_does_not_wait_for_a_locked_record {
+                promises: ["leave/1", "take_over/5"], needs: LOCKING_HANDLERS,
+                catches: "a stop that hangs on a handler's transaction; a record that stays with the node that left",
+                faults: [LeaveWaitsForTransactions, LeaveForgetsLocked]
+            }
+            "S-119" lock::a_handler_at_work_hinders_nobody {
+                promises: ["claim/4", "next_due/2", "heartbeat/1", "join/1"], needs: LOCKING_HANDLERS,
+                catches: "a lease that is lost because a heartbeat waits for a handler",
+                faults: [ClaimWaitsForTransactions, NextDueWaitsForTransactions, HeartbeatWaitsForTransactions]
+            }
+            "S-120" time::no_time_is_too_far_off {
+                promises: ["insert/5", "settle/3", "claim/3", "claim/6", "next_due/1", "collect/1"],
+                catches: "a sum of times that overflows; a first or last moment that the column type does not have",
+                faults: [FarFutureOverflows, FarFutureRefused, EarliestRefused, LongRetentionOverflows]
+            }
+            "S-121" time::leases_and_terms_may_be_for_ever {
+                promises: ["join/1", "heartbeat/1", "heartbeat/2", "heartbeat/3", "take_chore/1", "take_chore/2"],
+                catches: "a long lease that is over at once, or that is refused",
+                faults: [LongLeaseOverflows, LongLeaseRefused, LongTermOverflows]
+            }
+            "S-122" publish::the_longest_reason_comes_back {
+                promises: ["insert/5", "settle/3"], needs: UNICODE,
+                catches: "a reason that the column has no room for: an outcome that is never written",
+                faults: [ReasonCutAt4000, ReasonWithoutEmoji, SettledReasonCutAt4000]
+            }
+            "S-123" upkeep::a_watch_says_that_it_listens {
+                promises: ["watch/4", "watch/2"], needs: WATCHES,
+                catches: "polls that go on beside a watch, or that are given up before it works",
+                faults: [WatchNeverListens, WatchListensTooSoon, WatchListensLate]
+            }
+            "S-124" refusal::what_the_environment_refuses_works_once_that_is_put_right {
+                promises: ["insert/9", "insert/4", "settle/6", "settle/4"], needs: REFUSED_WRITES,
+                catches: "a message that is given up for rights that somebody revoked; a connection that never recovers",
+                faults: [EnvironmentIsRejected, EnvironmentSticks, EnvironmentStoresAll]
+            }
+            "S-125" refusal::what_is_refused_for_its_content_is_rejected {
+                promises: ["insert/9", "insert/4"], needs: REFUSED_RECORDS,
+                catches: "one wrong message that is tried for ever, and its neighbours with it",
+                faults: [RefusalIsEnvironment, RefusalIsUnavailable, RefusedInsertStoresSome]
+            }
+            "S-126" runtime::heartbeats_go_on_while_every_worker_thread_is_blocked {
+                promises: ["join/1", "heartbeat/1"],
+                catches: "a lease that is lost because handlers block the threads on which its connection lives",
+                faults: [JoinNeedsRuntime, HeartbeatNeedsRuntime]
+            }
+            "S-127" runtime::heartbeats_go_on_from_the_next_runtime {
+                promises: ["join/1", "heartbeat/1"],
+                catches: "a connection kept for heartbeats that is dead with the runtime that made it",
+                faults: [HeartbeatKeepsFirstRuntime]
+            }
         }
     };
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use cap_core::storage::{Lane, NewRecord, Table};
-use cap_core::{Due, Timestamp};
+use cap_core::storage::{Chore, Lane, Lease, NewRecord, Settled, Settlement, Table, TakenOver};
+use cap_core::time::FAR;
+use cap_core::{Due, NodeId, Timestamp};
 
 use super::fixture::StorageFixture;
 use super::support::*;
@@ -137,5 +138,90 @@ pub(super) async fn a_hundred_years_are_no_overflow(fixture: &dyn StorageFixture
     ensure_eq!(worker.claim(Lane::Outbox, 10).await?.records.len(), 0, "records claimed a hundred years early");
     let next = storage.next_due(v1(), vec![Lane::Outbox]).await?;
     ensure!(next[0].is_some_and(|next| next > CENTURY / 2), "next due time: found {:?}", next[0]);
+    Ok(())
+}
+
+/// The ends of what core hands to a storage, and of what a user may configure.
+pub(super) async fn no_time_is_too_far_off(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    let long_ago = message_due(Due::At(Timestamp::from_micros(i64::MIN)));
+    let last_moment = message_due(Due::At(Timestamp::from_micros(i64::MAX)));
+    let for_ever = message_due(Due::In(Duration::MAX));
+    let kept = NewRecord { state: succeeded_for(Duration::MAX), ..message() };
+    let witness = message();
+    let before = database_now(&storage).await?;
+    let batch = [&witness, &for_ever, &last_moment, &long_ago, &kept].map(Clone::clone);
+    insert(&storage, Table::Outbox, batch.to_vec()).await?;
+    let found = the_record(&storage, Table::Outbox, &long_ago.message_id).await?;
+    ensure_eq!(found.due, Some(Timestamp::EARLIEST), "the first moment that there is");
+    let found = the_record(&storage, Table::Outbox, &last_moment.message_id).await?;
+    ensure_eq!(found.due, Some(Timestamp::LATEST), "the last moment that there is");
+    let found = the_record(&storage, Table::Outbox, &for_ever.message_id).await?;
+    ensure!(found.due >= Some(later(before, FAR)), "due in the longest delay: found {:?}", found.due);
+    let taken = worker.claim(Lane::Outbox, 10).await?;
+    let order: Vec<_> = taken.records.iter().map(|record| &record.message_id).collect();
+    ensure_eq!(order, [&long_ago.message_id, &witness.message_id], "claimed, the earliest due first");
+    ensure!(is_far(taken.next_due), "next due time of the claim: found {:?}", taken.next_due);
+    let next = storage.next_due(v1(), vec![Lane::Outbox]).await?;
+    ensure!(is_far(next[0]), "next due time: found {:?}", next[0]);
+    // The same by a settlement.
+    let states = [given_back(2, Duration::MAX, None), succeeded_for(Duration::MAX)];
+    let settlements = taken.records.iter().zip(states).map(|(record, state)| Settlement {
+        record: record.id,
+        token: taken.claim.token,
+        state,
+    });
+    let settled = storage.settle(Table::Outbox, settlements.collect()).await?;
+    ensure_eq!(settled, vec![Settled::Written; 2], "settlements with the longest pause and the longest retention");
+    let found = the_record(&storage, Table::Outbox, &long_ago.message_id).await?;
+    ensure!(found.due >= Some(later(before, FAR)), "due after the longest pause: found {:?}", found.due);
+    for record in [&kept, &witness] {
+        let found = the_record(&storage, Table::Outbox, &record.message_id).await?;
+        ensure!(found.expires >= Some(later(before, FAR)), "kept for the longest time: found {:?}", found.expires);
+    }
+    fixture.pass(SHORT).await;
+    ensure_eq!(storage.collect(Table::Outbox, 10).await?, 0, "collected of what is kept for the longest time");
+    ensure_eq!(worker.claim(Lane::Outbox, 10).await?.records.len(), 0, "claimed of what is due in the far future");
+    Ok(())
+}
+
+/// At least half a thousand years.
+fn is_far(time: Option<Duration>) -> bool {
+    time.is_some_and(|time| time >= FAR / 2)
+}
+
+/// Leases and terms come from the configuration as they are.
+pub(super) async fn leases_and_terms_may_be_for_ever(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker { storage: storage.clone(), node: NodeId::generate() };
+    storage.join(worker.node, Duration::MAX).await?;
+    let other = Worker::join(&storage).await?;
+    let next_expiry = async |lease| match storage.heartbeat(other.node, lease).await? {
+        Lease::Held { next_expiry } => CheckResult::Ok(next_expiry),
+        Lease::Lost => Err("a live lease was answered as Lost".into()),
+    };
+    let next = next_expiry(Duration::MAX).await?;
+    ensure!(is_far(next), "the end of another's endless lease, as told to a heartbeat: found {next:?}");
+    insert(&storage, Table::Outbox, messages(2)).await?;
+    worker.claim_message().await?;
+    for _ in 0..2 {
+        let renewed = storage.heartbeat(worker.node, Duration::MAX).await?;
+        ensure!(renewed != Lease::Lost, "an endless lease was answered as Lost");
+    }
+    fixture.pass(SHORT).await;
+    ensure_eq!(storage.take_over().await?, TakenOver::default(), "taken from a node with an endless lease");
+    let has_it = async |node, term| storage.take_chore(Chore::Collect, node, term).await;
+    ensure!(has_it(worker.node, Duration::MAX).await?, "a chore that nobody has was refused");
+    ensure!(!has_it(other.node, Duration::MAX).await?, "a chore was taken from a node that has it for ever");
+    ensure!(has_it(worker.node, Duration::MAX).await?, "a chore was refused to the node that has it for ever");
+    fixture.pass(SHORT).await;
+    ensure!(!has_it(other.node, LONG).await?, "a chore was taken later from a node that has it for ever");
+    // For ever is no longer than until it is changed.
+    ensure!(has_it(worker.node, SHORT).await?, "a shorter term was refused to the node that has the chore");
+    worker.lapse(fixture).await?;
+    ensure!(has_it(other.node, LONG).await?, "a chore whose term has passed was refused");
+    let taken = storage.take_over().await?;
+    ensure_eq!((taken.nodes, taken.outbox), (vec![worker.node], 1), "taken once the lease is over");
     Ok(())
 }

@@ -254,7 +254,7 @@ pub(super) async fn a_handler_without_the_record_leaves_nothing(fixture: &dyn St
     handling.storage.take_over().await?;
     for is_claimed_again in [false, true] {
         if is_claimed_again {
-            Worker::join(&handling.storage).await?.claim(lane("billing"), 1).await?.one()?;
+            Worker::join(&handling.storage).await?.claim(suspects("billing"), 1).await?.one()?;
         }
         let before = handling.record().await?;
         let outcome = fixture.transact(handling.settlement()?, script(vec![message()], ScriptEnd::Succeed)).await?;

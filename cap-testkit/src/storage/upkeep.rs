@@ -281,3 +281,35 @@ pub(super) async fn a_watch_may_be_dropped_at_any_time(fixture: &dyn StorageFixt
     watch.abort();
     Ok(())
 }
+
+/// What a watch did, in the order in which it did it.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Listens,
+    Wakes(Table),
+}
+
+/// One commit has to suffice: polls are as rare as a working watch allows.
+pub(super) async fn a_watch_says_that_it_listens(fixture: &dyn StorageFixture) -> CheckResult {
+    let (watcher, writer) = (opened(fixture).await?, opened(fixture).await?);
+    for table in [Table::Outbox, Table::Inbox] {
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let (wakes, storage) = (sender.clone(), Arc::clone(&watcher));
+        let wake = Wake::new(move |table| drop(wakes.send(Told::Wakes(table))));
+        let wake = wake.on_listening(move || drop(sender.send(Told::Listens)));
+        let watch = tokio::spawn(async move { storage.watch(wake).await });
+        let mut next = async |what: &str| match tokio::time::timeout(PATIENCE, told.recv()).await {
+            Ok(Some(told)) => CheckResult::Ok(told),
+            Ok(None) => Err("the watch ended".into()),
+            Err(_) => Err(format!("within {PATIENCE:?} {what}").into()),
+        };
+        let first = next("the watch did not say that it listens").await?;
+        ensure_eq!(first, Told::Listens, "what a watch tells first");
+        let record = if table == Table::Outbox { message() } else { delivery("billing") };
+        insert(&writer, table, vec![record]).await?;
+        while next("a commit to a table was not told of, though the watch listens").await? != Told::Wakes(table) {}
+        watch.abort();
+        let _ = watch.await;
+    }
+    Ok(())
+}

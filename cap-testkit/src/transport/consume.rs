@@ -4,8 +4,11 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::Poll;
 
+use cap_core::Message;
+use cap_core::transport::Delivery;
+
 use super::fixture::TransportFixture;
-use super::tools::{Outcomes, Scene, ensure_each_once, message, messages};
+use super::tools::{Outcomes, ROOMY, Scene, ensure_each_once, id, message, message_with, messages};
 use crate::check::CheckResult;
 use crate::{ensure, ensure_eq};
 
@@ -119,4 +122,74 @@ pub(super) async fn a_waiting_receive_is_woken(fixture: &dyn TransportFixture) -
 /// Polls once.
 async fn is_ready_now<T>(mut work: std::pin::Pin<&mut impl Future<Output = T>>) -> bool {
     std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context).is_ready())).await
+}
+
+/// A size of bodies that every transport takes.
+fn large(fixture: &dyn TransportFixture) -> usize {
+    fixture.capabilities().max_body.unwrap_or(usize::MAX).min(256 * 1024)
+}
+
+fn bodies(deliveries: &[Delivery]) -> usize {
+    deliveries.iter().map(|delivery| delivery.body.len()).sum()
+}
+
+pub(super) async fn no_more_bytes_than_the_budget_are_out(fixture: &dyn TransportFixture) -> CheckResult {
+    let scene = Scene::new(fixture);
+    let (transport, sender) = (scene.open().await?, scene.open().await?);
+    let topic = scene.topic("orders")?;
+    let size = large(fixture);
+    let mut wants = scene.subscription("billing", &[topic.as_str()], ROOMY)?;
+    wants.prefetch_bytes = size * 3;
+    let mut bounded = scene.subscribe(&transport, wants).await?;
+    let mut witness = scene.consumer(&sender, "witness", &topic).await?;
+    let sent: Vec<Message> = (0..10).map(|_| message_with(&topic, [], vec![b'1'; size].into())).collect();
+    let mut outcomes = Outcomes::none();
+    for message in &sent {
+        outcomes.append(scene.send(&sender, std::slice::from_ref(message)).await?);
+        // All ten reach another group: they are there, and are held back.
+        scene.take(&mut *witness, 1).await?;
+    }
+    let (mut received, mut out) = (Vec::new(), scene.receive(&mut *bounded, 1).await?);
+    while received.len() + out.len() < sent.len() {
+        let more = tokio::select! {
+            biased;
+            some = bounded.receive(100) => some?,
+            () = yield_times(100) => Vec::new(),
+        };
+        let nothing = more.is_empty();
+        out.extend(more);
+        let (count, bytes) = (out.len(), bodies(&out));
+        ensure!(bytes <= size * 3, "{count} deliveries with {bytes} bytes are out, {} bytes are allowed", size * 3);
+        if nothing {
+            scene.ack(&mut *bounded, &out[..1]).await?;
+            received.push(out.remove(0));
+            out.extend(if out.is_empty() { scene.receive(&mut *bounded, 1).await? } else { Vec::new() });
+        }
+    }
+    scene.ack(&mut *bounded, &out).await?;
+    received.append(&mut out);
+    scene.confirmed(outcomes).await?;
+    let distinct: std::collections::HashSet<&str> = received.iter().map(id).collect();
+    ensure_eq!(distinct.len(), sent.len(), "distinct messages among the deliveries");
+    Ok(())
+}
+
+pub(super) async fn a_message_larger_than_the_budget_arrives(fixture: &dyn TransportFixture) -> CheckResult {
+    let scene = Scene::new(fixture);
+    let transport = scene.open().await?;
+    let topic = scene.topic("orders")?;
+    let size = large(fixture);
+    let mut wants = scene.subscription("billing", &[topic.as_str()], ROOMY)?;
+    wants.prefetch_bytes = size / 2;
+    let mut consumer = scene.subscribe(&transport, wants).await?;
+    let sent = [message(&topic), message_with(&topic, [], vec![b'1'; size].into()), message(&topic)];
+    let outcomes = scene.send(&transport, &sent).await?;
+    let mut received = Vec::new();
+    while received.len() < sent.len() {
+        let some = scene.within("a delivery, large or small", consumer.receive(100)).await??;
+        scene.ack(&mut *consumer, &some).await?;
+        received.extend(some);
+    }
+    ensure_each_once("the consumer", &received, &sent)?;
+    scene.confirmed(outcomes).await
 }

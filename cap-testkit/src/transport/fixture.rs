@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Error, Result, Transport};
+use cap_core::{BoxFuture, Error, Message, Result, Topic, Transport};
 
 use crate::check::{Fixture, Need};
 
@@ -75,6 +75,40 @@ pub trait TransportFixture: Send + Sync + 'static {
         Box::pin(async { Err(Error::unsupported("open", "a place without a broker")) })
     }
 
+    /// Whether [`Self::poison`] makes poison.
+    fn can_poison(&self) -> bool {
+        false
+    }
+
+    /// Changes a message into one for which the broker breaks off (closes the channel, the connection), whatever the
+    /// transport itself would think of it. It keeps its id and its topic.
+    fn poison(&self, message: Message) -> Message {
+        message
+    }
+
+    /// Whether [`Self::fill`] works.
+    fn can_fill(&self) -> bool {
+        false
+    }
+
+    /// Sees to it that the broker takes nothing for this topic, which no group has subscribed: a queue for it is full.
+    fn fill(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        let _ = topic;
+        Box::pin(async { Err(Error::unsupported("fill", "a queue of this fixture")) })
+    }
+
+    /// Whether [`Self::set_alarm`] works.
+    fn can_set_alarm(&self) -> bool {
+        false
+    }
+
+    /// Brings the broker into a state in which it takes no messages at all and says so (an alarm), or out of it. It may
+    /// say so only to those who send.
+    fn set_alarm(&self, is_on: bool) -> BoxFuture<'_, Result<()>> {
+        let _ = is_on;
+        Box::pin(async { Err(Error::unsupported("set an alarm of", "the broker of this fixture")) })
+    }
+
     /// Removes what the check left on the broker. Called after each check.
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
@@ -94,6 +128,12 @@ pub struct TransportAbilities {
     pub open_nowhere: bool,
     /// The fixture tells a secret that must not be shown.
     pub secret: bool,
+    /// The fixture can make poison.
+    pub poison: bool,
+    /// The fixture can fill a queue.
+    pub fill: bool,
+    /// The fixture can set an alarm.
+    pub alarm: bool,
 }
 
 impl Fixture for dyn TransportFixture {
@@ -106,6 +146,9 @@ impl Fixture for dyn TransportFixture {
             cut_connections: self.can_cut_connections(),
             open_nowhere: self.can_open_nowhere(),
             secret: self.secret().is_some(),
+            poison: self.can_poison(),
+            fill: self.can_fill(),
+            alarm: self.can_set_alarm(),
         }
     }
 
@@ -134,3 +177,7 @@ pub(super) const CUT: TransportNeed =
 pub(super) const NOWHERE: TransportNeed =
     Need { name: "place without a broker in the fixture", declared: |able| able.open_nowhere };
 pub(super) const SECRET: TransportNeed = Need { name: "secret in the fixture", declared: |able| able.secret };
+pub(super) const POISON: TransportNeed =
+    Need { name: "message for which the broker breaks off", declared: |able| able.poison };
+pub(super) const FULL: TransportNeed = Need { name: "queue that the fixture can fill", declared: |able| able.fill };
+pub(super) const ALARM: TransportNeed = Need { name: "alarm that the fixture can set", declared: |able| able.alarm };

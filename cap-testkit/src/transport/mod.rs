@@ -12,6 +12,7 @@ pub mod faults;
 mod fixture;
 mod groups;
 mod lifecycle;
+mod neighbours;
 mod outage;
 mod routes;
 mod send;

@@ -57,6 +57,40 @@ pub(super) async fn id_topic_and_headers_arrive_unchanged(fixture: &dyn Transpor
     Ok(())
 }
 
+pub(super) async fn headers_that_brokers_read_arrive_unchanged(fixture: &dyn TransportFixture) -> CheckResult {
+    let scene = Scene::new(fixture);
+    let topic = scene.topic("orders")?;
+    // RabbitMQ's, its plugins', Kafka's and others': what they mean is not for a message of ours to say.
+    let more = [
+        ("CC", "elsewhere"),
+        ("BCC", "elsewhere"),
+        ("bcc", "elsewhere"),
+        ("x-death", "unnatural"),
+        ("x-delay", "86400000"),
+        ("x-delivery-count", "7"),
+        ("x-deduplication-header", "the same for all"),
+        ("x-stream-filter-value", "no"),
+        ("x-match", "all"),
+        ("expiration", "1"),
+        ("timestamp", "yesterday"),
+        ("priority", "high"),
+        ("delivery-mode", "1"),
+        ("reply-to", "nobody"),
+        ("user-id", "somebody else"),
+        ("message-id", "42"),
+        ("__TypeId__", "x"),
+        ("kafka_messageKey", "k"),
+        ("Nats-Msg-Id", "42"),
+    ];
+    let sent: Vec<Message> = (0..3).map(|_| message_with(&topic, more, Bytes::from_static(b"1"))).collect();
+    for (delivery, message) in round_trip(&scene, &sent).await?.iter().zip(&sent) {
+        for (name, value) in message.headers.iter() {
+            ensure_eq!(delivery.headers.get(name), Some(value), "header {name:?}");
+        }
+    }
+    Ok(())
+}
+
 fn has(message: &Message, name: &str) -> bool {
     message.headers.get(name).is_some()
 }

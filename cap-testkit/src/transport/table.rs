@@ -3,7 +3,7 @@
 use crate::check::Check;
 
 use super::fixture::{self, TransportAbilities, TransportFixture};
-use super::{acknowledge, consume, groups, lifecycle, outage, routes, send, shape};
+use super::{acknowledge, consume, groups, lifecycle, neighbours, outage, routes, send, shape};
 
 /// A check of the transport suite.
 pub type TransportCheck = Check<dyn TransportFixture, TransportAbilities>;
@@ -19,6 +19,8 @@ pub const PROMISES: &[&str] = &[
     "send/5",
     "send/6",
     "send/7",
+    "send/8",
+    "obstacle/1",
     "subscribe/1",
     "subscribe/2",
     "subscribe/3",
@@ -229,6 +231,30 @@ macro_rules! for_each_transport_check {
             "T-047" routes::asking_for_routes_sends_nothing {
                 promises: ["unrouted/3"], needs: CHECKS_ROUTES,
                 catches: "a probe that consumers get as a message"
+            }
+            "T-048" neighbours::a_message_for_which_the_broker_breaks_off_is_found {
+                promises: ["send/8", "send/4"], needs: POISON,
+                catches: "a channel's end reported for all that was on it, and for the next ones again"
+            }
+            "T-049" shape::headers_that_brokers_read_arrive_unchanged {
+                promises: ["send/6"],
+                catches: "header names with a meaning for the broker that reach it as they are"
+            }
+            "T-050" neighbours::a_full_queue_is_the_affair_of_its_topic {
+                promises: ["send/3", "send/4"], needs: FULL,
+                catches: "a refusal for the state of one topic taken for an outage of the broker"
+            }
+            "T-051" consume::no_more_bytes_than_the_budget_are_out {
+                promises: ["receive/2"],
+                catches: "memory bounded by the number of messages alone"
+            }
+            "T-052" consume::a_message_larger_than_the_budget_arrives {
+                promises: ["receive/2"],
+                catches: "a large message that waits for room that there never is"
+            }
+            "T-053" neighbours::an_alarm_is_told_while_it_lasts {
+                promises: ["obstacle/1", "send/5"], needs: ALARM,
+                catches: "a broker that takes nothing and looks healthy"
             }
         }
     };

@@ -50,7 +50,7 @@ impl<'a> Scene<'a> {
 
     pub(super) fn subscription(&self, group: &str, topics: &[&str], prefetch: usize) -> CheckResult<Subscription> {
         let topics = topics.iter().map(|topic| TopicPattern::try_from(*topic)).collect::<Result<_>>()?;
-        Ok(Subscription { group: self.group(group)?, topics, prefetch })
+        Ok(Subscription { group: self.group(group)?, topics, prefetch, prefetch_bytes: 64 * 1024 * 1024 })
     }
 
     /// A consumer of `group` for one exact topic.

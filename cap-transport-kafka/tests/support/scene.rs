@@ -44,7 +44,7 @@ impl Scene {
 
     pub(crate) fn wants(&self, topics: &[&str]) -> Subscription {
         let topics = topics.iter().map(|topic| (*topic).try_into().expect("a pattern")).collect();
-        Subscription { group: self.group(), topics, prefetch: 1_000 }
+        Subscription { group: self.group(), topics, prefetch: 1_000, prefetch_bytes: 64 * 1024 * 1024 }
     }
 }
 

@@ -10,9 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use cap_core::MessageId;
 use cap_testkit::server::Server;
 use cap_transport_rabbitmq::{RabbitMqOptions, Unroutable};
-use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -105,6 +106,59 @@ impl Raw {
     }
 }
 
+/// Binds a queue to a topic that takes nothing more.
+pub(crate) async fn fill(names: &Names, topic: &str) {
+    let raw = Raw::open().await;
+    let queue = names.unique("full");
+    let mut table = FieldTable::default();
+    table.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    table.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    raw.channel.queue_declare(queue.as_str().into(), options, table).await.expect("declared");
+    let (exchange, key) = (names.exchange().into(), topic.into());
+    let binding =
+        raw.channel.queue_bind(queue.as_str().into(), exchange, key, Default::default(), FieldTable::default());
+    binding.await.expect("bound");
+    raw.channel.confirm_select(Default::default()).await.expect("confirms");
+    loop {
+        let sending =
+            raw.channel.basic_publish("".into(), queue.as_str().into(), Default::default(), b"1", Default::default());
+        if sending.await.expect("sent").await.expect("an answer").is_nack() {
+            return;
+        }
+    }
+}
+
+/// A header of this name, passing through a [`Proxy`], makes RabbitMQ close the channel: it becomes a `BCC` that is no list.
+pub(crate) const CLOSES_CHANNEL: &str = "QCC";
+/// A header of this name, passing through a [`Proxy`], makes RabbitMQ close the connection: its value gets a type that does
+/// not exist.
+pub(crate) const CLOSES_CONNECTION: &str = "QCX";
+
+/// What the proxy finds, and what it makes of it: the header's name and the type of its value.
+const POISONS: [(&[u8; 5], &[u8; 5]); 2] = [(b"\x03QCCS", b"\x03BCCS"), (b"\x03QCXS", b"\x03QCX?")];
+
+/// Carries what a client sends, and poisons what asks for it.
+async fn carry(mut client: impl AsyncReadExt + Unpin, mut server: impl AsyncWriteExt + Unpin) -> std::io::Result<()> {
+    let mut held: Vec<u8> = Vec::new();
+    loop {
+        if client.read_buf(&mut held).await? == 0 {
+            return server.shutdown().await;
+        }
+        for (found, made) in POISONS {
+            while let Some(place) = held.windows(found.len()).position(|bytes| bytes == found) {
+                held[place..place + made.len()].copy_from_slice(made);
+            }
+        }
+        // The beginning of one may be at the end: nothing else that a client sends whole ends like it.
+        let is_begun = |length: &usize| POISONS.iter().any(|(found, _)| held.ends_with(&found[..*length]));
+        let kept = (1..5).rev().find(is_begun).unwrap_or(0);
+        let rest = held.split_off(held.len() - kept);
+        server.write_all(&held).await?;
+        held = rest;
+    }
+}
+
 /// Stands between a transport and the server. It cuts all connections, or stops carrying anything on those that there
 /// are, when it is told to.
 pub(crate) struct Proxy {
@@ -129,8 +183,19 @@ impl Proxy {
                     let Ok(mut server) = TcpStream::connect(server()).await else {
                         return;
                     };
+                    // Else a round trip takes as long as an acknowledgement of TCP may be put off.
+                    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                    let (from_client, mut to_client) = client.split();
+                    let (mut from_server, to_server) = server.split();
+                    let both = async {
+                        let answers = async {
+                            copy(&mut from_server, &mut to_client).await?;
+                            to_client.shutdown().await
+                        };
+                        tokio::try_join!(carry(from_client, to_server), answers)
+                    };
                     tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        _ = both => {}
                         _ = cuts.changed() => {}
                         _ = stalls.changed() => drop(cuts.changed().await),
                     }

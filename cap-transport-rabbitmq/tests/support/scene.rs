@@ -45,7 +45,7 @@ impl Scene {
 
     pub(crate) fn wants(&self, topics: &[&Topic]) -> Subscription {
         let topics = topics.iter().map(|topic| topic.as_str().try_into().expect("a pattern")).collect();
-        Subscription { group: self.group(), topics, prefetch: 1_000 }
+        Subscription { group: self.group(), topics, prefetch: 1_000, prefetch_bytes: 64 * 1024 * 1024 }
     }
 
     /// A queue as .NET CAP declares it, on its exchange.

@@ -87,7 +87,7 @@ impl Storage for Scripted {
 /// An engine, and what its collector asks.
 struct Collecting {
     asked: mpsc::UnboundedReceiver<Asked>,
-    _cap: Cap<Scripted>,
+    cap: Cap,
 }
 
 impl Collecting {
@@ -103,7 +103,19 @@ impl Collecting {
         };
         let storage = Scripted { inner: MemoryStorage::new(), asked: sender };
         let cap = Cap::builder().storage(storage).transport(MemoryTransport::new()).options(options);
-        Self { asked, _cap: cap.start().await.unwrap() }
+        let cap = cap.start().await.unwrap();
+        let mut collecting = Self { asked, cap: cap.erased() };
+        collecting.joins(None).await;
+        collecting
+    }
+
+    /// The node's keeper has a clock of its own: waits, without this clock going on, until it has joined under an id that
+    /// is not `former`.
+    async fn joins(&mut self, former: Option<NodeId>) {
+        while self.cap.health().node.is_none_or(|node| Some(node) == former) {
+            let pause = || std::thread::sleep(Duration::from_millis(1));
+            tokio::task::spawn_blocking(pause).await.unwrap();
+        }
     }
 
     async fn next(&mut self) -> Asked {
@@ -178,5 +190,6 @@ async fn a_node_without_a_lease_collects_nothing_and_asks_again_under_a_new_id()
     let mut collector = Collecting::start().await;
     let lost = Error::new(ErrorKind::LeaseLost, "take a chore from", "the test", "no lease");
     let former = collector.asks_for_its_turn(Err(lost)).await;
+    collector.joins(Some(former)).await;
     assert_ne!(collector.asks_for_its_turn(Ok(false)).await, former);
 }

@@ -27,8 +27,20 @@ pub(crate) enum Fault {
     SettleAnswerLost(Table),
     /// The settlement is not written.
     SettleRefused(Table),
+    /// The settlement of one record finds it locked by somebody's open transaction.
+    SettleFindsLocked(Table),
     /// The insert is made, its answer is lost.
     InsertAnswerLost(Table),
+    /// A look for what is due fails.
+    LookFails,
+    /// A heartbeat fails.
+    HeartbeatFails,
+    /// A heartbeat panics.
+    HeartbeatPanics,
+    /// A node cannot join.
+    JoinFails,
+    /// Collecting fails.
+    CollectFails,
 }
 
 /// What may hang.
@@ -36,6 +48,28 @@ pub(crate) enum Fault {
 pub(crate) enum Call {
     TakeOver,
     Release,
+    Leave,
+}
+
+/// What is about to be written.
+pub(crate) enum Writes<'w> {
+    Insert(Table, &'w [NewRecord]),
+    Settle(&'w [Settlement]),
+}
+
+type Refuse = dyn Fn(Writes<'_>) -> Option<Error> + Send;
+
+struct Refuses(Box<Refuse>);
+
+impl std::fmt::Debug for Refuses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Refuses")
+    }
+}
+
+/// The error of a database that blames what it was given, or somebody else.
+pub(crate) fn refusal(kind: ErrorKind) -> Error {
+    Error::new(kind, "write to", "the double", "on purpose")
 }
 
 /// A memory storage that has each of its faults once, in any order.
@@ -45,6 +79,7 @@ pub(crate) struct Faulty {
     faults: Arc<Mutex<Vec<Fault>>>,
     late: Arc<Mutex<Option<ClaimRequest>>>,
     hanging: Arc<Mutex<Option<Call>>>,
+    refusing: Arc<Mutex<Option<Refuses>>>,
     pub(crate) heartbeats: watch::Sender<u32>,
 }
 
@@ -55,8 +90,18 @@ impl Faulty {
             faults: Arc::new(Mutex::new(faults.to_vec())),
             late: Arc::default(),
             hanging: Arc::default(),
+            refusing: Arc::default(),
             heartbeats: watch::Sender::new(0),
         }
+    }
+
+    /// From now on what is written is refused as this says.
+    pub(crate) fn refuse(&self, refuse: impl Fn(Writes<'_>) -> Option<Error> + Send + 'static) {
+        *self.refusing.lock().unwrap() = Some(Refuses(Box::new(refuse)));
+    }
+
+    fn refusal(&self, writes: Writes<'_>) -> Option<Error> {
+        self.refusing.lock().unwrap().as_ref().and_then(|Refuses(refuse)| refuse(writes))
     }
 
     /// From now on this call is never answered.
@@ -105,6 +150,9 @@ impl Storage for Faulty {
         claim: Option<Claim>,
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
+            if let Some(error) = self.refusal(Writes::Insert(table, &records)) {
+                return Err(error);
+            }
             let answer = self.inner.insert(table, records, claim).await;
             if self.strikes(Fault::InsertAnswerLost(table)) { Err(away()) } else { answer }
         })
@@ -130,6 +178,13 @@ impl Storage for Faulty {
             if self.strikes(Fault::SettleRefused(table)) {
                 return Err(away());
             }
+            if let Some(error) = self.refusal(Writes::Settle(&settlements)) {
+                return Err(error);
+            }
+            if settlements.len() > 1 && self.strikes(Fault::SettleFindsLocked(table)) {
+                let others = self.inner.settle(table, settlements[1..].to_vec()).await?;
+                return Ok(std::iter::once(Settled::Locked).chain(others).collect());
+            }
             let answer = self.inner.settle(table, settlements).await;
             if self.strikes(Fault::SettleAnswerLost(table)) { Err(away()) } else { answer }
         })
@@ -147,13 +202,25 @@ impl Storage for Faulty {
         })
     }
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
+        if self.strikes(Fault::LookFails) {
+            return Box::pin(async { Err(away()) });
+        }
         self.inner.next_due(version, lanes)
     }
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
+        if self.strikes(Fault::JoinFails) {
+            return Box::pin(async { Err(away()) });
+        }
         self.inner.join(node, lease)
     }
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
         self.heartbeats.send_modify(|heartbeats| *heartbeats += 1);
+        if self.strikes(Fault::HeartbeatFails) {
+            return Box::pin(async { Err(away()) });
+        }
+        if self.strikes(Fault::HeartbeatPanics) {
+            return Box::pin(async { panic!("on purpose") });
+        }
         self.inner.heartbeat(node, lease)
     }
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
@@ -163,12 +230,18 @@ impl Storage for Faulty {
         })
     }
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
-        self.inner.leave(node)
+        Box::pin(async move {
+            self.may_hang(Call::Leave).await;
+            self.inner.leave(node).await
+        })
     }
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
         self.inner.take_chore(chore, node, term)
     }
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
+        if self.strikes(Fault::CollectFails) {
+            return Box::pin(async { Err(away()) });
+        }
         self.inner.collect(table, limit)
     }
     fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
@@ -209,11 +282,46 @@ pub(crate) enum Trouble {
 pub(crate) struct Troubled {
     inner: MemoryTransport,
     troubles: Arc<Mutex<VecDeque<Trouble>>>,
+    refusing: Arc<Mutex<Option<RefusesToSend>>>,
+    pub(crate) obstacle: Arc<Mutex<Option<Error>>>,
+}
+
+type RefuseToSend = dyn Fn(&cap::Message) -> Option<Error> + Send;
+
+struct RefusesToSend(Box<RefuseToSend>);
+
+impl std::fmt::Debug for RefusesToSend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RefusesToSend")
+    }
 }
 
 impl Troubled {
     pub(crate) fn new(troubles: impl IntoIterator<Item = Trouble>) -> Self {
-        Self { inner: MemoryTransport::new(), troubles: Arc::new(Mutex::new(troubles.into_iter().collect())) }
+        Self::over(MemoryTransport::new(), troubles)
+    }
+
+    pub(crate) fn over(inner: MemoryTransport, troubles: impl IntoIterator<Item = Trouble>) -> Self {
+        let troubles = Arc::new(Mutex::new(troubles.into_iter().collect()));
+        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default() }
+    }
+
+    /// From now on what is sent is refused as this says.
+    pub(crate) fn refuse(&self, refuse: impl Fn(&cap::Message) -> Option<Error> + Send + 'static) {
+        *self.refusing.lock().unwrap() = Some(RefusesToSend(Box::new(refuse)));
+    }
+
+    fn refused(&self, messages: Vec<Outgoing>) -> Vec<Outgoing> {
+        let refusing = self.refusing.lock().unwrap();
+        let Some(RefusesToSend(refuse)) = &*refusing else { return messages };
+        let taken = messages.into_iter().filter_map(|sent| match refuse(&sent.message) {
+            Some(error) => {
+                sent.confirm.report(Err(error));
+                None
+            }
+            None => Some(sent),
+        });
+        taken.collect()
     }
 
     /// Sends that are yet to go wrong.
@@ -240,7 +348,7 @@ impl Transport for Troubled {
         let trouble = self.troubles.lock().unwrap().pop_front();
         Box::pin(async move {
             match trouble {
-                None => self.inner.send(messages).await,
+                None => self.inner.send(self.refused(messages)).await,
                 Some(Trouble::Away) => messages.into_iter().for_each(|sent| sent.confirm.report(Err(away()))),
                 Some(Trouble::ConfirmsLost) => {
                     self.inner.send(messages.iter().map(|sent| unheard(sent.message.clone())).collect()).await;
@@ -252,6 +360,9 @@ impl Transport for Troubled {
                 }
             }
         })
+    }
+    fn obstacle(&self) -> Option<Error> {
+        self.obstacle.lock().unwrap().clone()
     }
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
         self.inner.subscribe(subscription)

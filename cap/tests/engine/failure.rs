@@ -8,7 +8,7 @@ use cap::{
     Context, Due, Group, HandlerError, Json, MessageId, Publish, RetryPolicy, Status, Subscribe, Table, Topic, Version,
 };
 
-use crate::support::{Seen, Shop, idle, record};
+use crate::support::{Seen, Shop, eventually, idle, record};
 
 #[tokio::test]
 async fn a_failed_handler_is_tried_again_and_a_permanent_failure_is_not() {
@@ -116,22 +116,21 @@ async fn wrong_messages_are_parked_with_their_reason_and_the_others_go_on() {
 #[tokio::test]
 async fn a_message_that_nobody_wants_is_kept_with_its_reason_and_blocks_nobody() {
     let shop = Shop::new();
-    let (seen, dead) = (Seen::<u32>::new(), Seen::new());
-    let notified = dead.clone();
-    let cap = shop
-        .builder()
-        .subscribe("wanted", "g", record(&seen))
-        .on_dead(move |letter| notified.push((letter.table, letter.attempts, letter.topic.to_string())))
-        .start()
-        .await
-        .unwrap();
+    let seen = Seen::<u32>::new();
+    let cap = shop.builder().subscribe("wanted", "g", record(&seen)).start().await.unwrap();
     cap.publish("unwanted", &1).await.unwrap();
     cap.publish("wanted", &2).await.unwrap();
     assert_eq!(seen.next().await, 2);
-    assert_eq!(dead.next().await, (Table::Outbox, 3, "unwanted".to_owned()));
-    let record =
-        shop.records(Table::Outbox).await.into_iter().find(|record| record.topic.as_str() == "unwanted").unwrap();
+    // Not even after more than the three attempts that are allowed.
+    let record = eventually(async || {
+        let unwanted = |record: &cap::storage::Record| record.topic.as_str() == "unwanted" && record.reason.is_some();
+        shop.records(Table::Outbox).await.into_iter().find(unwanted)
+    })
+    .await;
     assert!(record.reason.unwrap().contains("unwanted"));
+    assert_eq!((record.status == Status::Failed, record.attempts <= 1), (false, true));
+    let waiting = cap.health().waiting;
+    assert_eq!((waiting.len(), waiting[0].topic.as_str(), &waiting[0].group), (1, "unwanted", &None));
     cap.stop().await;
 }
 

@@ -3,8 +3,8 @@
 use cap::memory::MemoryStorage;
 use cap::{Cap, Context, Publish, Status, Table};
 
-use crate::doubles::{Call, Fault, Faulty, Trouble, Troubled};
-use crate::support::{PATIENCE, Seen, Shop, idle, options, record};
+use crate::doubles::{Call, Fault, Faulty, Trouble, Troubled, Writes, refusal};
+use crate::support::{PATIENCE, Seen, Shop, becomes, idle, options, record};
 
 const MESSAGES: u32 = 40;
 
@@ -105,18 +105,14 @@ async fn an_absent_broker_costs_no_attempts_and_health_tells_of_it() {
         .start()
         .await
         .unwrap();
+    becomes(&cap, true).await;
     cap.publish("t", &1).await.unwrap();
-    let ill = async {
-        while cap.health().is_well() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, ill).await.expect("health never told of the outage");
-    assert!(cap.health().ill().any(|(name, error)| name == "relay" && error.is_retryable()));
+    becomes(&cap, false).await;
+    assert!(cap.health().ill().any(|(name, error)| name == "broker" && error.is_retryable()));
     assert_eq!(tokio::time::timeout(PATIENCE * 4, seen.next()).await.unwrap(), 1);
     assert_eq!(transport.left(), 0);
     idle(&cap).await;
-    assert!(cap.health().is_well(), "{:?}", cap.health());
+    assert!(cap.health().ready, "{:?}", cap.health());
     let outbox = shop.records(Table::Outbox).await;
     assert_eq!((outbox[0].status, outbox[0].attempts), (Status::Succeeded, 1));
     cap.stop().await;
@@ -169,12 +165,52 @@ async fn keeps_its_lease(hanging: Call, faults: &[Fault]) {
     assert!(!context.is_cancelled(), "the lease was lost");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_takeover_that_hangs_costs_no_lease() {
     keeps_its_lease(Call::TakeOver, &[]).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_release_of_a_claim_in_doubt_that_hangs_costs_no_lease() {
     keeps_its_lease(Call::Release, &[Fault::ClaimAnswerLost(Table::Outbox)]).await;
+}
+
+#[tokio::test]
+async fn what_an_open_transaction_has_locked_is_settled_later_and_the_others_at_once() {
+    survives(&[Fault::SettleFindsLocked(Table::Inbox), Fault::SettleFindsLocked(Table::Inbox)]).await;
+    survives(&[Fault::SettleFindsLocked(Table::Outbox)]).await;
+}
+
+#[tokio::test]
+async fn a_sign_off_that_hangs_does_not_hold_up_the_next_life_nor_a_stop() {
+    let storage = Faulty::new(MemoryStorage::new(), &[Fault::ClaimPanics(Table::Outbox)]);
+    let seen = Seen::<u32>::new();
+    let builder = Cap::builder().storage(storage.clone()).transport(cap::memory::MemoryTransport::new());
+    let cap = builder.options(options()).subscribe("t", "g", record(&seen)).start().await.unwrap();
+    becomes(&cap, true).await;
+    storage.hang(Call::Leave);
+    cap.publish("t", &1).await.unwrap();
+    // What the former life holds is taken over when its lease is over.
+    assert_eq!(seen.next().await, 1);
+    let began = tokio::time::Instant::now();
+    cap.stop().await;
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_stop_ends_in_time_while_the_storage_refuses_every_outcome() {
+    let storage = Faulty::new(MemoryStorage::new(), &[]);
+    storage.refuse(|writes| match writes {
+        Writes::Settle(..) => Some(refusal(cap::ErrorKind::Environment)),
+        Writes::Insert(..) => None,
+    });
+    let seen = Seen::<u32>::new();
+    let options = cap::Options { drain: std::time::Duration::from_millis(200), ..options() };
+    let builder = Cap::builder().storage(storage.clone()).transport(cap::memory::MemoryTransport::new());
+    let cap = builder.options(options).subscribe("t", "g", record(&seen)).start().await.unwrap();
+    cap.publish("t", &1).await.unwrap();
+    assert_eq!(seen.next().await, 1);
+    let began = tokio::time::Instant::now();
+    cap.stop().await;
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cap::{Context, Json, Options, Publish, Status, Step, Subscribe, Table};
 
-use crate::support::{Seen, Shop, idle, options};
+use crate::support::{Seen, Shop, eventually, idle, options};
 
 #[tokio::test]
 async fn a_stop_waits_for_what_runs() {
@@ -201,4 +201,28 @@ async fn dropping_the_last_handle_stops() {
     assert!(seen.rest().await.is_empty());
     drop(cap);
     assert_eq!(seen.next().await, "gone");
+}
+
+#[test]
+fn a_runtime_may_end_while_a_handler_hangs_and_many_jobs_wait_behind_it() {
+    let ended = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (shop, begun) = (Shop::new(), Seen::new());
+            let handler = begun.clone();
+            let hangs = move |_: Json<u32>| {
+                handler.push(());
+                std::future::pending::<()>()
+            };
+            let cap = shop.builder().subscribe("t", "g", hangs).start().await.unwrap();
+            cap.publish_many((0..100).map(|n| Publish::json("t", &n))).await.unwrap();
+            begun.next().await;
+            let fills = async || (cap.in_flight() > 1).then_some(());
+            eventually(fills).await;
+            std::mem::forget(cap);
+        });
+        // Without a stop, as at the end of `main`.
+        drop(runtime);
+    });
+    ended.join().unwrap();
 }

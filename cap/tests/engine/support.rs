@@ -55,6 +55,20 @@ pub(crate) fn record<T: Send + 'static>(
     }
 }
 
+/// Looks again and again, until there is something.
+pub(crate) async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            // Between two looks.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.expect("it never came to be")
+}
+
 /// An hour between polls: what happens all the same was woken.
 pub(crate) fn never_polling() -> Options {
     Options { poll: Duration::from_secs(3600), ..options() }
@@ -90,6 +104,11 @@ impl Shop {
         let query = Query { version: Some(Version::default()), limit: 10_000, ..Query::default() };
         self.storage.list(table, query).await.unwrap()
     }
+}
+
+/// Waits until the engine is ready, or is not.
+pub(crate) async fn becomes<S: ?Sized>(cap: &Cap<S>, ready: bool) {
+    eventually(async || (cap.health().ready == ready).then_some(())).await;
 }
 
 pub(crate) async fn idle<S: ?Sized>(cap: &Cap<S>) {

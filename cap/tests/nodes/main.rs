@@ -6,6 +6,7 @@
 
 mod collecting;
 mod fencing;
+mod neighbours;
 mod owning;
 mod sharing;
 mod stopping;

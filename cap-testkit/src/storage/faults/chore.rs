@@ -5,7 +5,7 @@ use std::time::Duration;
 use cap_core::storage::{Chore, Storage};
 use cap_core::{NodeId, Result};
 
-use super::double::{Double, LONG, whole_seconds_up};
+use super::double::{Double, LONG, VERY_LONG, whole_seconds_up};
 use super::fault::StorageFault as Fault;
 
 impl Double {
@@ -14,6 +14,7 @@ impl Double {
         let before = self.memo().chore;
         let term = match (self.fault, before) {
             (Some(Fault::ChoreNeverEnds), _) => LONG,
+            (Some(Fault::LongTermOverflows), _) if term > VERY_LONG => Duration::ZERO,
             (Some(Fault::ChoreTermRoundedDown), _) => Duration::from_secs(term.as_secs()),
             (Some(Fault::ChoreTermRoundedUp), _) => whole_seconds_up(term),
             (Some(Fault::ChoreOnlyExtended), Some((_, old))) => term.max(old),

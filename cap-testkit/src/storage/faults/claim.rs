@@ -4,20 +4,27 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use cap_core::lifecycle::{received, scheduled};
-use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Settled, Settlement, Storage, Table};
+use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record, Settled, Settlement, Storage, Table};
 use cap_core::{Due, ErrorKind, Result, Status, Version};
 
-use super::double::{ALL, Altered, Double, LONG, due_again, error, given_back};
+use super::double::{
+    ALL, Altered, Double, LONG, briefly_kept, cut_at_4000, due_again, error, given_back, reason_changed,
+};
 use super::fault::StorageFault as Fault;
+use super::suspect::without_crashes;
 
 impl Double {
     pub(super) async fn claim(&self, mut request: ClaimRequest) -> Result<Claimed> {
         let inner = self.inner();
+        self.is_writable()?;
         match self.fault {
             Some(Fault::ClaimIgnoresLimit) => request.limit = ALL,
             Some(Fault::ClaimWaitsForTransactions) => self.until_no_transaction_is_open().await,
             Some(Fault::ClaimScans) => drop(self.all(request.lane.table()).await?),
             _ => {}
+        }
+        if self.leaves_all(&mut request).await? {
+            return Ok(Claimed { next_due: Some(Duration::ZERO), ..Claimed::default() });
         }
         let mut result = inner.claim(request.clone()).await;
         if self.has(Fault::ClaimWithoutLease) && result.is_err() {
@@ -32,6 +39,8 @@ impl Double {
                 claimed.records.extend(inner.claim(request).await?.records);
             }
         }
+        self.spoil_lanes(&request, &mut claimed).await?;
+        self.spoil_bounds(&request, &mut claimed).await?;
         self.remember_claim(&request.lane, request.claim, &claimed.records);
         self.spoil_claim(&request, &mut claimed).await?;
         Ok(claimed)
@@ -44,9 +53,10 @@ impl Double {
                 claimed.records.extend(previous);
             }
             Some(Fault::ClaimAnswersReversed) => claimed.records.reverse(),
+            Some(Fault::ClaimHidesCrashes) => claimed.records.iter_mut().for_each(|record| record.crashes = 0),
             Some(Fault::ClaimHidesOwner) => claimed.records.iter_mut().for_each(|record| record.owner = None),
             Some(Fault::ClaimDoesNotCount) => {
-                let settlement = |record: &cap_core::storage::Record| Settlement {
+                let settlement = |record: &Record| Settlement {
                     record: record.id,
                     token: request.claim.token,
                     state: received(true),
@@ -73,13 +83,24 @@ impl Double {
 
     pub(super) async fn settle(&self, table: Table, mut settlements: Vec<Settlement>) -> Result<Vec<Settled>> {
         let inner = self.inner();
+        self.is_writable()?;
         self.memo().settled.extend(settlements.iter().map(|settlement| (table, settlement.record)));
         for settlement in &mut settlements {
             self.spoil_settlement(table, settlement);
         }
+        if self.has(Fault::SettleKeepsCrashes) {
+            self.keep_crashes(table, &settlements).await?;
+        }
         match self.fault {
             Some(Fault::EmptyListFails) if settlements.is_empty() => {
                 return Err(error(ErrorKind::Rejected, "syntax error near `)`"));
+            }
+            Some(Fault::SettleWaitsForTransactions) => self.until_no_transaction_is_open().await,
+            Some(Fault::SettleOfLockedTakesBatchWithIt) if self.has_locked(&settlements) => {
+                return Ok(vec![Settled::Locked; settlements.len()]);
+            }
+            Some(Fault::SettleOfLockedFails) if self.has_locked(&settlements) => {
+                return Err(error(ErrorKind::Unavailable, "lock wait timeout exceeded"));
             }
             Some(Fault::LostSettlementTakesBatchWithIt) => {
                 let memo = self.memo();
@@ -113,11 +134,20 @@ impl Double {
         }
         let mut settled = inner.settle(table, settlements).await?;
         match self.fault {
+            Some(Fault::SettleOfLockedIsLost) => {
+                let locked = settled.iter_mut().filter(|settled| **settled == Settled::Locked);
+                locked.for_each(|settled| *settled = Settled::Lost);
+            }
             Some(Fault::SettleAnswersReversed) => settled.reverse(),
             Some(Fault::SecondSettlementWritten) => settled.fill(Settled::Written),
             _ => {}
         }
         Ok(settled)
+    }
+
+    fn has_locked(&self, settlements: &[Settlement]) -> bool {
+        let memo = self.memo();
+        settlements.iter().any(|settlement| memo.locked.contains(&settlement.record))
     }
 
     fn spoil_settlement(&self, table: Table, settlement: &mut Settlement) {
@@ -137,6 +167,9 @@ impl Double {
             Some(Fault::SettleInFlightLetsGo) if state.status() == Status::Queued => {
                 settlement.state = scheduled(Due::Now);
             }
+            Some(Fault::LongRetentionOverflows) => settlement.state = briefly_kept(state),
+            Some(Fault::SettledReasonCutAt4000) => settlement.state = reason_changed(state, cut_at_4000),
+            Some(Fault::SettleForgetsCrashes) => settlement.state = without_crashes(state),
             Some(Fault::FinishedIsDueAgain) => settlement.state = due_again(state),
             _ => {}
         }
@@ -164,6 +197,12 @@ impl Double {
                 }
                 Ok(number.min(1))
             }
+            Some(Fault::ReleaseCountsCrash | Fault::ReleaseForgetsReason) => {
+                let held = self.held(table).await?;
+                let released = inner.release(table, claim).await?;
+                self.spoil_given_back(table, &held).await?;
+                Ok(released)
+            }
             _ => inner.release(table, claim).await,
         }
     }
@@ -175,11 +214,17 @@ impl Double {
         let mut next = self.inner().next_due(version.clone(), lanes.clone()).await?;
         match self.fault {
             Some(Fault::NextDueReversed) => next.reverse(),
+            Some(Fault::NextDueMixesLanes) => {
+                for (lane, next) in lanes.iter().zip(&mut next) {
+                    *next = self.next_of_both(&version, lane).await?;
+                }
+            }
             Some(Fault::NextDueCountsHeld) => {
                 for (lane, next) in lanes.into_iter().zip(&mut next) {
                     let held = self.holds(lane.table()).await?;
-                    let group = if let Lane::Inbox(group) = lane { Some(group) } else { None };
-                    if held.iter().any(|(record, _)| record.group == group && record.version == version) {
+                    let is_held =
+                        |(record, _): &(Record, _)| record.group.as_ref() == lane.group() && record.version == version;
+                    if held.iter().any(is_held) {
                         *next = Some(Duration::ZERO);
                     }
                 }

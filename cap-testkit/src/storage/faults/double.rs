@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cap_core::lifecycle::{Outcome, Rules, State, scheduled, settle};
+use cap_core::lifecycle::{Begun, Outcome, Rules, State, scheduled, settle};
 use cap_core::storage::{Claim, Lane, NewRecord, Query, Record, Storage, StorageCapabilities, Table, TakenOver};
 use cap_core::{ClaimToken, Due, Error, ErrorKind, Group, MessageId, NodeId, RecordId, Result, RetryPolicy, Status};
 use cap_storage_memory::MemoryStorage;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::fault::StorageFault;
@@ -21,6 +22,8 @@ pub(super) const SECRET: &str = "correct-horse-battery-staple";
 pub(super) const KNOWN_SCHEMA: usize = 3;
 /// Longer than any check takes.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
+/// More than any database reckons with.
+pub(super) const VERY_LONG: Duration = Duration::from_secs(500 * 365 * 86_400);
 /// More than any check stores.
 pub(super) const ALL: usize = 100_000;
 
@@ -49,6 +52,9 @@ pub(super) struct Double {
     pub(super) preparing: AtomicUsize,
     pub(super) is_prepared: AtomicBool,
     pub(super) is_broken: AtomicBool,
+    pub(super) is_writable: AtomicBool,
+    /// The runtime on which its connections live.
+    pub(super) runtime: Mutex<Option<Handle>>,
     /// One clone for each handle that is open.
     pub(super) handles: Arc<()>,
     /// A node that nobody knows, with a lease that does not end.
@@ -63,10 +69,14 @@ pub(super) struct Memo {
     pub(super) groups: BTreeSet<Group>,
     pub(super) settled: HashSet<(Table, RecordId)>,
     pub(super) pending: HashSet<MessageId>,
+    /// What open handlers are at work on.
+    pub(super) locked: HashSet<RecordId>,
     pub(super) last_claimed: Option<Record>,
     pub(super) cursor: Option<RecordId>,
     /// Who was given the chore last, and for how long.
     pub(super) chore: Option<(NodeId, Duration)>,
+    /// The crashes that are told of records, in place of their own.
+    pub(super) crashes: HashMap<(Table, RecordId), u32>,
     pub(super) taken_over: TakenOver,
     pub(super) collected: u64,
     pub(super) has_gone_wrong: bool,
@@ -85,6 +95,8 @@ impl Double {
             preparing: AtomicUsize::new(0),
             is_prepared: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
+            is_writable: AtomicBool::new(true),
+            runtime: Mutex::default(),
             handles: Arc::new(()),
             ghost: NodeId::generate(),
         }
@@ -185,6 +197,30 @@ impl Double {
     }
 }
 
+impl Double {
+    /// Whether writes are allowed now.
+    pub(super) fn is_writable(&self) -> Result<()> {
+        let was_refused = self.has(StorageFault::EnvironmentSticks) && self.memo().has_gone_wrong;
+        if self.is_writable.load(Ordering::SeqCst) && !was_refused {
+            return Ok(());
+        }
+        self.memo().has_gone_wrong = true;
+        let is_rejected = self.has(StorageFault::EnvironmentIsRejected);
+        let kind = if is_rejected { ErrorKind::Rejected } else { ErrorKind::Environment };
+        Err(error(kind, "permission denied for table `published`"))
+    }
+
+    /// Waits until the runtime on which the connections live, that of the first call, has time.
+    pub(super) async fn until_runtime_runs(&self) -> Result<()> {
+        let runtime = {
+            let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+            runtime.get_or_insert_with(Handle::current).clone()
+        };
+        let gone = |_| error(ErrorKind::Unavailable, "the runtime of the connection is gone");
+        runtime.spawn(async { tokio::task::yield_now().await }).await.map_err(gone)
+    }
+}
+
 pub(super) fn error(kind: ErrorKind, reason: &str) -> Error {
     Error::new(kind, "use", "the faulty double", reason)
 }
@@ -222,7 +258,7 @@ impl Altered {
             Status::Failed => Outcome::Failed(self.reason),
             _ => return state,
         };
-        settle(self.attempts, outcome, &rules(self.delay, state.expires().unwrap_or_default()), 0.5)
+        settle(&Begun::number(self.attempts), outcome, &rules(self.delay, state.expires().unwrap_or_default()), 0.5)
     }
 }
 
@@ -231,12 +267,22 @@ pub(super) fn due_again(state: State) -> State {
     if !state.is_dead() {
         return state;
     }
-    settle(state.attempts(), Outcome::Failed(String::new()), &rules(Duration::ZERO, Duration::ZERO), 0.5)
+    settle(
+        &Begun::number(state.attempts()),
+        Outcome::Failed(String::new()),
+        &rules(Duration::ZERO, Duration::ZERO),
+        0.5,
+    )
 }
 
 /// Due at once, with so many attempts counted.
 pub(super) fn given_back(attempts: u32) -> State {
-    settle(attempts + 1, Outcome::GivenBack(Duration::ZERO), &rules(Duration::ZERO, Duration::ZERO), 0.5)
+    settle(
+        &Begun::number(attempts + 1),
+        Outcome::GivenBack(Duration::ZERO),
+        &rules(Duration::ZERO, Duration::ZERO),
+        0.5,
+    )
 }
 
 /// A waiting state with another due time; failed ones keep their reason and get the delay.
@@ -247,6 +293,25 @@ pub(super) fn due_changed(state: State, change: impl Fn(Due) -> Due) -> State {
         (Status::Failed, _) => Altered { delay: Duration::ZERO, ..Altered::of(&state) }.apply(state),
         (_, due) => scheduled(due),
     }
+}
+
+/// The state with another reason, if it is that of a failure.
+pub(super) fn reason_changed(state: State, change: impl Fn(&str) -> String) -> State {
+    let reason = change(state.reason().unwrap_or_default());
+    Altered { reason, ..Altered::of(&state) }.apply(state)
+}
+
+pub(super) fn cut_at_4000(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(4_000)].to_owned()
+}
+
+/// The state with no retention, if it has a very long one.
+pub(super) fn briefly_kept(state: State) -> State {
+    if state.expires().is_none_or(|keep| keep < VERY_LONG) {
+        return state;
+    }
+    let rules = rules(Duration::ZERO, Duration::ZERO);
+    settle(&Begun::number(state.attempts()), Outcome::Succeeded, &rules, 0.5)
 }
 
 pub(super) fn whole_seconds_up(duration: Duration) -> Duration {

@@ -11,7 +11,7 @@ use cap_core::{Error, ErrorKind, HandlerError, MessageId, RecordId, Result};
 use super::double::{Double, KNOWN_SCHEMA, Manner, SECRET, error, given_back};
 use super::fault::StorageFault as Fault;
 use super::storage::{FaultyStorage, unusable};
-use crate::storage::fixture::{Script, ScriptEnd, StorageFixture, UserTransaction};
+use crate::storage::fixture::{HandlerTransaction, Script, ScriptEnd, StorageFixture, UserTransaction};
 
 /// The memory storage with one fault, or with none. It pretends to be persistent, to have a schema version and to
 /// connect with a password, so that every check applies to it.
@@ -126,7 +126,12 @@ impl StorageFixture for FaultyFixture {
         if self.double.has(Fault::ReopenedIsEmpty) && nobody_is_left {
             self.double.forget_everything();
         }
-        Box::pin(async { Ok(Arc::new(FaultyStorage::new(&self.double)) as Arc<dyn Storage>) })
+        Box::pin(async {
+            if self.double.has(Fault::JoinNeedsRuntime) || self.double.has(Fault::HeartbeatNeedsRuntime) {
+                self.double.until_runtime_runs().await?;
+            }
+            Ok(Arc::new(FaultyStorage::new(&self.double)) as Arc<dyn Storage>)
+        })
     }
 
     fn effects(&self) -> BoxFuture<'_, Result<Vec<String>>> {
@@ -145,6 +150,15 @@ impl StorageFixture for FaultyFixture {
         Box::pin(self.spoiled_transact(settlement, script))
     }
 
+    fn begin_handler(&self, settlement: Settlement) -> BoxFuture<'_, Result<Option<Box<dyn HandlerTransaction>>>> {
+        Box::pin(async {
+            self.refuses("begin a handler's transaction in")?;
+            let record = settlement.record;
+            let Some(inner) = self.double.fixture().begin_handler(settlement).await? else { return Ok(None) };
+            Ok(Some(Box::new(FaultyHandler::new(&self.double, inner, record)) as Box<dyn HandlerTransaction>))
+        })
+    }
+
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
         if self.double.manner == Manner::SingleWriter {
             return Box::pin(tokio::time::sleep(time));
@@ -155,6 +169,15 @@ impl StorageFixture for FaultyFixture {
 
     fn single_writer(&self) -> bool {
         self.double.manner == Manner::SingleWriter
+    }
+
+    fn can_refuse_writes(&self) -> bool {
+        self.double.manner == Manner::Full
+    }
+
+    fn set_writable(&self, writable: bool) -> BoxFuture<'_, Result<()>> {
+        self.double.is_writable.store(writable, Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
     }
 
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
@@ -271,5 +294,41 @@ impl UserTransaction for FaultyTransaction {
             }
             Ok(())
         })
+    }
+}
+
+struct FaultyHandler {
+    double: Arc<Double>,
+    inner: Option<Box<dyn HandlerTransaction>>,
+    record: RecordId,
+}
+
+impl FaultyHandler {
+    fn new(double: &Arc<Double>, inner: Box<dyn HandlerTransaction>, record: RecordId) -> Self {
+        double.transactions.send_modify(|open| *open += 1);
+        double.memo().locked.insert(record);
+        Self { double: Arc::clone(double), inner: Some(inner), record }
+    }
+
+    fn inner(&mut self) -> Result<Box<dyn HandlerTransaction>> {
+        self.inner.take().ok_or_else(|| error(ErrorKind::Invalid, "the transaction has ended"))
+    }
+}
+
+impl Drop for FaultyHandler {
+    fn drop(&mut self) {
+        drop(self.inner.take());
+        self.double.memo().locked.remove(&self.record);
+        self.double.transactions.send_modify(|open| *open -= 1);
+    }
+}
+
+impl HandlerTransaction for FaultyHandler {
+    fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.inner()?.commit().await })
+    }
+
+    fn rollback(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.inner()?.rollback().await })
     }
 }

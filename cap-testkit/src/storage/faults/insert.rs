@@ -6,8 +6,11 @@ use cap_core::lifecycle::received;
 use cap_core::storage::{Claim, Inserted, NewRecord, Storage, Table};
 use cap_core::{Due, ErrorKind, MessageId, RecordId, Result, Status, Timestamp, Topic, Version};
 
-use super::double::{Altered, Double, LONG, due_changed, error, whole_seconds_up};
+use super::double::{
+    Altered, Double, LONG, VERY_LONG, briefly_kept, cut_at_4000, due_changed, error, reason_changed, whole_seconds_up,
+};
 use super::fault::StorageFault as Fault;
+use super::suspect::without_crashes;
 
 impl Double {
     pub(super) async fn insert(
@@ -17,6 +20,12 @@ impl Double {
         mut claim: Option<Claim>,
     ) -> Result<Vec<Inserted>> {
         self.is_broken()?;
+        if let Err(refused) = self.is_writable() {
+            if self.has(Fault::EnvironmentStoresAll) {
+                self.inner().insert(table, records, claim).await?;
+            }
+            return Err(refused);
+        }
         self.memo().groups.extend(records.iter().filter_map(|record| record.group.clone()));
         for record in &mut records {
             self.mangle(record, claim.is_some());
@@ -37,6 +46,19 @@ impl Double {
                 if records.iter().any(is_pending) {
                     return Ok(vec![Inserted::Stored(RecordId(0)); records.len()]);
                 }
+            }
+            Some(Fault::FarFutureRefused) if records.iter().any(|record| is_due(record, is_very_far)) => {
+                return Err(error(ErrorKind::Rejected, "datetime field overflow"));
+            }
+            Some(Fault::EarliestRefused) if records.iter().any(|record| is_due(record, is_first_second)) => {
+                return Err(error(ErrorKind::Rejected, "incorrect datetime value"));
+            }
+            Some(Fault::InsertWaitsForTransactions) => self.until_no_transaction_is_open().await,
+            Some(Fault::InsertOfLockedFails) if self.knows_locked(table, &records).await? => {
+                return Err(error(ErrorKind::Unavailable, "lock wait timeout exceeded"));
+            }
+            Some(Fault::InsertOfLockedTakesBatchWithIt) if self.knows_locked(table, &records).await? => {
+                return Ok(vec![Inserted::Duplicate; records.len()]);
             }
             Some(Fault::DuplicateTakesBatchWithIt) => {
                 for record in &records {
@@ -90,6 +112,9 @@ impl Double {
             inner.join(claim.node, LONG).await?;
             result = inner.insert(table, records, Some(claim)).await;
         }
+        if let (Some(ErrorKind::Rejected), Some(spoiled)) = (kind, self.refusal()) {
+            return Err(error(spoiled, "the content is too long"));
+        }
         let mut inserted = result?;
         match self.fault {
             Some(Fault::InsertAnswersReversed) => inserted.reverse(),
@@ -101,6 +126,15 @@ impl Double {
             _ => {}
         }
         Ok(inserted)
+    }
+
+    /// The kind of error that takes the place of `Rejected`.
+    fn refusal(&self) -> Option<ErrorKind> {
+        match self.fault {
+            Some(Fault::RefusalIsEnvironment) => Some(ErrorKind::Environment),
+            Some(Fault::RefusalIsUnavailable) => Some(ErrorKind::Unavailable),
+            _ => None,
+        }
     }
 
     fn mangle(&self, record: &mut NewRecord, is_claimed: bool) {
@@ -125,9 +159,15 @@ impl Double {
             Some(Fault::ReasonLost) => {
                 record.state = Altered { reason: String::new(), ..Altered::of(&state) }.apply(state);
             }
+            Some(Fault::ReasonCutAt4000) => record.state = reason_changed(state, cut_at_4000),
+            Some(Fault::ReasonWithoutEmoji) => {
+                record.state = reason_changed(state, |reason| reason.replace(|c: char| c.len_utf8() > 3, "?"));
+            }
+            Some(Fault::LongRetentionOverflows) => record.state = briefly_kept(state),
             Some(Fault::AttemptsStartAtZero) => {
                 record.state = Altered { attempts: 0, ..Altered::of(&state) }.apply(state);
             }
+            Some(Fault::InsertForgetsCrashes) => record.state = without_crashes(state),
             Some(Fault::DueForgotten) => record.state = due_changed(state, |_| Due::Now),
             Some(Fault::VersionForgotten) => record.version = Version::default(),
             Some(Fault::DelayRoundedUp) => record.state = due_changed(state, delay_up),
@@ -170,6 +210,16 @@ impl Double {
         Ok(inserted)
     }
 
+    async fn knows_locked(&self, table: Table, records: &[NewRecord]) -> Result<bool> {
+        for record in records {
+            let known = self.of_message(table, &record.message_id).await?;
+            if known.iter().any(|known| self.memo().locked.contains(&known.id)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     async fn delete_finished(&self, table: Table, records: &[NewRecord]) -> Result<()> {
         for record in records {
             let known = self.of_message(table, &record.message_id).await?;
@@ -183,6 +233,18 @@ impl Double {
 fn is_orphan(table: Table, record: &NewRecord, claim: Option<Claim>) -> bool {
     let is_held_by_nobody = record.state.status() == Status::Queued && claim.is_none();
     is_held_by_nobody || (table == Table::Inbox && record.group.is_none())
+}
+
+fn is_due(record: &NewRecord, is: impl Fn(Due) -> bool) -> bool {
+    record.state.due().is_some_and(is)
+}
+
+fn is_very_far(due: Due) -> bool {
+    matches!(due, Due::In(delay) if delay > VERY_LONG)
+}
+
+fn is_first_second(due: Due) -> bool {
+    matches!(due, Due::At(moment) if moment.as_micros() < 1_000_000)
 }
 
 fn delay_up(due: Due) -> Due {

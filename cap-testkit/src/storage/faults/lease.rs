@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use cap_core::storage::{Claim, ClaimRequest, Lane, Lease, Storage, Table, TakenOver};
-use cap_core::{NodeId, Result, Version};
+use cap_core::{ErrorKind, NodeId, Result, Version};
 
-use super::double::{ALL, Double, LONG, whole_seconds_up};
+use super::double::{ALL, Double, LONG, VERY_LONG, error, whole_seconds_up};
 use super::fault::StorageFault as Fault;
 
 impl Double {
@@ -13,11 +13,15 @@ impl Double {
         match self.fault {
             Some(Fault::LeaseRoundedDown) => Duration::from_secs(lease.as_secs()),
             Some(Fault::LeaseRoundedUp) => whole_seconds_up(lease),
+            Some(Fault::LongLeaseOverflows) if lease > VERY_LONG => Duration::ZERO,
             _ => lease,
         }
     }
 
     pub(super) async fn join(&self, node: NodeId, lease: Duration) -> Result<()> {
+        if self.has(Fault::JoinNeedsRuntime) {
+            self.until_runtime_runs().await?;
+        }
         let is_new = self.memo().nodes.insert(node);
         match self.fault {
             Some(Fault::JoinForgets) => Ok(()),
@@ -29,7 +33,7 @@ impl Double {
     /// Whether a node has a lease, found out without renewing it.
     async fn is_live(&self, node: NodeId) -> bool {
         let (lane, version) = (Lane::Outbox, Version::default());
-        let request = ClaimRequest { lane, version, claim: Claim::by(node), limit: 0 };
+        let request = ClaimRequest::new(lane, version, Claim::by(node), 0);
         self.inner().claim(request).await.is_ok()
     }
 
@@ -37,6 +41,18 @@ impl Double {
         let inner = self.inner();
         if self.has(Fault::HeartbeatForgets) && self.is_live(node).await {
             return Ok(Lease::Held { next_expiry: None });
+        }
+        if self.has(Fault::HeartbeatNeedsRuntime) || self.has(Fault::HeartbeatKeepsFirstRuntime) {
+            self.until_runtime_runs().await?;
+        }
+        if self.has(Fault::LeaveForgetsLocked) && !self.memo().nodes.contains(&node) {
+            return Ok(Lease::Lost);
+        }
+        if self.has(Fault::LongLeaseRefused) && lease > VERY_LONG {
+            return Err(error(ErrorKind::Rejected, "interval out of range"));
+        }
+        if self.has(Fault::HeartbeatWaitsForTransactions) {
+            self.until_no_transaction_is_open().await;
         }
         let lease = if self.has(Fault::HeartbeatOnlyExtends) { lease.max(LONG) } else { lease };
         let answer = inner.heartbeat(node, self.rounded(lease)).await?;
@@ -55,7 +71,18 @@ impl Double {
 
     pub(super) async fn take_over(&self) -> Result<TakenOver> {
         let inner = self.inner();
+        if self.has(Fault::TakeOverWaitsForTransactions) {
+            self.until_no_transaction_is_open().await;
+        }
         match self.fault {
+            Some(Fault::TakeOverForgetsLocked) => {
+                let taken = inner.take_over().await?;
+                self.keep_owners_of_locked().await?;
+                Ok(taken)
+            }
+            Some(Fault::TakeOverOfLockedFails) if !self.memo().locked.is_empty() => {
+                Err(error(ErrorKind::Unavailable, "lock wait timeout exceeded"))
+            }
             Some(Fault::TakeOverForgets) => Ok(TakenOver::default()),
             Some(Fault::TakeOverUncounts) => {
                 let held = [self.holds(Table::Outbox).await?.len(), self.holds(Table::Inbox).await?.len()];
@@ -76,9 +103,8 @@ impl Double {
                 let taken = inner.take_over().await?;
                 let claim = self.join_ghost().await?;
                 let groups = self.memo().groups.clone();
-                for group in groups {
-                    let (lane, version) = (Lane::Inbox(group), Version::default());
-                    inner.claim(ClaimRequest { lane, version, claim, limit: ALL }).await?;
+                for lane in groups.into_iter().flat_map(|group| [Lane::Inbox(group.clone()), Lane::Suspects(group)]) {
+                    inner.claim(ClaimRequest::new(lane, Version::default(), claim, ALL)).await?;
                 }
                 Ok(taken)
             }
@@ -99,8 +125,25 @@ impl Double {
                 self.spoil_freed_chores(&taken.nodes).await?;
                 Ok(taken)
             }
+            Some(Fault::TakeOverForgetsCrash | Fault::TakeOverCountsOneCrash | Fault::TakeOverForgetsReason) => {
+                let held = [self.held(Table::Outbox).await?, self.held(Table::Inbox).await?];
+                let taken = inner.take_over().await?;
+                self.spoil_given_back(Table::Outbox, &held[0]).await?;
+                self.spoil_given_back(Table::Inbox, &held[1]).await?;
+                Ok(taken)
+            }
             _ => inner.take_over().await,
         }
+    }
+
+    /// The owner of what is locked lives for ever.
+    async fn keep_owners_of_locked(&self) -> Result<()> {
+        let locked = self.memo().locked.clone();
+        let records = self.all(Table::Inbox).await?.into_iter().filter(|record| locked.contains(&record.id));
+        for owner in records.filter_map(|record| record.owner) {
+            self.inner().join(owner, LONG).await?;
+        }
+        Ok(())
     }
 
     /// Takes from every node; those that `stay` remain with a lease.
@@ -119,6 +162,15 @@ impl Double {
         let inner = self.inner();
         match self.fault {
             Some(Fault::LeaveForgets) => Ok(()),
+            Some(Fault::LeaveWaitsForTransactions) => {
+                self.until_no_transaction_is_open().await;
+                inner.leave(node).await
+            }
+            Some(Fault::LeaveForgetsLocked) => {
+                inner.leave(node).await?;
+                self.memo().nodes.remove(&node);
+                self.keep_owners_of_locked().await
+            }
             Some(Fault::LeaveCounts) => {
                 inner.heartbeat(node, Duration::ZERO).await?;
                 inner.take_over().await.map(drop)
@@ -127,6 +179,12 @@ impl Double {
             Some(Fault::LeaveKeepsChore | Fault::LeaveFreesEveryChore) => {
                 inner.leave(node).await?;
                 self.spoil_freed_chores(&[node]).await
+            }
+            Some(Fault::LeaveCountsCrash | Fault::LeaveForgetsCrashes | Fault::LeaveForgetsReason) => {
+                let held = [self.held(Table::Outbox).await?, self.held(Table::Inbox).await?];
+                inner.leave(node).await?;
+                self.spoil_given_back(Table::Outbox, &held[0]).await?;
+                self.spoil_given_back(Table::Inbox, &held[1]).await
             }
             _ => inner.leave(node).await,
         }

@@ -3,6 +3,7 @@
 //! [`FaultyFixture`] is the memory storage with exactly one [`StorageFault`]. [`STORAGE_FAULTS`] says on which faults each
 //! check must fail, and [`fault_table`] tries it.
 
+mod bounds;
 mod chore;
 mod claim;
 mod double;
@@ -11,6 +12,7 @@ mod fixture;
 mod insert;
 mod lease;
 mod storage;
+mod suspect;
 mod upkeep;
 
 pub use fault::StorageFault;

@@ -8,6 +8,7 @@ use cap_core::{ErrorKind, RecordId, Result, Timestamp, Version};
 
 use super::double::{Double, KNOWN_SCHEMA, error, given_back};
 use super::fault::StorageFault as Fault;
+use super::suspect::suspect;
 
 impl Double {
     pub(super) async fn prepare(&self) -> Result<()> {
@@ -118,6 +119,8 @@ impl Double {
                     record.content = format!(" {}", record.content).into()
                 }
                 Some(Fault::SettleMovesAdded) if was_settled => record.added = Timestamp::from_micros(added + 1),
+                Some(Fault::ListHidesCrashes) => record.crashes = 0,
+                Some(Fault::SettleKeepsCrashes) => self.tell_crashes(table, record),
                 Some(Fault::ClockInLocalTime) => record.added = Timestamp::from_micros(added + 3_600_000_000),
                 Some(Fault::ClockInSeconds) => record.added = Timestamp::from_micros(added - added % 1_000_000),
                 _ => {}
@@ -135,6 +138,7 @@ impl Double {
             Some(Fault::EmptyListFails) if records.is_empty() => {
                 Err(error(ErrorKind::Rejected, "syntax error near `)`"))
             }
+            Some(Fault::RequeueKeepsCrashes) => inner.requeue(table, records, suspect(2)).await,
             Some(Fault::RequeueKeepsAttempts) => inner.requeue(table, records, given_back(4)).await,
             Some(Fault::RequeueTakesHeld) => {
                 let holds = self.holds(table).await?;
@@ -185,6 +189,24 @@ impl Double {
                     }
                 });
                 inner.watch(outbox_only).await
+            }
+            Some(Fault::WatchNeverListens) => inner.watch(Wake::new(move |table| wake.wake(table))).await,
+            Some(Fault::WatchListensTooSoon) => {
+                let is_deaf = AtomicBool::new(true);
+                wake.listens();
+                let not_the_first = Wake::new(move |table| {
+                    if !is_deaf.swap(false, Ordering::SeqCst) {
+                        wake.wake(table);
+                    }
+                });
+                inner.watch(not_the_first).await
+            }
+            Some(Fault::WatchListensLate) => {
+                let late = Wake::new(move |table| {
+                    wake.wake(table);
+                    wake.listens();
+                });
+                inner.watch(late).await
             }
             Some(Fault::DroppedWatchBreaksHandle) => {
                 let _breaks = Breaks(&self.is_broken);

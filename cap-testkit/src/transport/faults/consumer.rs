@@ -16,6 +16,7 @@ pub(super) struct FaultyConsumer {
     inner: Box<dyn Consumer>,
     fault: Option<Fault>,
     shared: Arc<Shared>,
+    budget: usize,
     out: BTreeMap<DeliveryTag, String>,
     _present: Arc<()>,
 }
@@ -23,13 +24,13 @@ pub(super) struct FaultyConsumer {
 impl FaultyConsumer {
     pub(super) fn new(
         inner: Box<dyn Consumer>,
-        topics: Vec<TopicPattern>,
+        (topics, budget): (Vec<TopicPattern>, usize),
         fault: Option<Fault>,
         shared: Arc<Shared>,
     ) -> Self {
         let present = Arc::new(());
         lock(&shared.subscribed).push((topics, Arc::downgrade(&present)));
-        Self { inner, fault, shared, out: BTreeMap::new(), _present: present }
+        Self { inner, fault, shared, budget, out: BTreeMap::new(), _present: present }
     }
 
     fn acks_on_receive(&self) -> bool {
@@ -44,6 +45,10 @@ impl FaultyConsumer {
                 tokio::task::yield_now().await;
                 taken
             }
+            Some(Fault::WaitsForRoom) => match self.inner.receive(max).await {
+                Ok(taken) if taken.iter().any(|delivery| delivery.body.len() > self.budget) => pending().await,
+                taken => taken,
+            },
             Some(Fault::MissesWakeUps) => tokio::select! {
                 biased;
                 taken = self.inner.receive(max) => taken,

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use cap_core::transport::{Confirm, TransportCapabilities};
-use cap_core::{BoxFuture, Group, Result, TopicPattern, Transport};
+use cap_core::{BoxFuture, Group, Message, Result, Topic, TopicPattern, Transport};
 use cap_transport_memory::{MemoryTransport, MemoryTransportOptions};
 
 pub use table::{TRANSPORT_FAULTS, TransportFault};
@@ -204,6 +204,36 @@ impl TransportFixture for FaultyFixture {
 
     fn cut_connections(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.server.cut())
+    }
+
+    fn can_poison(&self) -> bool {
+        self.is_server()
+    }
+
+    fn poison(&self, message: Message) -> Message {
+        server::poison(message)
+    }
+
+    fn can_fill(&self) -> bool {
+        self.is_server()
+    }
+
+    fn fill(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.server.fill(topic);
+            Ok(())
+        })
+    }
+
+    fn can_set_alarm(&self) -> bool {
+        self.is_server()
+    }
+
+    fn set_alarm(&self, is_on: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.server.set_alarm(is_on);
+            Ok(())
+        })
     }
 
     fn can_open_nowhere(&self) -> bool {

@@ -1,10 +1,11 @@
 //! A double that behaves like a durable server, as far as one process can see.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use cap_core::transport::{Confirm, Consumer, Outgoing, Subscription, TransportCapabilities};
-use cap_core::{BoxFuture, Error, ErrorKind, Group, Result, Topic, Transport};
+use cap_core::{BoxFuture, Error, ErrorKind, Group, Message, Result, Topic, Transport};
 use cap_transport_memory::MemoryTransport;
 use tokio::sync::oneshot;
 
@@ -30,11 +31,28 @@ pub(super) struct Server {
     fault: Option<TransportFault>,
     keepers: Mutex<Vec<(Subscription, Box<dyn Consumer>)>>,
     links: Mutex<Vec<Weak<ServerTransport>>>,
+    full: Mutex<HashSet<Topic>>,
+    has_alarm: AtomicBool,
+}
+
+/// The header of a message for which the server breaks off.
+const POISON: &str = "double-poison";
+
+pub(super) fn poison(mut message: Message) -> Message {
+    message.headers.set(POISON, "");
+    message
 }
 
 impl Server {
     pub(super) fn new(broker: MemoryTransport, fault: Option<TransportFault>) -> Self {
-        Self { broker, fault, keepers: Mutex::default(), links: Mutex::default() }
+        Self {
+            broker,
+            fault,
+            keepers: Mutex::default(),
+            links: Mutex::default(),
+            full: Mutex::default(),
+            has_alarm: false.into(),
+        }
     }
 
     pub(super) fn open(self: &Arc<Self>) -> Arc<dyn Transport> {
@@ -51,6 +69,34 @@ impl Server {
         let link = Arc::new(ServerTransport { server, is_there, link: Mutex::default(), was_cut, closed });
         lock(&self.links).push(Arc::downgrade(&link));
         link
+    }
+
+    pub(super) fn fill(&self, topic: Topic) {
+        lock(&self.full).insert(topic);
+    }
+
+    pub(super) fn set_alarm(&self, is_on: bool) {
+        let remembers = self.fault == Some(TransportFault::RemembersAlarms);
+        self.has_alarm.fetch_or(is_on, Ordering::SeqCst);
+        self.has_alarm.fetch_and(is_on || remembers, Ordering::SeqCst);
+    }
+
+    fn has(&self, fault: TransportFault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// What the server has against a message.
+    fn objection(&self, message: &Message) -> Option<(ErrorKind, &'static str)> {
+        use TransportFault::{KeepsThePoisonsReason, TakesFullForAway};
+        let unless = |fault, kind| if self.has(fault) { ErrorKind::Unavailable } else { kind };
+        if self.has_alarm.load(Ordering::SeqCst) {
+            return Some((ErrorKind::Unavailable, "it has an alarm"));
+        }
+        if message.headers.get(POISON).is_some() {
+            return Some((unless(KeepsThePoisonsReason, ErrorKind::Rejected), "it breaks off for it"));
+        }
+        let is_full = lock(&self.full).contains(&message.topic);
+        is_full.then(|| (unless(TakesFullForAway, ErrorKind::Environment), "a queue is full"))
     }
 
     /// Breaks all connections.
@@ -114,6 +160,9 @@ impl ServerTransport {
 
     /// Confirms what is queued, and refuses what the broker refuses at once.
     async fn send_one(&self, link: &MemoryTransport, outgoing: Outgoing) {
+        if let Some((kind, reason)) = self.server.objection(&outgoing.message) {
+            return outgoing.confirm.report(Err(Error::new(kind, "send to", self.describe(), reason)));
+        }
         let (report, mut outcome) = oneshot::channel();
         let probe = Confirm::new(move |result| drop(report.send(result)));
         if self.server.fault == Some(TransportFault::ConfirmsWithoutStoring) {
@@ -151,13 +200,23 @@ impl Transport for ServerTransport {
     fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()> {
         Box::pin(async {
             let link = self.link();
+            let is_poisoned = messages.iter().any(|outgoing| outgoing.message.headers.get(POISON).is_some());
             for outgoing in messages {
                 match &link {
+                    Ok(_) if is_poisoned && self.server.has(TransportFault::BlamesAllForOne) => {
+                        outgoing.confirm.report(Err(self.away()));
+                    }
                     Ok(link) => self.send_one(link, outgoing).await,
                     Err(_) => outgoing.confirm.report(Err(self.away())),
                 }
             }
         })
+    }
+
+    fn obstacle(&self) -> Option<Error> {
+        let is_told = !self.server.has(TransportFault::HidesAlarms) && self.server.has_alarm.load(Ordering::SeqCst);
+        let reason = "the server has an alarm";
+        is_told.then(|| Error::new(ErrorKind::Unavailable, "send to", self.describe(), reason))
     }
 
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {

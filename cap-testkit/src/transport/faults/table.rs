@@ -89,6 +89,9 @@ faults! {
         SortsTheUnrouted: "T-045", "Answers in the order of the alphabet.";
         RemembersRoutes: "T-046", "Answers what it answered before.";
         TakesConsumersForRoutes: "T-046", "Takes a topic for unrouted whose group is away.";
+        ActsOnHeaders: "T-049", "Takes headers named `BCC` for itself.";
+        CountsMessagesOnly: "T-051", "Hands out as many bytes as the prefetch has messages.";
+        WaitsForRoom: "T-052", "Hands out a message only when the budget has room for it.";
         ProbesForRoutes: "T-047", "Sends a message to each topic to see what becomes of it.";
     }
     Server {
@@ -97,6 +100,11 @@ faults! {
         ConnectsToNowhere: "T-040", "Succeeds in connecting where nothing is.";
         StaysDisconnected: "T-041", "Cannot connect again after its connection broke.";
         LosesWhatIsOutOnACut: "T-041", "Acknowledges what it hands out, so that a connection takes it along when it breaks.";
+        BlamesAllForOne: "T-048", "Reports all that was on a channel when the broker closed it as `Unavailable`.";
+        KeepsThePoisonsReason: "T-048", "Reports the message for which the broker broke off as `Unavailable`.";
+        TakesFullForAway: "T-050", "Reports a full queue as `Unavailable`.";
+        HidesAlarms: "T-053", "Tells of no alarm.";
+        RemembersAlarms: "T-053", "Tells of an alarm that is over.";
         LosesItsQueuesOnRestart: "T-042", "Forgets its queues when it restarts.";
     }
     Poor {

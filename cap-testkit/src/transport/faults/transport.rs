@@ -158,6 +158,7 @@ impl FaultyTransport {
                 subscription.topics = patterns(exact.chain(longer))?;
             }
             Some(Fault::IgnoresThePrefetch) => subscription.prefetch = usize::MAX,
+            Some(Fault::CountsMessagesOnly) => subscription.prefetch_bytes = usize::MAX,
             _ => {}
         }
         Ok(subscription)
@@ -248,6 +249,10 @@ fn changed(fault: Fault, mut message: Message) -> Message {
             let kept = |name: &str| name == headers::MESSAGE_ID || !name.starts_with("cap-");
             message.headers = message.headers.iter().filter(|(name, _)| kept(name)).collect::<Headers>();
         }
+        Fault::ActsOnHeaders => {
+            let kept = |name: &str| !name.eq_ignore_ascii_case("bcc");
+            message.headers = message.headers.iter().filter(|(name, _)| kept(name)).collect::<Headers>();
+        }
         Fault::TakesBodiesForText => message.payload = String::from_utf8_lossy(&message.payload).into_owned().into(),
         Fault::CutsBodiesAt64Kib => message.payload = cut(&message.payload, 64 * 1024),
         Fault::CutsBodiesAtTheLimit => message.payload = cut(&message.payload, MAX_BODY),
@@ -323,6 +328,10 @@ impl Transport for FaultyTransport {
         }
     }
 
+    fn obstacle(&self) -> Option<Error> {
+        self.inner.obstacle()
+    }
+
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
         Box::pin(async {
             if let Some(refusal) = self.refused_subscription(&subscription) {
@@ -335,10 +344,10 @@ impl Transport for FaultyTransport {
             }
             let closed = self.is_closed() && self.has(Fault::SubscribesAfterClose);
             let transport = if closed { &self.spare } else { &self.inner };
-            let topics = subscription.topics.clone();
+            let (topics, budget) = (subscription.topics.clone(), subscription.prefetch_bytes);
             let inner = transport.subscribe(subscription).await?;
             let shared = Arc::clone(&self.shared);
-            Ok(Box::new(FaultyConsumer::new(inner, topics, self.fault, shared)) as Box<dyn Consumer>)
+            Ok(Box::new(FaultyConsumer::new(inner, (topics, budget), self.fault, shared)) as Box<dyn Consumer>)
         })
     }
 

@@ -12,13 +12,18 @@ use cap_core::storage::{
     Enlist, Inserted, Lane, Lease, NewRecord, Query, Settled, Storage, Table, Transact, Transacted, Wake, Work,
 };
 use cap_core::{Due, ErrorKind, HandlerError, NodeId, Status, Version};
+use cap_storage_sqlite::rusqlite;
 use cap_storage_sqlite::rusqlite::{Connection, TransactionBehavior};
 use cap_storage_sqlite::{SqliteOptions, SqliteStorage, SqliteTx};
 use cap_testkit::storage::scene::{
-    LEASE, delivery, group, ids, in_flight, inbox_status, listed, message, node, request,
+    LEASE, delivery, group, ids, in_flight, inbox_status, listed, message, node, request, waiting,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+
+mod environment;
+mod lanes;
+mod leases;
 
 struct File {
     directory: TempDir,
@@ -75,7 +80,7 @@ async fn a_file_that_cannot_be_opened_is_named_and_opened_once_it_can_be() {
     let storage = SqliteStorage::open(directory.join("orders.db")).unwrap();
     for _ in 0..2 {
         let error = storage.prepare().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Rejected);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().contains("orders.db: the directory"), "{error}");
     }
     std::fs::create_dir(directory).unwrap();
@@ -132,9 +137,9 @@ async fn before_the_tables_are_made_every_call_says_so() {
     let file = File::new();
     let storage = SqliteStorage::open(file.path()).unwrap();
     let error = storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert_eq!(error.kind(), ErrorKind::Environment);
     let error = storage.counts(Table::Inbox, Version::default()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert_eq!(error.kind(), ErrorKind::Environment);
     assert!(error.to_string().contains("prepare"), "{error}");
 }
 
@@ -341,7 +346,7 @@ async fn a_connection_to_another_database_is_told_which_table_it_lacks() {
     let elsewhere = Connection::open_in_memory().unwrap();
     for records in [vec![message("a")], vec![message("a"), message("b")]] {
         let error = storage.enlist(&elsewhere, records).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Schema);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().contains("\"cap.published\"") && error.to_string().contains("prepare"), "{error}");
         assert!(elsewhere.is_autocommit());
     }
@@ -506,5 +511,5 @@ async fn a_watch_on_a_file_that_is_gone_says_so() {
     let storage = file.storage().await;
     drop(file);
     let error = storage.watch(Wake::new(|_| {})).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Rejected);
+    assert_eq!(error.kind(), ErrorKind::Environment);
 }

@@ -1,0 +1,162 @@
+//! A delivery as the record that is to be stored for it: as it came, or parked in a form that any database takes.
+
+use std::sync::Arc;
+
+use crate::content;
+use crate::engine::Engine;
+use crate::engine::group::Group;
+use crate::error::{Error, Result};
+use crate::headers;
+use crate::id::MessageId;
+use crate::lifecycle;
+use crate::message::Message;
+use crate::name::Topic;
+use crate::storage::NewRecord;
+use crate::time::Timestamp;
+use crate::transport::{Delivery, DeliveryTag};
+
+/// A delivery as a message, and as the record that is to be stored for it.
+pub(crate) struct Arrival {
+    pub(crate) tag: DeliveryTag,
+    pub(crate) record: NewRecord,
+    pub(crate) message: Message,
+    /// Whether a subscription of this node matches.
+    is_handled: bool,
+    form: Form,
+}
+
+/// How it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    AsItCame,
+    /// The same in ASCII.
+    Ascii,
+    /// Dead, without its payload.
+    LeftOut,
+}
+
+impl Arrival {
+    /// Whether it is to be handled, and not parked.
+    pub(crate) fn is_due(&self) -> bool {
+        self.record.state.due().is_some()
+    }
+
+    /// Whether this node can begin to handle it at once.
+    pub(crate) fn begins(&self) -> bool {
+        self.is_due() && self.is_handled
+    }
+
+    /// The storage refuses it: takes the next form, of which more is sure to be stored. Answers whether there was one.
+    pub(crate) fn give_way(&mut self, engine: &Engine, group: &Group, error: &Error) -> bool {
+        let is_plain = self.record.content.is_ascii();
+        self.form = match self.form {
+            Form::AsItCame if !is_plain && self.record.topic.as_str().is_ascii() => Form::Ascii,
+            Form::AsItCame | Form::Ascii => Form::LeftOut,
+            Form::LeftOut => return false,
+        };
+        match self.form {
+            Form::Ascii => {
+                self.record.content = content::wrap_ascii(&self.message, Timestamp::now()).into();
+                if let Some(plain) = self.record.state.in_plain_words() {
+                    self.record.state = plain;
+                }
+            }
+            Form::AsItCame | Form::LeftOut => self.leave_out(engine, group, error.reason()),
+        }
+        true
+    }
+
+    /// Parks it without its payload, of which size and digest are told.
+    fn leave_out(&mut self, engine: &Engine, group: &Group, why: &str) {
+        let Message { id, topic, payload, .. } = &self.message;
+        tracing::error!(message = %id, %topic, group = %group.name, reason = why, "the inbox refuses a delivery: parked without its payload");
+        let reason = format!(
+            "the inbox refuses it, so its payload of {} bytes (SHA-256 {}) was left out: {why}",
+            payload.len(),
+            content::digest(payload)
+        );
+        let state = lifecycle::parked(reason, &group.rules);
+        self.record.state = state.in_plain_words().unwrap_or(state);
+        if !self.record.topic.as_str().is_ascii() {
+            self.record.topic = Topic::from_stored(INVALID);
+        }
+        if !self.record.message_id.as_str().is_ascii() {
+            self.record.message_id = MessageId::derive(&[b"refused", id.as_str().as_bytes()]);
+        }
+        self.record.content = content::without_payload(&self.message, Timestamp::now()).into();
+        self.record.version = engine.options.version.clone();
+    }
+}
+
+/// Stands for a topic that is none.
+const INVALID: &str = "invalid";
+
+/// The inbox record of a delivery, be it ours or foreign. What can never be handled is parked with the reason.
+pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arrival {
+    let tag = delivery.tag;
+    let (message, fault) = message(group, delivery);
+    let is_handled = group.subscription(&message.topic).is_some();
+    if !is_handled && fault.is_none() {
+        group.unhandled.note(&group.name, &message.topic);
+    }
+    let (content, form) = match engine.services.preparer.ascii_only {
+        false => (content::wrap(&message, Timestamp::now()), Form::AsItCame),
+        true => (content::wrap_ascii(&message, Timestamp::now()), Form::Ascii),
+    };
+    let record = NewRecord {
+        content: Arc::from(content),
+        version: engine.options.version.clone(),
+        group: Some(group.name.clone()),
+        state: match fault {
+            None => lifecycle::received(false),
+            Some(reason) => lifecycle::parked(reason, &group.rules),
+        },
+        message_id: message.id.clone(),
+        topic: message.topic.clone(),
+    };
+    let mut arrival = Arrival { tag, record, message, is_handled, form };
+    if let Some(limit) = engine.services.preparer.content_limit.filter(|limit| arrival.record.content.len() > *limit) {
+        let bytes = arrival.record.content.len();
+        let storage = engine.storage.describe();
+        arrival.form = Form::LeftOut;
+        arrival.leave_out(engine, group, &format!("its content has {bytes} bytes, {storage} takes at most {limit}"));
+    }
+    arrival
+}
+
+fn message(group: &Group, delivery: Delivery) -> (Message, Option<String>) {
+    let mut headers = delivery.headers;
+    let id = message_id(group, headers.get(headers::MESSAGE_ID), &delivery.topic, delivery.origin.as_deref());
+    let (topic, fault) = match topic(headers.get(headers::MESSAGE_NAME), &delivery.topic) {
+        Ok(topic) => (topic, None),
+        Err(error) => (Topic::from_stored(INVALID), Some(error.to_string())),
+    };
+    headers.set(headers::MESSAGE_GROUP, group.name.as_str());
+    for (name, value) in [(headers::MESSAGE_ID, id.as_str()), (headers::MESSAGE_NAME, topic.as_str())] {
+        if headers.get(name) != Some(value) {
+            headers.set(name, value);
+        }
+    }
+    (Message { id, topic, headers, payload: delivery.body }, fault)
+}
+
+/// A foreign message has no id: the broker's own identity of it gives one that a redelivery repeats. Without either a
+/// redelivery cannot be told from a second message, and is handled again rather than lost.
+fn message_id(group: &Group, header: Option<&str>, topic: &str, origin: Option<&str>) -> MessageId {
+    if let Some(id) = header.and_then(|id| MessageId::try_from(id).ok()) {
+        return id;
+    }
+    match origin {
+        Some(origin) => {
+            MessageId::derive(&[b"origin", topic.as_bytes(), group.name.as_str().as_bytes(), origin.as_bytes()])
+        }
+        None => MessageId::generate(),
+    }
+}
+
+fn topic(header: Option<&str>, routed: &str) -> Result<Topic> {
+    match header.map(Topic::try_from) {
+        Some(Ok(topic)) => Ok(topic),
+        _ => Topic::try_from(routed),
+    }
+}

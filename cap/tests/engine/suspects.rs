@@ -1,0 +1,131 @@
+//! Records whose attempts ended with their process. The process dies here by an engine that is let go with its runtime.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cap::lifecycle::{self, MAX_REASON};
+use cap::storage::{Claim, ClaimRequest, Lane, NewRecord, Storage};
+use cap::{Due, Group, Json, MessageId, NodeId, Publish, RetryPolicy, Status, Subscribe, Table, Topic, Version};
+
+use crate::support::{Seen, Shop, idle, record};
+
+/// Puts messages into the inbox that a node held when it died, so many times.
+async fn suspects(shop: &Shop, number: u32, crashes: u32) {
+    let group = Group::from_stored("g.v1");
+    let records = (0..number).map(|n| NewRecord {
+        message_id: MessageId::try_from(format!("m{n}").as_str()).unwrap(),
+        version: Version::default(),
+        topic: Topic::from_stored("t"),
+        group: Some(group.clone()),
+        content: format!(r#"{{"Id":"m{n}","Content":{n},"CallbackName":null,"Headers":{{"cap-msg-id":"m{n}"}}}}"#)
+            .into(),
+        state: lifecycle::scheduled(Due::Now),
+    });
+    shop.storage.insert(Table::Inbox, records.collect(), None).await.unwrap();
+    for crash in 0..crashes {
+        let node = NodeId::generate();
+        shop.storage.join(node, Duration::from_secs(60)).await.unwrap();
+        let lane = if crash == 0 { Lane::Inbox(group.clone()) } else { Lane::Suspects(group.clone()) };
+        let request = ClaimRequest::new(lane, Version::default(), Claim::by(node), usize::MAX);
+        assert_eq!(shop.storage.claim(request).await.unwrap().records.len(), number as usize);
+        shop.storage.advance(Duration::from_secs(61));
+        shop.storage.take_over().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn many_innocents_are_worked_off_in_few_rounds_and_are_suspects_no_more() {
+    let shop = Shop::new();
+    suspects(&shop, 3000, 3).await;
+    let seen = Seen::<u32>::new();
+    let most = Arc::new(AtomicUsize::new(0));
+    let (now, highest, handled) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&most), seen.clone());
+    let handler = move |Json(n): Json<u32>| {
+        let (now, highest, handled) = (Arc::clone(&now), Arc::clone(&highest), handled.clone());
+        async move {
+            highest.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            handled.push(n);
+        }
+    };
+    let subscription = Subscribe::to("t", handler).group("g").concurrency(16);
+    let cap = shop.builder().subscription(subscription).start().await.unwrap();
+    // One of the first is alone.
+    let mut numbers = vec![seen.next().await];
+    cap.publish("t", &9999).await.unwrap();
+    while numbers.len() < 3001 {
+        numbers.push(seen.next().await);
+    }
+    idle(&cap).await;
+    let fresh = numbers.iter().position(|n| *n == 9999).unwrap();
+    assert!(fresh < 2000, "a healthy message waited behind {fresh} suspects");
+    assert!(most.load(Ordering::SeqCst) > 4, "suspects were worked on one by one");
+    let records = shop.records(Table::Inbox).await;
+    assert!(records.iter().all(|record| record.status == Status::Succeeded && record.crashes == 0));
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn after_too_many_crashes_a_message_is_tried_alone_and_an_innocent_lives() {
+    let shop = Shop::new();
+    let crashes = RetryPolicy::default().crashes;
+    suspects(&shop, 20, crashes + 5).await;
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (running, highest) = (Arc::clone(&now), Arc::clone(&most));
+    let handler = move |_: Json<u32>| {
+        let (now, highest) = (Arc::clone(&running), Arc::clone(&highest));
+        async move {
+            highest.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            now.fetch_sub(1, Ordering::SeqCst);
+        }
+    };
+    let subscription = Subscribe::to("t", handler).group("g").concurrency(16);
+    let cap = shop.builder().subscription(subscription).start().await.unwrap();
+    idle(&cap).await;
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    let records = shop.records(Table::Inbox).await;
+    assert!(records.iter().all(|record| record.status == Status::Succeeded));
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_with_which_the_process_died_alone_is_given_up() {
+    let shop = Shop::new();
+    let dead = Seen::new();
+    let notified = dead.clone();
+    suspects(&shop, 1, RetryPolicy::default().crashes).await;
+    // The trial that kills: its process is gone before the handler ends.
+    let begun = Seen::new();
+    let handler = begun.clone();
+    let killed = {
+        let (shop_storage, transport) = (shop.storage.clone(), shop.transport.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let builder = cap::Cap::builder().storage(shop_storage).transport(transport);
+                let hangs = move |_: Json<u32>| {
+                    handler.push(());
+                    std::future::pending::<()>()
+                };
+                let cap = builder.options(crate::support::options()).subscribe("t", "g", hangs).start().await.unwrap();
+                begun.next().await;
+                std::mem::forget(cap);
+            });
+            drop(runtime);
+        })
+    };
+    killed.join().unwrap();
+    shop.storage.advance(Duration::from_secs(61));
+    let seen = Seen::<u32>::new();
+    let builder = shop.builder().subscribe("t", "g", record(&seen));
+    let cap = builder.on_dead(move |letter| notified.push((letter.attempts, letter.reason))).start().await.unwrap();
+    let (_, reason) = dead.next().await;
+    assert!(reason.contains("11 attempts in a row ended with their process, the last one alone"), "{reason}");
+    assert!(reason.len() < MAX_REASON && seen.rest().await.is_empty());
+    cap.publish_one(Publish::json("t", &5)).await.unwrap();
+    assert_eq!(seen.next().await, 5);
+    cap.stop().await;
+}

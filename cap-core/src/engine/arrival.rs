@@ -20,8 +20,8 @@ pub(crate) struct Arrival {
     pub(crate) tag: DeliveryTag,
     pub(crate) record: NewRecord,
     pub(crate) message: Message,
-    /// Whether a subscription of this node matches.
-    is_handled: bool,
+    /// The subscription of this node that matches, by its place.
+    handler: Option<usize>,
     form: Form,
 }
 
@@ -41,9 +41,18 @@ impl Arrival {
         self.record.state.due().is_some()
     }
 
-    /// Whether this node can begin to handle it at once.
-    pub(crate) fn begins(&self) -> bool {
-        self.is_due() && self.is_handled
+    /// The place of the subscription that can begin to handle it at once, if one can.
+    pub(crate) fn begins(&self) -> Option<usize> {
+        self.handler.filter(|_| self.is_due())
+    }
+
+    /// The record, with its first attempt begun or not.
+    pub(crate) fn record_to_store(&self, begins: bool) -> NewRecord {
+        let mut record = self.record.clone();
+        if begins {
+            record.state = lifecycle::received(true);
+        }
+        record
     }
 
     /// The storage refuses it: takes the next form, of which more is sure to be stored. Answers whether there was one.
@@ -95,8 +104,8 @@ const INVALID: &str = "invalid";
 pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arrival {
     let tag = delivery.tag;
     let (message, fault) = message(group, delivery);
-    let is_handled = group.subscription(&message.topic).is_some();
-    if !is_handled && fault.is_none() {
+    let handler = group.handler(&message.topic);
+    if handler.is_none() && fault.is_none() {
         group.unhandled.note(&group.name, &message.topic);
     }
     let (content, form) = match engine.services.preparer.ascii_only {
@@ -114,7 +123,7 @@ pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arr
         message_id: message.id.clone(),
         topic: message.topic.clone(),
     };
-    let mut arrival = Arrival { tag, record, message, is_handled, form };
+    let mut arrival = Arrival { tag, record, message, handler, form };
     if let Some(limit) = engine.services.preparer.content_limit.filter(|limit| arrival.record.content.len() > *limit) {
         let bytes = arrival.record.content.len();
         let storage = engine.storage.describe();

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::engine::cap::Cap;
@@ -19,7 +19,8 @@ use crate::engine::queue::Queue;
 use crate::engine::relay::{self, RELAY, Relay};
 use crate::engine::scheduler::{Scheduler, lane_of};
 use crate::engine::settler::{self, Settler};
-use crate::engine::slots::Slots;
+use crate::engine::share::Share;
+use crate::engine::slots::{self, Slots};
 use crate::engine::step::{Step, StepFn, Steps};
 use crate::engine::stop::{self, Stop};
 use crate::engine::subscribe::Subscribe;
@@ -43,6 +44,9 @@ use crate::transport::Transport;
 const SCHEDULER: &str = "scheduler";
 const PUBLISH: &str = "publish";
 const WATCH: &str = "watch";
+
+/// A subscription's share of its group's bytes is no smaller than this part of them.
+const SHARES: usize = 4;
 
 /// Stands where a builder has no storage yet.
 #[derive(Debug, Clone, Copy)]
@@ -299,47 +303,46 @@ fn check_requirements<S: 'static>(subscriptions: &[Subscribe], states: &States) 
 }
 
 fn groups(options: &Options, subscriptions: Vec<Subscribe>) -> Result<Vec<Arc<Group>>> {
-    let mut by_group: BTreeMap<GroupName, Vec<(Arc<Subscription>, usize)>> = BTreeMap::new();
+    let mut by_group: BTreeMap<GroupName, Vec<Subscribe>> = BTreeMap::new();
     for subscription in subscriptions {
-        let name = subscription.group.clone().unwrap_or_else(|| options.default_group.clone());
-        let group = options.group(&name)?;
-        let concurrency = subscription.concurrency;
-        let made = Arc::new(made(options, subscription)?);
-        let members = by_group.entry(group.clone()).or_default();
-        if members.iter().any(|(other, _)| other.pattern == made.pattern) {
+        let name = subscription.group.as_ref().unwrap_or(&options.default_group);
+        by_group.entry(options.group(name)?).or_default().push(subscription);
+    }
+    let groups = by_group.into_iter().enumerate();
+    groups.map(|(index, (name, members))| grouped(options, index, name, members).map(Arc::new)).collect()
+}
+
+fn grouped(options: &Options, index: usize, name: GroupName, members: Vec<Subscribe>) -> Result<Group> {
+    let opened = Arc::new(Notify::new());
+    let bytes = (options.in_flight_bytes / 2).max(1);
+    // A handler that hangs on large messages leaves most of the room to the others.
+    let share = (bytes / members.len().clamp(1, SHARES)).max(1);
+    // What is there of each is bounded by its share.
+    let most = members.iter().fold(0_usize, |sum, member| sum.saturating_add(slots::most_of(member.concurrency)));
+    let mut subscriptions: Vec<Arc<Subscription>> = Vec::with_capacity(members.len());
+    for member in members {
+        let made = made(options, member, share, &opened)?;
+        if subscriptions.iter().any(|other| other.pattern == made.pattern) {
             return Err(Error::invalid(
                 format!("the subscription of topic `{}` by group `{name}`", made.pattern),
                 "there is another one with the same topic and group",
             ));
         }
-        members.push((made, concurrency));
+        subscriptions.push(Arc::new(made));
     }
-    Ok(by_group
-        .into_iter()
-        .enumerate()
-        .map(|(index, (name, members))| grouped(options, index, name, members))
-        .collect())
-}
-
-fn grouped(
-    options: &Options,
-    index: usize,
-    name: GroupName,
-    mut members: Vec<(Arc<Subscription>, usize)>,
-) -> Arc<Group> {
-    members.sort_by_key(|(subscription, _)| subscription.pattern.exact().is_none());
-    let concurrency = members.iter().map(|(_, concurrency)| concurrency).sum();
-    Arc::new(Group {
+    subscriptions.sort_by_key(|subscription| subscription.pattern.exact().is_none());
+    Ok(Group {
         name,
         lane: lane_of(index),
-        subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
-        slots: Slots::adaptive(concurrency, (options.in_flight_bytes / 2).max(1)),
+        subscriptions,
+        slots: Slots::fixed(most, bytes),
+        opened,
         unhandled: Unhandled::new(options.unhandled_limit),
         rules: options.rules(options.retry.clone()),
     })
 }
 
-fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
+fn made(options: &Options, subscription: Subscribe, bytes: usize, opened: &Arc<Notify>) -> Result<Subscription> {
     TopicPattern::try_from(subscription.topic.as_str())?;
     let pattern = match &options.topic_prefix {
         Some(prefix) => TopicPattern::try_from(format!("{prefix}.{}", subscription.topic).as_str())?,
@@ -362,6 +365,7 @@ fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
         service: subscription.service,
         rules: options.rules(retry),
         timeout: subscription.timeout.map(|timeout| timeout.min(FAR)),
+        share: Share::new(subscription.concurrency, bytes, Arc::clone(opened)),
         queue: Queue::new(subscription.concurrency),
     })
 }

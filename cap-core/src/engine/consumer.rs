@@ -11,12 +11,12 @@ use crate::engine::Engine;
 use crate::engine::arrival::{Arrival, arrival};
 use crate::engine::backoff::Pause;
 use crate::engine::group::{Carried, Group, Taken};
+use crate::engine::held::Held;
 use crate::engine::node::Epoch;
 use crate::engine::refusal::{DOUBT, Refusal};
-use crate::engine::slots::Held;
+use crate::engine::slots::{Room, Slot};
 use crate::engine::step::Step;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{self, Status};
 use crate::storage::{Claim, Inserted, Table};
 use crate::time::Timestamp;
 use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
@@ -292,30 +292,55 @@ impl Stored {
     }
 }
 
-/// Inserts records into the inbox. As many as the group has room for are claimed with the same statement and go on at
+/// The slots for what begins at once: of the group, and of its subscriptions.
+struct Rooms {
+    group: Room,
+    shares: Vec<Option<Room>>,
+}
+
+impl Rooms {
+    async fn take(group: &Group, arrivals: &[Arrival]) -> Self {
+        let mut wanted = vec![0_usize; group.subscriptions.len()];
+        arrivals.iter().filter_map(Arrival::begins).for_each(|place| wanted[place] += 1);
+        let mut shares = Vec::with_capacity(wanted.len());
+        for (subscription, wanted) in group.subscriptions.iter().zip(wanted) {
+            let share = if wanted > 0 { Some(subscription.share.slots.take_soon(wanted).await) } else { None };
+            shares.push(share);
+        }
+        let all = shares.iter().flatten().map(Room::len).sum();
+        Self { group: group.slots.take(all), shares }
+    }
+
+    fn none(group: &Group) -> Self {
+        Self { group: group.slots.take(0), shares: Vec::new() }
+    }
+
+    /// A slot of the group's and one of the subscription's.
+    fn next(&mut self, place: usize) -> Option<(Slot, Slot)> {
+        let share = self.shares.get_mut(place)?.as_mut()?;
+        if share.len() == 0 {
+            return None;
+        }
+        Some((self.group.next()?, share.next()?))
+    }
+}
+
+/// Inserts records into the inbox. As many as there is room for are claimed with the same statement and go on at
 /// once; the others wait in the inbox for a claim, by this node or another.
 async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
     // On a stop nothing new begins here; another node can.
     let epoch = engine.node.current().filter(|_| !engine.stop.quiesce.is_cancelled());
-    let due = arrivals.iter().filter(|arrival| arrival.begins()).count();
-    let mut room = match epoch {
-        Some(_) => group.slots.take_soon(due).await,
-        None => group.slots.take(0),
+    let mut rooms = match epoch {
+        Some(_) => Rooms::take(group, arrivals).await,
+        None => Rooms::none(group),
     };
-    let epoch = epoch.filter(|_| room.len() > 0);
+    let mut slots: Vec<Option<(Slot, Slot)>> =
+        arrivals.iter().map(|arrival| arrival.begins().and_then(|place| rooms.next(place))).collect();
+    drop(rooms);
+    let epoch = epoch.filter(|_| slots.iter().any(Option::is_some));
     let claim = epoch.as_ref().map(|epoch| Claim::by(epoch.id));
 
-    let mut free = room.len();
-    let mut records = Vec::with_capacity(arrivals.len());
-    for arrival in arrivals {
-        let mut record = arrival.record.clone();
-        if arrival.begins() && free > 0 {
-            free -= 1;
-            record.state = lifecycle::received(true);
-        }
-        records.push(record);
-    }
-    let begins: Vec<bool> = records.iter().map(|record| record.state.status() == Status::Queued).collect();
+    let records = arrivals.iter().zip(&slots).map(|(arrival, slot)| arrival.record_to_store(slot.is_some())).collect();
     let inserted = match engine.storage.insert(Table::Inbox, records, claim).await {
         Ok(inserted) => inserted,
         Err(error) => {
@@ -331,18 +356,18 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
         }
     };
     let mut stored = Stored { begun: Vec::with_capacity(arrivals.len()), epoch, some_wait: false };
-    for ((arrival, outcome), begins) in arrivals.iter().zip(inserted).zip(begins) {
+    for ((arrival, outcome), slots) in arrivals.iter().zip(inserted).zip(&mut slots) {
         let record = &arrival.record;
-        let begun = match (outcome, claim) {
-            (Inserted::Stored(id), Some(claim)) if begins => {
-                room.next().map(|slot| Held::fresh(id, record, claim, group.lane, slot))
+        let begun = match (outcome, claim, slots.take()) {
+            (Inserted::Stored(id), Some(claim), Some((slot, share))) => {
+                Some(Held::fresh(id, record, claim, group.lane, slot, share))
             }
-            (Inserted::Stored(_), _) => {
-                stored.some_wait |= arrival.is_due();
+            (Inserted::Stored(_), _, _) => {
+                stored.some_wait |= arrival.is_due() && group.is_claimed_for(arrival);
                 engine.notice_parked(record);
                 None
             }
-            (Inserted::Duplicate, _) => {
+            (Inserted::Duplicate, _, _) => {
                 tracing::debug!(message = %record.message_id, group = %group.name, "delivered again: it is in the inbox already");
                 None
             }

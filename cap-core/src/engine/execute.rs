@@ -13,10 +13,10 @@ use tracing::Instrument as _;
 use crate::content;
 use crate::engine::Engine;
 use crate::engine::group::{Carried, Job, Subscription};
+use crate::engine::held::Held;
 use crate::engine::node::Epoch;
 use crate::engine::pulse::Polled;
 use crate::engine::scheduler::OUTBOX;
-use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::supervise::panic_text;
 use crate::handler::{Call, Handled, HandlerError, HandlerService, Outbox, Shared};
@@ -61,7 +61,7 @@ pub(crate) async fn execute(
     if job.place.take().is_some() {
         engine.suspects.acquitted();
     }
-    job.slots.learn(began.elapsed());
+    subscription.share.slots.learn(began.elapsed());
     engine.activity.record();
     match end {
         End::Outcome(outcome) => {

@@ -4,10 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::engine::Engine;
+use crate::engine::arrival::Arrival;
+use crate::engine::held::Held;
 use crate::engine::node::Epoch;
 use crate::engine::queue::Queue;
-use crate::engine::slots::{Held, Room, Slot, Slots};
+use crate::engine::scheduler::suspects_of;
+use crate::engine::share::{BATCH, Share};
+use crate::engine::slots::{Room, Slot, Slots};
 use crate::engine::unhandled::Unhandled;
 use crate::error::{ErrorKind, Result};
 use crate::handler::HandlerService;
@@ -18,8 +24,8 @@ use crate::pattern::TopicPattern;
 use crate::storage::{Claim, Claimed};
 use crate::time::Timestamp;
 
-/// At most so many records in one claim.
-const BATCH: usize = 500;
+/// When a message is due again for which there is no room here.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// One group that this engine serves.
 pub(crate) struct Group {
@@ -28,7 +34,10 @@ pub(crate) struct Group {
     pub(crate) lane: usize,
     /// Exact topics first, then patterns in the order of their declaration.
     pub(crate) subscriptions: Vec<Arc<Subscription>>,
+    /// What bounds its memory.
     pub(crate) slots: Arc<Slots>,
+    /// Told when a subscription that was full has room again.
+    pub(crate) opened: Arc<Notify>,
     /// Topics that no subscription matches.
     pub(crate) unhandled: Unhandled,
     /// What governs records that no subscription of the group matches.
@@ -47,6 +56,7 @@ pub(crate) struct Subscription {
     pub(crate) service: HandlerService,
     pub(crate) rules: Rules,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) share: Share,
     pub(crate) queue: Queue,
 }
 
@@ -72,19 +82,85 @@ pub(crate) struct Job {
     pub(crate) place: Option<Slot>,
     pub(crate) message: Carried,
     pub(crate) epoch: Epoch,
-    pub(crate) slots: Arc<Slots>,
+}
+
+/// What a group may claim now.
+pub(crate) struct Claimable<'a> {
+    /// The subscriptions that have room.
+    pub(crate) open: Vec<&'a Subscription>,
+    /// What those that have none wait for.
+    pub(crate) except: Vec<Topic>,
+    /// At most so many records.
+    pub(crate) limit: usize,
+    /// At most so many bytes.
+    pub(crate) bytes: usize,
+}
+
+impl Claimable<'_> {
+    /// How many records the subscriptions that have room may have in flight together.
+    pub(crate) fn room_of_open(&self) -> usize {
+        self.open.iter().map(|subscription| subscription.share.slots.capacity()).sum()
+    }
 }
 
 impl Group {
     /// The subscription that handles `topic`: the exact one, else the first pattern that matches.
     pub(crate) fn subscription(&self, topic: &Topic) -> Option<&Arc<Subscription>> {
-        self.subscriptions.iter().find(|subscription| subscription.pattern.matches(topic))
+        self.handler(topic).map(|index| &self.subscriptions[index])
+    }
+
+    /// Its place among the group's.
+    pub(crate) fn handler(&self, topic: &Topic) -> Option<usize> {
+        self.subscriptions.iter().position(|subscription| subscription.pattern.matches(topic))
+    }
+
+    /// What may be claimed for the subscriptions that have room.
+    pub(crate) fn claimable(&self) -> Claimable<'_> {
+        let mut claimable = Claimable { open: Vec::new(), except: Vec::new(), limit: 0, bytes: usize::MAX };
+        let mut most = BATCH;
+        for subscription in &self.subscriptions {
+            let Subscription { share, pattern, .. } = subscription.as_ref();
+            if share.is_full() {
+                claimable.except.extend(share.waiting_topics(pattern));
+                continue;
+            }
+            most = most.min(share.allowance());
+            claimable.limit += share.slots.left();
+            claimable.bytes = claimable.bytes.min(share.slots.bytes_left());
+            claimable.open.push(subscription);
+        }
+        claimable.limit = claimable.limit.min(most);
+        claimable
+    }
+
+    /// Whether a claim is to look for a delivery that did not begin at once. While its subscription is full none is; it
+    /// is made when there is room again.
+    pub(crate) fn is_claimed_for(&self, arrival: &Arrival) -> bool {
+        let Some(subscription) = arrival.begins().map(|place| &self.subscriptions[place]) else { return true };
+        if !subscription.share.is_full() {
+            return true;
+        }
+        subscription.share.note(&subscription.pattern, &arrival.record.topic);
+        false
+    }
+
+    /// Waits until a subscription has room.
+    async fn wait_for_room(&self, engine: &Engine) {
+        while self.subscriptions.iter().all(|subscription| subscription.share.is_full()) {
+            self.opened(engine).await;
+        }
+    }
+
+    /// Waits until a subscription that was full has room again, and tells the suspects.
+    async fn opened(&self, engine: &Engine) {
+        self.opened.notified().await;
+        engine.scheduler.wake(suspects_of(self.lane));
     }
 
     /// Hands records that were taken to their subscriptions' queues. What no subscription matches goes back, for another
     /// node, and is left alone from now on; after its time limit it is dead.
     pub(crate) fn dispatch(&self, engine: &Arc<Engine>, epoch: &Epoch, taken: impl IntoIterator<Item = Taken>) {
-        for Taken { held, message, added, place } in taken {
+        for Taken { mut held, message, added, place } in taken {
             let Some(subscription) = self.subscription(&held.topic) else {
                 self.unhandled.note(&self.name, &held.topic);
                 let outcome = match self.unhandled.is_over(&self.name, &held.topic, added) {
@@ -95,8 +171,16 @@ impl Group {
                 engine.inbox_settler.settle(held, state);
                 continue;
             };
-            let job = Job { held, place, message, epoch: epoch.clone(), slots: Arc::clone(&self.slots) };
-            subscription.push(engine, job);
+            if held.share.is_none() {
+                held.share = Some(subscription.occupy(&held));
+            }
+            if place.is_none() && subscription.share.is_flooded() {
+                let outcome = Outcome::GivenBack(NO_ROOM_PAUSE);
+                let state = lifecycle::settle(&held.begun, outcome, &subscription.rules, 0.0);
+                engine.inbox_settler.settle(held, state);
+                continue;
+            }
+            subscription.push(engine, Job { held, place, message, epoch: epoch.clone() });
         }
     }
 
@@ -110,6 +194,7 @@ impl Group {
         };
         tokio::select! {
             () = engine.scheduler.woken(self.lane) => {}
+            () = self.opened(engine) => {}
             () = look => {}
         }
     }
@@ -127,6 +212,17 @@ impl Group {
     }
 }
 
+impl Subscription {
+    /// Takes a slot of its share for a record that was claimed.
+    fn occupy(&self, held: &Held) -> Slot {
+        let slot = self.share.slots.occupy(held.slot.bytes());
+        if self.share.slots.is_over() {
+            self.share.note(&self.pattern, &held.topic);
+        }
+        slot
+    }
+}
+
 /// The group's claims: runs until the engine takes no new work.
 pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
     let quiesce = &engine.stop.quiesce;
@@ -134,16 +230,25 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
     loop {
         let ready = async {
             let epoch = engine.node.joined().await;
+            group.wait_for_room(&engine).await;
             (epoch, group.slots.take_many(BATCH).await)
         };
-        let (epoch, room) = tokio::select! {
+        let (epoch, mut room) = tokio::select! {
             biased;
             () = quiesce.cancelled() => return Ok(()),
             ready = ready => ready,
         };
-        let except = if group.unhandled.is_look_due() { Vec::new() } else { group.unhandled.topics() };
+        let mut claimable = group.claimable();
+        room.truncate(claimable.limit);
         let limit = room.len();
-        let (claim, claimed) = match engine.claim(group.lane, &epoch, limit, room.bytes_left(), except).await {
+        if limit == 0 {
+            continue;
+        }
+        if !group.unhandled.is_look_due() {
+            claimable.except.extend(group.unhandled.topics());
+        }
+        let bytes = claimable.bytes.min(room.bytes_left());
+        let (claim, claimed) = match engine.claim(group.lane, &epoch, limit, bytes, claimable.except).await {
             Ok(answer) => answer,
             Err(error) if error.kind() == ErrorKind::LeaseLost => {
                 engine.node.lost(&epoch);
@@ -153,6 +258,7 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
         };
         let full = claimed.records.len() == limit;
         group.take(&engine, &epoch, claim, claimed, room);
+        claimable.open.iter().for_each(|subscription| subscription.share.learn());
         engine.health.well(&name);
         if full {
             continue;

@@ -9,8 +9,9 @@ use tracing::Instrument as _;
 
 use crate::content;
 use crate::engine::backoff::Breaker;
+use crate::engine::held::Held;
 use crate::engine::scheduler::OUTBOX;
-use crate::engine::slots::{Held, Room, Slot};
+use crate::engine::slots::{Room, Slot};
 use crate::engine::step::Step;
 use crate::engine::topics::{Admission, Topics};
 use crate::engine::{Engine, suspects};

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::backoff::Pause;
+use crate::engine::held::Held;
 use crate::engine::refusal::{DOUBT, Refusal};
-use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::error::Result;
 use crate::lifecycle::State;
@@ -284,7 +284,8 @@ mod tests {
             begun: lifecycle::Begun::first(),
             lane: 0,
             company: None,
-            _slot: slots.take(1).next().unwrap(),
+            slot: slots.take(1).next().unwrap(),
+            share: None,
         };
         settler.settle(held, lifecycle::received(false));
     }

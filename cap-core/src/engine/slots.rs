@@ -1,72 +1,10 @@
 //! Bounds on what is in flight, in records and in bytes: a record in memory holds a slot until its outcome is written.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-
-use crate::engine::scheduler::suspects_of;
-use crate::engine::suspects::Company;
-use crate::id::{ClaimToken, MessageId, RecordId};
-use crate::lifecycle::{Begun, State};
-use crate::name::{Group, Topic};
-use crate::storage::{Claim, NewRecord, Record};
-
-/// A claimed record that this node works on, without its content.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) record: RecordId,
-    pub(crate) token: ClaimToken,
-    pub(crate) message_id: MessageId,
-    pub(crate) topic: Topic,
-    pub(crate) group: Option<Group>,
-    pub(crate) begun: Begun,
-    pub(crate) lane: usize,
-    /// Of a suspect, which others may be beside it: until its outcome is written. Were it less, one that was tried alone and
-    /// is innocent could be taken for what kills the process a moment later.
-    pub(crate) company: Option<Company>,
-    /// Free again when this is dropped.
-    pub(crate) _slot: Slot,
-}
-
-impl Held {
-    /// The lane in which the record waits once `state` is written.
-    pub(crate) fn lane_after(&self, state: &State) -> usize {
-        if self.group.is_some() && state.crashes() > 0 { suspects_of(self.lane) } else { self.lane }
-    }
-
-    pub(crate) fn new(record: &Record, claim: Claim, lane: usize, mut slot: Slot) -> Self {
-        slot.weigh(record.content.len());
-        Self {
-            record: record.id,
-            token: claim.token,
-            message_id: record.message_id.clone(),
-            topic: record.topic.clone(),
-            group: record.group.clone(),
-            begun: Begun { attempts: record.attempts, crashes: record.crashes, reason: record.reason.clone() },
-            lane,
-            company: None,
-            _slot: slot,
-        }
-    }
-
-    /// Of a record that was inserted with a claim.
-    pub(crate) fn fresh(record: RecordId, inserted: &NewRecord, claim: Claim, lane: usize, mut slot: Slot) -> Self {
-        slot.weigh(inserted.content.len());
-        Self {
-            record,
-            token: claim.token,
-            message_id: inserted.message_id.clone(),
-            topic: inserted.topic.clone(),
-            group: inserted.group.clone(),
-            begun: Begun::first(),
-            lane,
-            company: None,
-            _slot: slot,
-        }
-    }
-}
 
 /// How long a group's waiting records may keep its handlers busy: what waits in this node's memory cannot be worked on
 /// by others, so slow handlers keep little.
@@ -78,6 +16,11 @@ const SOON: Duration = Duration::from_millis(20);
 const SUSPECTS: usize = 128;
 /// How large messages are taken for before any was seen, in bytes.
 const LARGE: usize = 16 * 1024;
+
+/// The most that are in flight for a subscription of that concurrency, but for what a claim brought beyond it.
+pub(crate) fn most_of(concurrency: usize) -> usize {
+    concurrency.saturating_mul(2).max(concurrency.saturating_add(MOST))
+}
 
 /// The slots of one lane.
 #[derive(Debug)]
@@ -97,23 +40,31 @@ pub(crate) struct Slots {
     wanted_below: AtomicUsize,
     freed: Notify,
     idle: Notify,
+    /// A wait for slots that seemed to be about to be free was in vain, and none was freed since.
+    is_stuck: AtomicBool,
+    /// A part of them is to be free before more is claimed.
+    is_full: AtomicBool,
+    /// Told when that part is free.
+    opened: Arc<Notify>,
 }
 
 impl Slots {
     /// A fixed number.
     pub(crate) fn fixed(capacity: usize, most_bytes: usize) -> Arc<Self> {
-        Self::new(capacity, 0, most_bytes)
+        Self::new(capacity, 0, most_bytes, Arc::default())
     }
 
-    /// Twice the concurrency, and as many more as handlers are fast.
-    pub(crate) fn adaptive(concurrency: usize, most_bytes: usize) -> Arc<Self> {
-        Self::new(concurrency.saturating_mul(2).clamp(16, MOST.max(concurrency)), concurrency, most_bytes)
+    /// Twice the concurrency, and as many more as handlers are fast. `opened` is told when a good part of what
+    /// [`is_full`](Self::is_full) found used is free.
+    pub(crate) fn adaptive(concurrency: usize, most_bytes: usize, opened: Arc<Notify>) -> Arc<Self> {
+        let capacity = concurrency.saturating_mul(2).clamp(16, MOST.max(concurrency));
+        Self::new(capacity, concurrency, most_bytes, opened)
     }
 
     /// For suspects: one, and one more for each that turns out to be innocent, so that their number doubles from round to
     /// round.
     pub(crate) fn growing() -> Arc<Self> {
-        Self::new(1, 0, usize::MAX)
+        Self::new(1, 0, usize::MAX, Arc::default())
     }
 
     /// An attempt on a suspect has ended, and this process lives.
@@ -124,7 +75,7 @@ impl Slots {
         }
     }
 
-    fn new(capacity: usize, concurrency: usize, most_bytes: usize) -> Arc<Self> {
+    fn new(capacity: usize, concurrency: usize, most_bytes: usize, opened: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
@@ -136,6 +87,9 @@ impl Slots {
             wanted_below: AtomicUsize::new(0),
             freed: Notify::new(),
             idle: Notify::new(),
+            is_stuck: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            opened,
         })
     }
 
@@ -151,6 +105,43 @@ impl Slots {
     /// How many bytes more may be in flight.
     pub(crate) fn bytes_left(&self) -> usize {
         self.most_bytes.saturating_sub(self.bytes.load(Ordering::SeqCst))
+    }
+
+    /// How many are free.
+    pub(crate) fn left(&self) -> usize {
+        self.capacity().saturating_sub(self.used())
+    }
+
+    /// More are used than there are: what was claimed was not known to be for them.
+    pub(crate) fn is_over(&self) -> bool {
+        self.used() > self.capacity()
+    }
+
+    /// Whether less than a good part of them (a quarter of the capacity, at most `most`; and of the bytes) is free.
+    /// `opened` is told when it is.
+    pub(crate) fn is_full(&self, most: usize) -> bool {
+        let part = || (self.capacity() / 4).min(most).max(1);
+        let has_part = || self.left() >= part() && self.bytes_left() > self.most_bytes / 4;
+        if has_part() {
+            return false;
+        }
+        // Said first: what is freed after the look is told.
+        self.is_full.store(true, Ordering::SeqCst);
+        self.wanted_below.fetch_max(self.capacity().saturating_sub(part()) + 1, Ordering::SeqCst);
+        if !has_part() {
+            return true;
+        }
+        self.is_full.store(false, Ordering::SeqCst);
+        false
+    }
+
+    /// Takes one that may not be free: the record is here already.
+    pub(crate) fn occupy(self: &Arc<Self>, bytes: usize) -> Slot {
+        self.learn_sizes(std::iter::once(bytes));
+        self.used.fetch_add(1, Ordering::SeqCst);
+        let mut slot = Slot { slots: Arc::clone(self), bytes: 0 };
+        slot.weigh(bytes);
+        slot
     }
 
     /// Takes as many as are free, at most `wanted`.
@@ -193,8 +184,10 @@ impl Slots {
             }
         };
         let ahead = self.mean().saturating_mul(u32::try_from(wanted).unwrap_or(u32::MAX));
-        if wanted <= self.capacity() && ahead <= SOON.saturating_mul(u32::try_from(self.concurrency).unwrap_or(1)) {
-            let _ = tokio::time::timeout(SOON, freed).await;
+        let is_soon = ahead <= SOON.saturating_mul(u32::try_from(self.concurrency).unwrap_or(1));
+        if wanted <= self.capacity() && is_soon && !self.is_stuck.load(Ordering::Relaxed) {
+            let is_free = tokio::time::timeout(SOON, freed).await.is_ok();
+            self.is_stuck.store(!is_free, Ordering::Relaxed);
         }
         self.take(wanted)
     }
@@ -209,6 +202,7 @@ impl Slots {
     /// Gives back `number` of them.
     fn free(&self, number: usize) {
         let used = self.used.fetch_sub(number, Ordering::SeqCst) - number;
+        self.is_stuck.store(false, Ordering::Relaxed);
         if used < self.wanted_below.load(Ordering::SeqCst) {
             self.tell_of_room();
         }
@@ -221,6 +215,9 @@ impl Slots {
     fn tell_of_room(&self) {
         self.wanted_below.store(0, Ordering::SeqCst);
         self.freed.notify_waiters();
+        if self.is_full.swap(false, Ordering::SeqCst) {
+            self.opened.notify_one();
+        }
     }
 
     /// Waits until none is used.
@@ -311,6 +308,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// How large the content is that it is for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// It is for a content of so many bytes.
     pub(crate) fn weigh(&mut self, bytes: usize) {
         self.bytes += bytes;
@@ -388,7 +390,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_slots_gets_them_though_the_capacity_falls_meanwhile() {
-        let slots = Slots::adaptive(1, MEMORY);
+        let slots = Slots::adaptive(1, MEMORY, Arc::default());
         let taken = slots.take(usize::MAX);
         let mut waiting = Box::pin(slots.take_many(500));
         assert!(futures_now(&mut waiting).is_none());
@@ -418,10 +420,10 @@ mod tests {
 
     #[test]
     fn slow_handlers_keep_little_and_fast_ones_much() {
-        let slots = Slots::adaptive(4, MEMORY);
+        let slots = Slots::adaptive(4, MEMORY, Arc::default());
         slots.learn(Duration::from_secs(60));
         assert_eq!(slots.capacity(), 8);
-        let fast = Slots::adaptive(4, MEMORY);
+        let fast = Slots::adaptive(4, MEMORY, Arc::default());
         fast.learn(Duration::from_micros(10));
         assert_eq!(fast.capacity(), 2004);
     }

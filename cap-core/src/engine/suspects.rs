@@ -11,9 +11,10 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::engine::Engine;
 use crate::engine::group::{Carried, Group, Taken};
+use crate::engine::held::Held;
 use crate::engine::node::Epoch;
 use crate::engine::scheduler::suspects_of;
-use crate::engine::slots::{Held, Room, Slots};
+use crate::engine::slots::{Room, Slots};
 use crate::error::{ErrorKind, Result};
 use crate::lifecycle::{self, Begin, Outcome, State};
 use crate::storage::{Claim, Record, Settled, Settlement, Table};
@@ -67,31 +68,36 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
             let epoch = engine.node.joined().await;
             loop {
                 let places = engine.suspects.slots.take_many(BATCH).await;
-                // Half of the group's room at the most: the others go on beside them.
-                let room = group.slots.take(places.len().min((group.slots.capacity() / 2).max(1)));
+                let claimable = group.claimable();
+                // Half of the room at the most: the others go on beside them.
+                let room = group.slots.take(places.len().min(claimable.room_of_open().div_ceil(2)));
                 if room.len() > 0 {
-                    return (epoch, places, room);
+                    return (epoch, places, room, claimable.except);
                 }
                 // Another group's suspects need not wait for this one's handlers.
                 drop(places);
-                drop(group.slots.take_many(1).await);
+                if claimable.open.is_empty() {
+                    engine.scheduler.woken(lane).await;
+                } else {
+                    drop(group.slots.take_many(1).await);
+                }
             }
         };
-        let (epoch, mut places, room) = tokio::select! {
+        let (epoch, mut places, room, mut except) = tokio::select! {
             biased;
             () = quiesce.cancelled() => return Ok(()),
             ready = ready => ready,
         };
         let limit = room.len();
-        let (claim, claimed) =
-            match engine.claim(lane, &epoch, limit, room.bytes_left(), group.unhandled.topics()).await {
-                Ok(answer) => answer,
-                Err(error) if error.kind() == ErrorKind::LeaseLost => {
-                    engine.node.lost(&epoch);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+        except.extend(group.unhandled.topics());
+        let (claim, claimed) = match engine.claim(lane, &epoch, limit, room.bytes_left(), except).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == ErrorKind::LeaseLost => {
+                engine.node.lost(&epoch);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         places.truncate(claimed.records.len());
         let is_over = claimed.records.is_empty();
         if !is_over {

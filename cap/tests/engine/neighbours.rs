@@ -1,14 +1,16 @@
 //! One bad message never stops its neighbours (promise 11).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cap::lifecycle::MAX_REASON;
 use cap::memory::MemoryStorage;
 use cap::storage::{NewRecord, Settlement};
-use cap::{Cap, ErrorKind, HandlerError, Json, Publish, Status, Table};
+use cap::{Cap, ErrorKind, HandlerError, Json, Options, Publish, Status, Table};
+use tokio::sync::Semaphore;
 
 use crate::doubles::{Faulty, Troubled, Writes, refusal};
-use crate::support::{Seen, Shop, becomes, eventually, idle, options, record};
+use crate::support::{Seen, Shop, becomes, eventually, idle, never_polling, options, record};
 
 #[tokio::test]
 async fn a_reason_of_megabytes_is_cut_and_told_as_cut() {
@@ -210,5 +212,65 @@ async fn a_full_queue_is_its_topics_affair() {
     }
     idle(&cap).await;
     assert!(cap.health().waiting.is_empty());
+    cap.stop().await;
+}
+
+/// A handler that hangs until `gate` is opened, beside a healthy one of its group: 5,000 messages that wait for it, of as
+/// many topics as `topic` tells.
+async fn a_hanging_handler_takes_nothing_from(pattern: &str, topic: fn(usize) -> String) {
+    const HANGING: usize = 5000;
+    let (shop, seen, freed) = (Shop::new(), Seen::<u32>::new(), Seen::<u32>::new());
+    let gate = Arc::new(Semaphore::new(0));
+    let (opened, through) = (Arc::clone(&gate), freed.clone());
+    let hangs = move |Json(n): Json<u32>| {
+        let (opened, through) = (Arc::clone(&opened), through.clone());
+        async move {
+            // Until it is closed.
+            let _ = opened.acquire().await;
+            through.push(n);
+        }
+    };
+    let builder = shop.builder().options(never_polling()).subscribe(pattern, "g", hangs);
+    let cap = builder.subscribe("healthy", "g", record(&seen)).start().await.unwrap();
+    cap.publish_many((0..HANGING).map(|n| Publish::json(topic(n), &n))).await.unwrap();
+    for round in 0..20_u32 {
+        cap.publish_many((0..50).map(|n| Publish::json("healthy", &(round * 50 + n)))).await.unwrap();
+        for n in 0..50 {
+            assert_eq!(seen.next().await, round * 50 + n);
+        }
+    }
+    gate.close();
+    let mut handled = Vec::new();
+    while handled.len() < HANGING {
+        handled.push(freed.next().await);
+    }
+    handled.sort();
+    assert!(handled.into_iter().eq(0..HANGING as u32), "each once");
+    cap.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_takes_nothing_from_the_others_of_its_group() {
+    a_hanging_handler_takes_nothing_from("hangs", |_| "hangs".into()).await;
+}
+
+#[tokio::test]
+async fn a_handler_of_a_pattern_that_hangs_takes_nothing_from_the_others_of_its_group() {
+    a_hanging_handler_takes_nothing_from("hangs.*", |n| format!("hangs.{}", n % 7)).await;
+    a_hanging_handler_takes_nothing_from("hangs.*", |n| format!("hangs.{}", n % 700)).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_on_large_messages_leaves_bytes_to_the_others_of_its_group() {
+    let (shop, seen) = (Shop::new(), Seen::<u32>::new());
+    let limited = Options { in_flight_bytes: 80_000, ..never_polling() };
+    let builder = shop.builder().options(Options { drain: Duration::from_millis(10), ..limited });
+    let builder = builder.subscribe("hangs", "g", std::future::pending::<()>);
+    let cap = builder.subscribe("healthy", "g", record(&seen)).start().await.unwrap();
+    cap.publish_many((0..100).map(|_| Publish::json("hangs", &"x".repeat(9000)))).await.unwrap();
+    for n in 0..200 {
+        cap.publish("healthy", &n).await.unwrap();
+        assert_eq!(seen.next().await, n);
+    }
     cap.stop().await;
 }

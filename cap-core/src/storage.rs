@@ -269,21 +269,32 @@ pub enum Settled {
 }
 
 /// What a heartbeat learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lease {
     /// The lease is renewed.
     Held {
-        /// In how long the first lease of another node runs out, unless it is renewed.
-        next_expiry: Option<Duration>,
+        /// The database's clock.
+        now: Timestamp,
+        /// The last signs of life of the other nodes.
+        others: Vec<Sign>,
     },
-    /// The lease had run out, or was never there: what the node held may be another's by now.
+    /// The node was taken over from, or was never there: what it held may be another's by now.
     Lost,
+}
+
+/// A node's last sign of life: the next one has another end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sign {
+    /// Whose it is.
+    pub node: NodeId,
+    /// When its lease ends, by the clock that the database had then.
+    pub until: Timestamp,
 }
 
 /// What a takeover did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TakenOver {
-    /// Nodes whose lease had run out; they are forgotten.
+    /// Nodes that gave no other sign of life; they are forgotten.
     pub nodes: Vec<NodeId>,
     /// Outbox records that are due again.
     pub outbox: u64,
@@ -443,7 +454,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///    one is `Stored`.
     /// 4. On an error nothing is stored, unless its kind is `Unavailable`: then either all or nothing is.
     /// 5. Content, topic, group, version, state and reason come back from a claim or list unchanged.
-    /// 6. A claim by a node without a live lease is refused with `LeaseLost` and nothing is stored.
+    /// 6. A claim by a node that is not registered is refused with `LeaseLost` and nothing is stored.
     /// 7. A `Queued` record without a claim, which nobody would ever work on, and an inbox record without a group are
     ///    refused with `Invalid`, and nothing is stored.
     /// 8. Does not wait for an open transaction that has the record of the same id locked, such as that of a handler at
@@ -465,7 +476,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 3. Earliest due first, also within the answer; at most `limit`, and 0 answers none.
     /// 4. Does not wait for records that other claims or open transactions hold, where the database can (a storage
     ///    with one writer may wait for it).
-    /// 5. A node without a live lease is refused with `LeaseLost`.
+    /// 5. A node that is not registered is refused with `LeaseLost`.
     /// 6. `next_due` is right: never later than the next waiting record, zero if one was due and skipped.
     /// 7. Costs nothing that grows with the number of terminal or delayed records, nor with those of the other lanes.
     /// 8. Contents together have at most `bytes` bytes, unless it is a single record. If that is why fewer than `limit`
@@ -501,31 +512,35 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 2. Takes no lock that a writer would wait for; one statement, and cheap however many records there are.
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>>;
 
-    /// Registers a node with a lease from now on.
+    /// Registers a node, with a lease from now on.
     ///
-    /// 1. From then on the node may claim until `lease` has passed without a heartbeat. Core joins with a fresh id each
-    ///    time; an id that is there already gets its lease anew.
+    /// 1. From then on the node may claim, until it is [taken over from](Storage::take_over) or leaves. Core joins with a
+    ///    fresh id each time; an id that is there already gets its lease anew.
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>>;
 
-    /// Renews a lease: it now ends `lease` from now.
+    /// Gives a sign of life: the lease now ends `lease` from now.
     ///
-    /// 1. A lease that has run out, or is unknown, stays lost, even if nobody has taken anything over yet.
-    /// 2. `next_expiry` is that of the other nodes, never this one's.
+    /// 1. A node that is unknown, has left or was taken over from stays lost. Another's lease is renewed even if its end
+    ///    has passed: the database's clock may have been set forward.
+    /// 2. The other nodes' signs are told as they are stored, never this one's.
     /// 3. The new end counts from now, be it later or sooner than the old one.
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>>;
 
-    /// Takes from the dead: every record that is held by a node without a live lease becomes due at once, its attempts
-    /// unchanged and its crashes one more, and the nodes whose leases ran out are forgotten.
+    /// Takes from the dead: each node of `dead` whose sign of life is still the same is forgotten, and every record that is
+    /// held by a node which is not registered becomes due at once, its attempts unchanged and its crashes one more.
     ///
-    /// 1. Nothing is taken from a node with a live lease, however long ago it claimed.
-    /// 2. Everything is taken from a node without one, however old the record.
-    /// 3. Afterwards the former owner's settlements are `Lost`.
+    /// Core says who is dead, since only it has a clock that nobody sets: a node is, whose sign has not changed for as long
+    /// as its lease was when it was first seen.
+    ///
+    /// 1. Nothing is taken from another node, however long ago it claimed and whatever the clock says of its lease.
+    /// 2. Everything is taken from a node that is not registered, however old the record.
+    /// 3. Afterwards the former owner's claims are refused and its settlements are `Lost`.
     /// 4. Safe when several nodes call it at once.
     /// 5. Does not wait for an open transaction that has a record locked, where the database can: that record is taken by
     ///    the first call after its end.
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>>;
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>>;
 
-    /// Signs a node off: its lease ends, and what it still holds becomes due at once, the attempts not counted.
+    /// Signs a node off: it is forgotten, and what it still holds becomes due at once, the attempts not counted.
     ///
     /// 1. As a takeover, but of this node only, and at once; no crash is counted. What an open transaction has locked is
     ///    not waited for: a takeover finds it later.
@@ -539,7 +554,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 2. The node that has it gets it again: the term counts from now, be it later or sooner than the old one.
     /// 3. When the term has passed, the next that asks gets it, and not before.
     /// 4. It is free at once when the node that has it leaves or is taken over.
-    /// 5. A node without a live lease is refused with `LeaseLost`, and changes nothing.
+    /// 5. A node that is not registered is refused with `LeaseLost`, and changes nothing.
     /// 6. Does not wait for open transactions, where the database can (a storage with one writer may wait for it), and
     ///    holds nothing that another call would wait for.
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>>;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Table,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Sign, Table,
 };
 use cap_core::{ClaimToken, Group, MessageId, NodeId, RecordId, Status, Timestamp, Topic, Version};
 
@@ -402,25 +402,26 @@ impl Database {
         Inserted::Stored(RecordId(id))
     }
 
-    pub(crate) fn is_live(&self, node: NodeId, now: i64) -> bool {
-        self.nodes.get(&node).is_some_and(|end| *end > now)
+    pub(crate) fn is_registered(&self, node: NodeId) -> bool {
+        self.nodes.contains_key(&node)
     }
 
     pub(crate) fn renew(&mut self, node: NodeId, lease: Duration, now: i64) {
         self.nodes.insert(node, after(now, lease));
     }
 
-    /// In how long the first lease of a node other than `node` runs out; zero if one has.
-    pub(crate) fn next_expiry(&self, node: NodeId, now: i64) -> Option<Duration> {
+    /// The last signs of life of the nodes other than `node`.
+    pub(crate) fn signs_beside(&self, node: NodeId) -> Vec<Sign> {
         let others = self.nodes.iter().filter(|(other, _)| **other != node);
-        others.map(|(_, end)| until(*end, now)).min()
+        others.map(|(node, end)| Sign { node: *node, until: Timestamp::from_micros(*end) }).collect()
     }
 
-    /// Forgets the nodes whose leases have run out, and answers them.
-    pub(crate) fn forget_dead(&mut self, now: i64) -> Vec<NodeId> {
-        let dead = self.nodes.extract_if(|_, end| *end <= now).map(|(node, _)| node).collect();
+    /// Forgets those of the nodes that have given no other sign, and answers them.
+    pub(crate) fn forget_dead(&mut self, dead: &[Sign]) -> Vec<NodeId> {
+        let is_dead = |node: &NodeId, end: &mut i64| dead.iter().any(|sign| sign.node == *node && sign.until.as_micros() == *end);
+        let forgotten = self.nodes.extract_if(is_dead).map(|(node, _)| node).collect();
         self.free_chores();
-        dead
+        forgotten
     }
 
     pub(crate) fn forget(&mut self, node: NodeId) {

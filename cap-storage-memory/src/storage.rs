@@ -9,9 +9,9 @@ use cap_core::error::{Error, ErrorKind, Result};
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
-    Settlement, Storage, StorageCapabilities, Table, TakenOver, Wake,
+    Settlement, Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
-use cap_core::{NodeId, RecordId, Status, Version};
+use cap_core::{NodeId, RecordId, Status, Timestamp, Version};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -97,7 +97,7 @@ impl MemoryStorage {
     }
 
     fn without_lease(operation: &'static str, node: NodeId) -> Error {
-        let reason = format!("node {node} has no lease: it ran out, or the node never joined");
+        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
         Self::error(ErrorKind::LeaseLost, operation, reason)
     }
 
@@ -150,7 +150,7 @@ impl MemoryStorage {
         let mut database = self.shared.lock();
         let now = database.now();
         if let Some(claim) = claim
-            && !database.is_live(claim.node, now)
+            && !database.is_registered(claim.node)
         {
             return Err(Self::without_lease("insert claimed records into", claim.node));
         }
@@ -218,7 +218,7 @@ impl Storage for MemoryStorage {
         at_once(move || {
             let mut database = self.shared.lock();
             let now = database.now();
-            if !database.is_live(request.claim.node, now) {
+            if !database.is_registered(request.claim.node) {
                 return Err(Self::without_lease("claim from", request.claim.node));
             }
             Ok(database.records(request.lane.table()).claim(&request, now))
@@ -269,19 +269,19 @@ impl Storage for MemoryStorage {
         at_once(move || {
             let mut database = self.shared.lock();
             let now = database.now();
-            if !database.is_live(node, now) {
+            if !database.is_registered(node) {
                 return Ok(Lease::Lost);
             }
             database.renew(node, lease, now);
-            Ok(Lease::Held { next_expiry: database.next_expiry(node, now) })
+            Ok(Lease::Held { now: Timestamp::from_micros(now), others: database.signs_beside(node) })
         })
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         at_once(move || {
             let mut database = self.shared.lock();
             let now = database.now();
-            let nodes = database.forget_dead(now);
+            let nodes = database.forget_dead(&dead);
             let outbox = database.take_from_dead(Table::Outbox, now);
             let inbox = database.take_from_dead(Table::Inbox, now);
             drop(database);
@@ -309,7 +309,7 @@ impl Storage for MemoryStorage {
         at_once(move || {
             let mut database = self.shared.lock();
             let now = database.now();
-            if !database.is_live(node, now) {
+            if !database.is_registered(node) {
                 return Err(Self::without_lease("take a chore from", node));
             }
             Ok(database.take_chore(chore, node, term, now))

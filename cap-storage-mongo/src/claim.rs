@@ -18,7 +18,7 @@ const ROUNDS: usize = 8;
 pub(crate) async fn claim(db: &Db, request: &ClaimRequest) -> Fallible<Claimed> {
     let ClaimRequest { lane, version, claim, limit: most, bytes, except } = request;
     let table = lane.table();
-    let now = db.lease(claim.node).await?;
+    let now = db.registered(claim.node).await?;
     let (owner, token) = (binary(claim.node.0), binary(claim.token.0));
     let mut order: HashMap<i64, usize> = HashMap::new();
     let (mut taken, mut room) = (0, *bytes);

@@ -13,7 +13,7 @@
 //! - Addresses are listed in statements of at most [`AT_ONCE`]: many statements are still one command.
 
 use cap_core::lifecycle::State;
-use cap_core::storage::{Lane, NewRecord, Query, Table};
+use cap_core::storage::{Lane, NewRecord, Query, Sign, Table};
 use cap_core::{Group, MessageId, NodeId, Status, Topic, Version};
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
@@ -99,9 +99,9 @@ pub(crate) fn clock() -> Vec<Document> {
     ]
 }
 
-/// The end of a node's lease and the server's clock, if there is such a node.
-pub(crate) fn lease(node: NodeId) -> Vec<Document> {
-    vec![doc! { "$match": by_node(node) }, doc! { "$project": { "LeaseUntil": 1, "Now": "$$NOW" } }]
+/// The server's clock, if there is such a node.
+pub(crate) fn registered(node: NodeId) -> Vec<Document> {
+    vec![doc! { "$match": by_node(node) }, doc! { "$project": { "Now": "$$NOW" } }]
 }
 
 /// The key of the uniqueness rule.
@@ -431,14 +431,10 @@ pub(crate) fn begin_lease(lease: i64) -> Vec<Document> {
     vec![doc! { "$set": { "LeaseUntil": { "$add": ["$$NOW", lease] }, "Seen": "$$NOW" } }]
 }
 
-/// Renews a lease that has not run out; afterwards it has exactly if `LeaseUntil` is not after `Seen`.
-///
-/// With it the node tells on which of the server's sessions its transactions are.
+/// Renews a lease. With it the node tells on which of the server's sessions its transactions are.
 pub(crate) fn renew_lease(lease: i64, sessions: Vec<Bson>) -> Vec<Document> {
-    // As numbers, since SecantusDB compares `$$NOW` with a stored date wrongly.
-    let is_live = doc! { "$gt": [{ "$toLong": "$LeaseUntil" }, { "$toLong": "$$NOW" }] };
-    let renewed = doc! { "$cond": [is_live, { "$add": ["$$NOW", lease] }, "$LeaseUntil"] };
-    vec![doc! { "$set": { "LeaseUntil": renewed, "Seen": "$$NOW", "Sessions": { "$literal": sessions } } }]
+    let until = doc! { "$add": ["$$NOW", lease] };
+    vec![doc! { "$set": { "LeaseUntil": until, "Seen": "$$NOW", "Sessions": { "$literal": sessions } } }]
 }
 
 /// Ends sessions with their transactions.
@@ -446,18 +442,16 @@ pub(crate) fn kill_sessions(sessions: Vec<Bson>) -> Document {
     doc! { "killSessions": sessions }
 }
 
-/// The end of the first lease of another node.
-pub(crate) fn next_expiry(node: NodeId) -> Vec<Document> {
-    vec![
-        doc! { "$match": { "_id": { "$ne": binary(node.0) } } },
-        doc! { "$group": { "_id": null, "Next": { "$min": "$LeaseUntil" } } },
-        doc! { "$project": { "Next": 1, "Now": "$$NOW" } },
-    ]
+/// The signs of life of the other nodes.
+pub(crate) fn signs(node: NodeId) -> (Document, Document) {
+    (doc! { "_id": { "$ne": binary(node.0) } }, doc! { "LeaseUntil": 1 })
 }
 
-/// Nodes whose leases had run out `now`.
-pub(crate) fn dead_nodes(now: DateTime) -> Document {
-    doc! { "LeaseUntil": { "$lte": now } }
+/// A node, if it has given no other sign of life.
+pub(crate) fn dead_node(sign: &Sign) -> Document {
+    let mut node = by_node(sign.node);
+    node.insert("LeaseUntil", DateTime::from_millis(sign.until.as_micros() / 1_000));
+    node
 }
 
 /// A chore that the node has, or that was free `now`.

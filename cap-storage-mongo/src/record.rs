@@ -149,7 +149,7 @@ pub(crate) async fn insert(
     }
     let now = match claim {
         None => db.clock().await?,
-        Some(claim) => db.lease(claim.node).await?,
+        Some(claim) => db.registered(claim.node).await?,
     };
     if records.is_empty() {
         return Ok(Vec::new());
@@ -329,7 +329,7 @@ pub(crate) async fn publish(db: &Db, session: &mut ClientSession, records: &[New
 /// held afterwards. So if the node is still there, the takeover is yet to come, and will see the claim; if it is not,
 /// the claim is given back.
 pub(crate) async fn confirm(db: &Db, table: Table, claim: Claim) -> Fallible<()> {
-    let Err(fault) = db.lease(claim.node).await else { return Ok(()) };
+    let Err(fault) = db.registered(claim.node).await else { return Ok(()) };
     if matches!(fault, Fault::Said(ErrorKind::LeaseLost, _)) {
         give_back(db, table, commands::holder(claim.node, Some(claim.token.0)), Counted::No).await?;
     }
@@ -340,6 +340,11 @@ pub(crate) async fn confirm(db: &Db, table: Table, claim: Claim) -> Fallible<()>
 pub(crate) fn until(moment: DateTime, now: DateTime) -> Duration {
     let wait = moment.timestamp_millis().saturating_sub(now.timestamp_millis());
     Duration::from_millis(u64::try_from(wait).unwrap_or(0))
+}
+
+/// A time of the database's.
+pub(crate) fn timestamp(moment: DateTime) -> Timestamp {
+    Timestamp::from_micros(moment.timestamp_millis().saturating_mul(1_000))
 }
 
 /// In how long the next waiting record of each lane is due.
@@ -496,7 +501,7 @@ fn read(mut document: Document) -> Option<Record> {
     let (version, topic, group, status) = (text("Version"), text("Name"), text("Group"), text("StatusName"));
     let moment = |name: &str| {
         let moment = document.get_datetime(name).ok()?;
-        Some(Timestamp::from_micros(moment.timestamp_millis().saturating_mul(1_000)))
+        Some(timestamp(*moment))
     };
     let number = |name: &str| {
         document.get(name).and_then(whole).and_then(|number| u32::try_from(number.max(0)).ok()).unwrap_or(0)

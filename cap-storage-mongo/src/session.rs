@@ -363,18 +363,17 @@ impl Db {
         Fault::said(ErrorKind::Environment, reason)
     }
 
-    /// The server's clock, if the node has a live lease.
-    pub(crate) async fn lease(&self, node: NodeId) -> Fallible<DateTime> {
-        let found = self.aggregate_one(&self.names.nodes, commands::lease(node)).await?;
+    /// The server's clock, if the node is registered.
+    pub(crate) async fn registered(&self, node: NodeId) -> Fallible<DateTime> {
+        let found = self.aggregate_one(&self.names.nodes, commands::registered(node)).await?;
         if let Some(found) = found
-            && let (Ok(until), Ok(now)) = (found.get_datetime("LeaseUntil"), found.get_datetime("Now"))
-            && until > now
+            && let Ok(now) = found.get_datetime("Now")
         {
             return Ok(*now);
         }
-        // Before the collections are made nobody has one.
+        // Before the collections are made nobody is.
         self.clock().await?;
-        let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
+        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
         Err(Fault::said(ErrorKind::LeaseLost, reason))
     }
 

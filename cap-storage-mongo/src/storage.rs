@@ -8,7 +8,7 @@ use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    Storage, StorageCapabilities, Table, TakenOver, Wake,
+    Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, ErrorKind, NodeId, RecordId, Result, Version};
 use mongodb::Client;
@@ -232,9 +232,12 @@ impl Storage for MongoStorage {
         Box::pin(self.0.clients.run(Via::Leases, attempt, renew))
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         let attempt = Attempt::on_database("take over from dead nodes in");
-        Box::pin(self.keep(attempt, |db| async move { take_over(&db).await }))
+        Box::pin(self.keep(attempt, move |db| {
+            let dead = dead.clone();
+            async move { take_over(&db, &dead).await }
+        }))
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
@@ -282,37 +285,34 @@ impl Storage for MongoStorage {
     }
 }
 
-/// One update decides, by the server's clock: a lease that has run out stays as it is.
 async fn heartbeat(db: &Db, node: NodeId, lease: i64) -> Fallible<Lease> {
     let nodes = db.collection(&db.names.nodes);
     let renew = nodes
         .find_one_and_update(commands::by_node(node), commands::renew_lease(lease, db.lsids.list()))
         .return_document(ReturnDocument::After);
     let Some(renewed) = renew.await? else { return Ok(Lease::Lost) };
-    let (Ok(until), Ok(seen)) = (renewed.get_datetime("LeaseUntil"), renewed.get_datetime("Seen")) else {
+    let Ok(now) = renewed.get_datetime("Seen") else {
         return Err(Fault::said(ErrorKind::Corrupt, format!("the document of node {node} has no times")));
     };
-    if until <= seen {
-        return Ok(Lease::Lost);
-    }
-    let next = db.aggregate_one(&db.names.nodes, commands::next_expiry(node)).await?;
-    let next_expiry =
-        next.and_then(|next| Some(record::until(*next.get_datetime("Next").ok()?, *next.get_datetime("Now").ok()?)));
-    Ok(Lease::Held { next_expiry })
+    let (filter, fields) = commands::signs(node);
+    let others = all(nodes.find(filter).projection(fields).await?).await?;
+    let sign = |other: &mongodb::bson::Document| {
+        let node = other.get("_id").and_then(record::uuid).map(NodeId)?;
+        Some(Sign { node, until: record::timestamp(*other.get_datetime("LeaseUntil").ok()?) })
+    };
+    Ok(Lease::Held { now: record::timestamp(*now), others: others.iter().filter_map(sign).collect() })
 }
 
-/// First the nodes: those that are left are live, and a claim of the dead that is written from now on is given back by
+/// First the nodes: those that are left live on, and a claim of the dead that is written from now on is given back by
 /// itself.
-async fn take_over(db: &Db) -> Fallible<TakenOver> {
-    let now = db.clock().await?;
-    let found = all(db.collection(&db.names.nodes).find(commands::dead_nodes(now)).await?).await?;
-    end_sessions(db, &found).await;
+async fn take_over(db: &Db, dead: &[Sign]) -> Fallible<TakenOver> {
     let mut nodes = Vec::new();
-    for node in found.iter().filter_map(|node| node.get("_id").and_then(record::uuid)).map(NodeId) {
-        let mut dead = commands::by_node(node);
-        dead.extend(commands::dead_nodes(now));
-        if forget(db, node, dead).await? {
-            nodes.push(node);
+    for sign in dead {
+        let dead = commands::dead_node(sign);
+        let found = all(db.collection(&db.names.nodes).find(dead.clone()).await?).await?;
+        end_sessions(db, &found).await;
+        if !found.is_empty() && forget(db, sign.node, dead).await? {
+            nodes.push(sign.node);
         }
     }
     let outbox = record::take_over(db, Table::Outbox).await?;
@@ -321,8 +321,8 @@ async fn take_over(db: &Db) -> Fallible<TakenOver> {
     Ok(TakenOver { nodes, outbox, inbox })
 }
 
-/// Has the server end the transactions of dead nodes, which would keep what they have written locked for a minute. A
-/// lease that has run out cannot be renewed, so they are of no use. If it cannot be done, the takeover is only slower.
+/// Has the server end the transactions of dead nodes, which would keep what they have written locked for a minute. If it
+/// cannot be done, the takeover is only slower.
 async fn end_sessions(db: &Db, dead: &[mongodb::bson::Document]) {
     let sessions: Vec<_> = dead.iter().flat_map(|node| db.lsids.foreign(node)).collect();
     if sessions.is_empty() {
@@ -360,7 +360,7 @@ async fn forget(db: &Db, node: NodeId, filter: mongodb::bson::Document) -> Falli
 }
 
 async fn take_chore(db: &Db, chore: Chore, node: NodeId, term: i64) -> Fallible<bool> {
-    let now = db.lease(node).await?;
+    let now = db.registered(node).await?;
     let (chores, owner) = (db.collection(&db.names.chores), binary(node.0));
     let take = chores.update_one(commands::free_chore(chore.as_str(), &owner, now), commands::take_chore(&owner, term));
     match take.upsert(true).await.map_err(Fault::from) {
@@ -370,7 +370,7 @@ async fn take_chore(db: &Db, chore: Chore, node: NodeId, term: i64) -> Fallible<
         Err(fault) => return Err(fault),
     }
     // As with a claim: a node that was forgotten meanwhile must not keep it.
-    if let Err(fault) = db.lease(node).await {
+    if let Err(fault) = db.registered(node).await {
         if matches!(fault, Fault::Said(ErrorKind::LeaseLost, _)) {
             chores.delete_one(doc! { "_id": chore.as_str(), "Node": owner }).await?;
         }

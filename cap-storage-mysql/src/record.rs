@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cap_core::backend::{Range, Times};
 use cap_core::lifecycle::{State, Status};
-use cap_core::storage::{Query as ListQuery, Record};
+use cap_core::storage::{Lease, Query as ListQuery, Record, Sign};
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::mysql::MySqlRow;
@@ -75,6 +75,19 @@ pub(crate) fn shrink(connection: &mut MySqlConnection, bytes: usize) {
     if bytes > LARGE {
         connection.shrink_buffers();
     }
+}
+
+/// The answer to a heartbeat, from the signs of all nodes.
+pub(crate) fn lease(signs: &Answer, own: NodeId) -> Fallible<Lease> {
+    let (mut now, mut others) = (None, Vec::with_capacity(signs.rows.len()));
+    for row in &signs.rows {
+        now = moment(row, 2)?;
+        let (Some(node), Some(until)) = (uuid(row, 0)?.map(NodeId), moment(row, 1)?) else { continue };
+        if node != own {
+            others.push(Sign { node, until });
+        }
+    }
+    Ok(now.map_or(Lease::Lost, |now| Lease::Held { now, others }))
 }
 
 /// An answer of one number: in how many microseconds something is, if it ever is.
@@ -166,7 +179,7 @@ pub(crate) fn literal(node: NodeId) -> String {
 }
 
 pub(crate) fn lease_lost(node: NodeId) -> Fault {
-    let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
+    let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
     Fault::said(ErrorKind::LeaseLost, reason)
 }
 

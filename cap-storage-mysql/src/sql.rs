@@ -161,12 +161,12 @@ const ROW: &str = "
 const ROW_IN_FLIGHT: &str = "
 (?, ?, {group_given}?, ?, {now}, NULL, 'Queued', ?, NULL, ?, ?, NULL, 0, 0)";
 
-/// One row that is in flight, and an error if the node has no live lease: then there is no time that it could be added.
+/// One row that is in flight, and an error if the node is not registered: then there is no time that it could be added.
 const INSERT_HELD: &str = "
 INSERT INTO {table} (`Version`, `Name`, {group_column}`Content`, `Retries`, `Added`, `StatusName`, `MessageId`, `Owner`,
                      `Claim`)
 VALUES ({version}, {topic}, {group_literal}{content}, {attempts},
-        (SELECT {now} FROM {nodes} WHERE `Node` = {node} AND `LeaseUntil` > {now} LOCK IN SHARE MODE),
+        (SELECT {now} FROM {nodes} WHERE `Node` = {node} LOCK IN SHARE MODE),
         'Queued', {message_id}, {node}, {token})";
 
 /// Nothing is written over a row that is there already. `INSERT IGNORE` would do the same, and hide every other error.
@@ -193,8 +193,8 @@ SELECT `Id`, `MessageId`, {group}
 FROM {table} FORCE INDEX ({message_index})
 WHERE `MessageId` IN ({message_ids}) AND `Claim` = {token}";
 
-/// Answers no row when the node has no live lease.
-const LOCK_LEASE: &str = "SELECT 1 FROM {nodes} WHERE `Node` = {node} AND `LeaseUntil` > {now} LOCK IN SHARE MODE";
+/// Answers no row when the node is not registered.
+const LOCK_LEASE: &str = "SELECT 1 FROM {nodes} WHERE `Node` = {node} LOCK IN SHARE MODE";
 
 /// The length of the content comes last.
 const DUE: &str = "
@@ -342,15 +342,18 @@ const JOIN: &str = "
 INSERT INTO {nodes} (`Node`, `LeaseUntil`) VALUES ({node}, {now} + INTERVAL {lease} MICROSECOND)
 ON DUPLICATE KEY UPDATE `LeaseUntil` = {now} + INTERVAL {lease} MICROSECOND";
 
-/// Finds no row when the lease has run out.
+/// Finds no row when the node is not registered.
 const HEARTBEAT: &str = "
-UPDATE {nodes} SET `LeaseUntil` = {now} + INTERVAL {lease} MICROSECOND WHERE `Node` = {node} AND `LeaseUntil` > {now}";
+UPDATE {nodes} SET `LeaseUntil` = {now} + INTERVAL {lease} MICROSECOND WHERE `Node` = {node}";
 
-/// In how many microseconds the first lease of another node runs out.
-const NEXT_EXPIRY: &str =
-    "SELECT TIMESTAMPDIFF(MICROSECOND, {now}, MIN(`LeaseUntil`)) FROM {nodes} WHERE `Node` <> {node}";
+/// The signs of life of all nodes, and the server's clock.
+const SIGNS: &str = "
+SELECT `Node`, TIMESTAMPDIFF(MICROSECOND, {epoch}, `LeaseUntil`), TIMESTAMPDIFF(MICROSECOND, {epoch}, {now})
+FROM {nodes}";
 
-const EXPIRED_NODES: &str = "SELECT `Node` FROM {nodes} WHERE `LeaseUntil` <= {now} ORDER BY `Node` FOR UPDATE";
+/// Those of these nodes that have given no other sign of life.
+const DEAD_NODES: &str = "
+SELECT `Node` FROM {nodes} WHERE (`Node`, `LeaseUntil`) IN ({signs}) ORDER BY `Node` FOR UPDATE";
 
 /// The nodes, and the chores they had.
 const FORGET: &str = "
@@ -441,8 +444,8 @@ pub(crate) struct Sql {
     pub(crate) lock_node: Statement,
     pub(crate) join: Statement,
     pub(crate) heartbeat: Statement,
-    pub(crate) next_expiry: Statement,
-    pub(crate) expired_nodes: Statement,
+    pub(crate) signs: Statement,
+    pub(crate) dead_nodes: Statement,
     pub(crate) forget: Statement,
     pub(crate) know_chore: Statement,
     pub(crate) take_chore: Statement,
@@ -504,8 +507,8 @@ impl Sql {
             lock_node: names.fill(LOCK_NODE),
             join: names.fill(JOIN),
             heartbeat: names.fill(HEARTBEAT),
-            next_expiry: names.fill(NEXT_EXPIRY),
-            expired_nodes: names.fill(EXPIRED_NODES),
+            signs: names.fill(SIGNS),
+            dead_nodes: names.fill(DEAD_NODES),
             forget: names.fill(FORGET),
             know_chore: names.fill(KNOW_CHORE),
             take_chore: names.fill(TAKE_CHORE),

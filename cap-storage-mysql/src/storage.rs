@@ -8,7 +8,7 @@ use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    Storage, StorageCapabilities, Table, TakenOver,
+    Sign, Storage, StorageCapabilities, Table, TakenOver,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Status, Version};
 use cap_storage_sqlx::{Fallible, Via};
@@ -20,7 +20,7 @@ use crate::schema;
 use crate::script::{Script, bytes, list, number, text};
 use crate::session::{Pools, Work};
 use crate::settle::Within;
-use crate::sql::{BEGIN, LIST, Sql, Statement, TableSql};
+use crate::sql::{self, BEGIN, LIST, Sql, Statement, TableSql};
 use crate::{claim, insert, record, settle};
 
 /// How long to wait before each look at what a dead node holds.
@@ -267,9 +267,11 @@ impl Storage for MySqlStorage {
         }))
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         let attempt = Attempt::on_database("take over from dead nodes in");
-        Box::pin(self.keep(attempt, &self.0.sql, |connection, sql| Box::pin(take_over(connection, sql))))
+        Box::pin(self.keep(attempt, (&self.0.sql, dead), |connection, (sql, dead)| {
+            Box::pin(take_over(connection, sql, dead))
+        }))
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
@@ -337,31 +339,43 @@ async fn release(connection: &mut MySqlConnection, sql: &Sql, table: Table, clai
 }
 
 async fn heartbeat(connection: &mut MySqlConnection, sql: &Sql, node: NodeId, lease: Duration) -> Fallible<Lease> {
-    let (node, lease) = (record::literal(node), number(Some(record::RANGE.span(lease))));
-    let script = Script::begin().then(&sql.heartbeat, &[("node", &node), ("lease", &lease)]);
-    let answers = script.then(&sql.next_expiry, &[("node", &node)]).commit().run(connection).await?;
-    let [.., renewed, others, _commit] = &answers[..] else { return Err(record::out_of_step()) };
+    let (own, lease) = (record::literal(node), number(Some(record::RANGE.span(lease))));
+    let script = Script::begin().then(&sql.heartbeat, &[("node", &own), ("lease", &lease)]);
+    let answers = script.then(&sql.signs, &[]).commit().run(connection).await?;
+    let [.., renewed, signs, _commit] = &answers[..] else { return Err(record::out_of_step()) };
     if renewed.affected == 0 {
         return Ok(Lease::Lost);
     }
-    Ok(Lease::Held { next_expiry: record::wait(others)? })
+    record::lease(signs, node)
 }
 
-async fn take_over(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<TakenOver> {
-    // First the nodes: those that are left are live, and the dead claim nothing more.
-    let expired = Script::begin().then(&sql.expired_nodes, &[]).run(connection).await?;
+async fn take_over(connection: &mut MySqlConnection, sql: &Sql, dead: &[Sign]) -> Fallible<TakenOver> {
+    // First the nodes: those that are left live on, and the dead claim nothing more.
+    let nodes = forget_dead(connection, sql, dead).await?;
+    let outbox = take_from_dead(connection, &sql.published).await?;
+    let inbox = take_from_dead(connection, &sql.received).await?;
+    Script::default().commit().run(connection).await?;
+    Ok(TakenOver { nodes, outbox, inbox })
+}
+
+/// Begins a transaction, and forgets in it those of these nodes that have given no other sign of life.
+async fn forget_dead(connection: &mut MySqlConnection, sql: &Sql, dead: &[Sign]) -> Fallible<Vec<NodeId>> {
+    if dead.is_empty() {
+        Script::begin().run(connection).await?;
+        return Ok(Vec::new());
+    }
+    let signs = dead.iter().map(|sign| format!("({}, {})", record::literal(sign.node), sql::at(sign.until.as_micros())));
+    let signs = signs.collect::<Vec<_>>().join(", ");
+    let found = Script::begin().then(&sql.dead_nodes, &[("signs", &signs)]).run(connection).await?;
     let mut nodes = Vec::new();
-    for row in expired.iter().flat_map(|answer| &answer.rows) {
+    for row in found.iter().flat_map(|answer| &answer.rows) {
         nodes.extend(record::uuid(row, 0)?.map(NodeId));
     }
     if !nodes.is_empty() {
         let gone = list(nodes.iter().map(|node| record::literal(*node)));
         Script::default().then(&sql.forget, &[("nodes_gone", &gone)]).run(connection).await?;
     }
-    let outbox = take_from_dead(connection, &sql.published).await?;
-    let inbox = take_from_dead(connection, &sql.received).await?;
-    Script::default().commit().run(connection).await?;
-    Ok(TakenOver { nodes, outbox, inbox })
+    Ok(nodes)
 }
 
 /// The dead are named first, so that a record which a live node claims meanwhile is no longer theirs when its turn

@@ -7,7 +7,8 @@ use std::time::Duration;
 use cap_core::backend::{Holder, Range, Settlements, Times, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
-    Claim, ClaimRequest, Claimed, Inserted, Lane, NewRecord, Query as ListQuery, Record, Settled, Settlement, Table,
+    Claim, ClaimRequest, Claimed, Inserted, Lane, Lease, NewRecord, Query as ListQuery, Record, Settled, Settlement, Sign,
+    Table,
 };
 use cap_core::{ClaimToken, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};
@@ -170,7 +171,7 @@ async fn insert_within(
             .bind(patience.unwrap_or(PATIENCE))
             .fetch_all(&mut *connection)
             .await?;
-        if rows.is_empty() && sql.is_live.query().bind(Id(node.0)).fetch_optional(connection).await?.is_none() {
+        if rows.is_empty() && sql.is_registered.query().bind(Id(node.0)).fetch_optional(connection).await?.is_none() {
             return Err(lease_lost(node));
         }
         return stored(records, &rows, false);
@@ -339,6 +340,19 @@ pub(crate) fn wait(row: &PgRow, column: usize) -> Fallible<Option<Duration>> {
     let (Some(moment), Some(now)) = (moment(row, column)?, moment(row, column + 1)?) else { return Ok(None) };
     let wait = moment.as_micros().saturating_sub(now.as_micros());
     Ok(Some(Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
+}
+
+/// The answer to a heartbeat.
+pub(crate) fn lease(rows: &[PgRow]) -> Fallible<Lease> {
+    let Some(first) = rows.first() else { return Ok(Lease::Lost) };
+    let Some(now) = moment(first, 0)? else { return Err(Fault::said(ErrorKind::Corrupt, "the server has no clock")) };
+    let mut others = Vec::with_capacity(rows.len());
+    for row in rows {
+        if let (Some(node), Some(until)) = (node(row, 1)?, moment(row, 2)?) {
+            others.push(Sign { node, until });
+        }
+    }
+    Ok(Lease::Held { now, others })
 }
 
 /// Writes outcomes in one statement. Those that another transaction has locked, such as that of a handler which was given
@@ -514,7 +528,7 @@ pub(crate) fn addresses(records: &[RecordId]) -> Vec<i64> {
 }
 
 pub(crate) fn lease_lost(node: NodeId) -> Fault {
-    let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
+    let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
     Fault::said(ErrorKind::LeaseLost, reason)
 }
 

@@ -112,10 +112,10 @@ RETURNING "Id"
 "#;
 
 /// As [`INSERT`], with those in flight held by `$15` under `$16`. Answers no row at all when that node has no live
-/// lease, and otherwise one without an address beside those that were stored.
+/// registered, and otherwise one without an address beside those that were stored.
 const INSERT_HELD: &str = r#"
 WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $15::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+    SELECT "Node" FROM {nodes} WHERE "Node" = $15::uuid FOR KEY SHARE
 ), stored AS (
     INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
                          "MessageId", "DueAt", "Reason", "Crashes", "Owner", "Claim")
@@ -139,10 +139,10 @@ SELECT NULL, NULL, NULL FROM live
 "#;
 
 /// As [`INSERT_HELD`] for the inbox when all are in flight and have all else in common, as what a broker delivers mostly
-/// has. Answers nothing when the node has no live lease, and also when all were there before.
+/// has. Answers nothing when the node is not registered, and also when all were there before.
 const INSERT_IN_FLIGHT: &str = r#"
 WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $7::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+    SELECT "Node" FROM {nodes} WHERE "Node" = $7::uuid FOR KEY SHARE
 )
 INSERT INTO {received} ("Version", "Name", "Group", "Content", "Retries", "Added", "StatusName", "MessageId", "Owner",
                         "Claim")
@@ -161,9 +161,9 @@ FROM UNNEST($1::text[], $2::text[]) WITH ORDINALITY AS given (message_id, messag
 WHERE EXISTS (SELECT FROM {table} WHERE "MessageId" = given.message_id {and_of_group})
 "#;
 
-const IS_LIVE: &str = r#"SELECT FROM {nodes} WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()"#;
+const IS_REGISTERED: &str = r#"SELECT FROM {nodes} WHERE "Node" = $1::uuid"#;
 
-/// Answers no row at all when the node has no live lease. Otherwise the first has no address: it tells the records'
+/// Answers no row at all when the node is not registered. Otherwise the first has no address: it tells the records'
 /// order and, with fewer of them than the limit, the time of the lane's next one; they follow as they were written, since
 /// sorting them here would copy their contents. The node's row is locked only if something is due: a claim of nothing
 /// writes nothing. What is due and goes beyond the bytes is locked for as long as the statement takes, and is the next
@@ -185,7 +185,7 @@ WITH due AS MATERIALIZED (
     WHERE place = 1 OR coalesce(bytes, 0) <= $5::bigint
 ), live AS MATERIALIZED (
     SELECT "Node" FROM {nodes}
-    WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp() AND EXISTS (SELECT FROM due)
+    WHERE "Node" = $1::uuid AND EXISTS (SELECT FROM due)
     FOR KEY SHARE
 ), held AS (
     UPDATE {table}
@@ -208,7 +208,7 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL::timestamptz, 
        ) END,
        {now}
 WHERE CASE WHEN EXISTS (SELECT FROM due) THEN EXISTS (SELECT FROM live) ELSE EXISTS (
-          SELECT FROM {nodes} WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()
+          SELECT FROM {nodes} WHERE "Node" = $1::uuid
       ) END
 UNION ALL
 SELECT "Id", "MessageId", "Version", "Name", "Group", "Content", "StatusName", "Retries", "Added", NULL, "ExpiresAt",
@@ -398,30 +398,36 @@ INSERT INTO {nodes} ("Node", "LeaseUntil") VALUES ($1::uuid, {now} + $2::bigint 
 ON CONFLICT ("Node") DO UPDATE SET "LeaseUntil" = excluded."LeaseUntil"
 "#;
 
-/// Answers no row when the lease has run out.
+/// Answers no row when the node is not registered; otherwise the other nodes, or none of them in one row.
 const HEARTBEAT: &str = r#"
 WITH renewed AS (
     UPDATE {nodes} SET "LeaseUntil" = {now} + $2::bigint * interval '1 microsecond'
-    WHERE "Node" = $1::uuid AND "LeaseUntil" > clock_timestamp()
+    WHERE "Node" = $1::uuid
     RETURNING "Node"
 )
-SELECT (SELECT min("LeaseUntil") FROM {nodes} WHERE "Node" <> $1::uuid), {now} FROM renewed
+SELECT {now}, other."Node", other."LeaseUntil"
+FROM renewed LEFT JOIN {nodes} AS other ON other."Node" <> renewed."Node"
 "#;
 
-const FORGET_EXPIRED: &str = r#"
-WITH expired AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "LeaseUntil" <= {now} ORDER BY "Node" FOR UPDATE
+/// Forgets nodes that have given no other sign of life; the times in microseconds since 1970.
+const FORGET_DEAD: &str = r#"
+WITH dead AS MATERIALIZED (
+    SELECT "Node" FROM {nodes}
+    WHERE ("Node", "LeaseUntil") IN (
+        SELECT UNNEST($1::uuid[]),
+               timestamptz '1970-01-01 00:00:00Z' + UNNEST($2::bigint[]) * interval '1 microsecond')
+    ORDER BY "Node" FOR UPDATE
 )
-DELETE FROM {nodes} WHERE "Node" = ANY (ARRAY (SELECT "Node" FROM expired)) RETURNING "Node"
+DELETE FROM {nodes} WHERE "Node" = ANY (ARRAY (SELECT "Node" FROM dead)) RETURNING "Node"
 "#;
 
 const FORGET: &str = r#"DELETE FROM {nodes} WHERE "Node" = $1::uuid"#;
 
-/// Answers no row when the node has no live lease, and otherwise whether it has the chore now: it had it before, or
+/// Answers no row when the node is not registered, and otherwise whether it has the chore now: it had it before, or
 /// nobody has any more. What a forgotten node had is gone with it, by the foreign key.
 const TAKE_CHORE: &str = r#"
 WITH live AS MATERIALIZED (
-    SELECT "Node" FROM {nodes} WHERE "Node" = $2::text::uuid AND "LeaseUntil" > clock_timestamp() FOR KEY SHARE
+    SELECT "Node" FROM {nodes} WHERE "Node" = $2::text::uuid FOR KEY SHARE
 ), taken AS (
     INSERT INTO {chores} AS chore ("Chore", "Node", "HeldUntil")
     SELECT $1::text, "Node", {now} + $3::bigint * interval '1 microsecond' FROM live
@@ -504,12 +510,12 @@ pub(crate) struct Sql {
     pub(crate) received: TableSql,
     pub(crate) publish: Statement,
     pub(crate) insert_in_flight: Statement,
-    pub(crate) is_live: Statement,
+    pub(crate) is_registered: Statement,
     pub(crate) next_due: Statement,
     pub(crate) lock_node: Statement,
     pub(crate) join: Statement,
     pub(crate) heartbeat: Statement,
-    pub(crate) forget_expired: Statement,
+    pub(crate) forget_dead: Statement,
     pub(crate) forget: Statement,
     pub(crate) take_chore: Statement,
     pub(crate) create_schema: Statement,
@@ -552,12 +558,12 @@ impl Sql {
             received: TableSql::new(&names, Table::Inbox),
             publish: names.fill(PUBLISH),
             insert_in_flight: names.fill(INSERT_IN_FLIGHT),
-            is_live: names.fill(IS_LIVE),
+            is_registered: names.fill(IS_REGISTERED),
             next_due: names.fill(NEXT_DUE),
             lock_node: names.fill(LOCK_NODE),
             join: names.fill(JOIN),
             heartbeat: names.fill(HEARTBEAT),
-            forget_expired: names.fill(FORGET_EXPIRED),
+            forget_dead: names.fill(FORGET_DEAD),
             forget: names.fill(FORGET),
             take_chore: names.fill(TAKE_CHORE),
             create_schema: names.fill(CREATE_SCHEMA),

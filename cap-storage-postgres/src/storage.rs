@@ -9,7 +9,7 @@ use cap_core::backend::Attempt;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    Storage, StorageCapabilities, Table, TakenOver, Wake,
+    Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use cap_storage_sqlx::{Fallible, Via};
@@ -300,20 +300,18 @@ impl Storage for PostgresStorage {
             context,
             |connection, (sql, node, lease)| {
                 Box::pin(async move {
-                    let renewed = sql.heartbeat.query().bind(node).bind(lease).fetch_optional(connection).await?;
-                    match renewed {
-                        Some(row) => Ok(Lease::Held { next_expiry: record::wait(&row, 0)? }),
-                        None => Ok(Lease::Lost),
-                    }
+                    record::lease(&sql.heartbeat.query().bind(node).bind(lease).fetch_all(connection).await?)
                 })
             },
         ))
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
-        Box::pin(async {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
+        Box::pin(async move {
             let attempt = Attempt::on_database("take over from dead nodes in");
-            let take = self.keep(attempt, &self.0.sql, |connection, sql| Box::pin(take_over(connection, sql)));
+            let take = self.keep(attempt, (&self.0.sql, dead), |connection, (sql, dead)| {
+                Box::pin(take_over(connection, sql, dead))
+            });
             let taken = take.await?;
             self.tell_of(taken.outbox, taken.inbox);
             Ok(taken)
@@ -402,15 +400,17 @@ impl Storage for PostgresStorage {
     }
 }
 
-async fn take_over(connection: &mut PgConnection, sql: &Sql) -> Fallible<TakenOver> {
+async fn take_over(connection: &mut PgConnection, sql: &Sql, dead: &[Sign]) -> Fallible<TakenOver> {
+    let ids: Vec<_> = dead.iter().map(|sign| record::Id(sign.node.0)).collect();
+    let ends: Vec<_> = dead.iter().map(|sign| sign.until.as_micros()).collect();
     let mut tx = connection.begin().await?;
-    // First the nodes: those that are left are live, and the dead claim nothing more.
-    let expired = sql.forget_expired.query().fetch_all(&mut *tx).await?;
+    // First the nodes: those that are left live on, and the dead claim nothing more.
+    let forgotten = sql.forget_dead.query().bind(ids).bind(ends).fetch_all(&mut *tx).await?;
     let outbox = sql.published.take_over.query().execute(&mut *tx).await?.rows_affected();
     let inbox = sql.received.take_over.query().execute(&mut *tx).await?.rows_affected();
     tx.commit().await?;
-    let mut nodes = Vec::with_capacity(expired.len());
-    for row in &expired {
+    let mut nodes = Vec::with_capacity(forgotten.len());
+    for row in &forgotten {
         nodes.extend(record::node(row, 0)?);
     }
     Ok(TakenOver { nodes, outbox, inbox })

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cap_core::storage::{Lease, Sign};
 use cap_core::{NodeId, RecordId, Timestamp};
 use tokio::sync::watch;
 
@@ -27,6 +28,9 @@ struct State {
     granted: HashMap<NodeId, Granted>,
     handler: Option<Handler>,
     promised: HashMap<NodeId, i64>,
+    /// What the last heartbeat that the database answered saw of the other nodes. While a handler has the writer, none of
+    /// them can give another sign.
+    others: Vec<Sign>,
 }
 
 /// When a lease ends, and how long it was, in microseconds.
@@ -63,6 +67,11 @@ impl Leases {
         state.granted.insert(node, Granted { until, span });
     }
 
+    /// A heartbeat saw these signs of the other nodes.
+    pub(crate) fn saw(&self, others: &[Sign]) {
+        self.state().others = others.to_vec();
+    }
+
     /// The node has no lease any more.
     pub(crate) fn ended(&self, node: NodeId) {
         self.state().granted.remove(&node);
@@ -88,13 +97,13 @@ impl Leases {
     }
 
     /// Waits until a handler is at work and the renewal of the node's lease is promised.
-    pub(crate) async fn promise(&self, node: NodeId, span: i64) {
+    pub(crate) async fn promise(&self, node: NodeId, span: i64) -> Lease {
         let mut at_work = self.at_work.subscribe();
         loop {
             // Cannot fail: the sender is a field of what is borrowed here.
             let _ = at_work.wait_for(|is_at_work| *is_at_work).await;
             if self.try_promise(node, span) {
-                return;
+                return Lease::Held { now: Timestamp::now(), others: self.state().others.clone() };
             }
             let _ = at_work.wait_for(|is_at_work| !*is_at_work).await;
         }
@@ -103,7 +112,7 @@ impl Leases {
     /// Promises it if a handler is at work and the lease is live.
     fn try_promise(&self, node: NodeId, span: i64) -> bool {
         let mut state = self.state();
-        let State { granted, handler: Some(handler), promised } = &mut *state else { return false };
+        let State { granted, handler: Some(handler), promised, .. } = &mut *state else { return false };
         let now = now();
         let Some(granted) = granted.get_mut(&node).filter(|granted| granted.until - TICK > now) else { return false };
         *granted = Granted { until: now.saturating_add(span), span };

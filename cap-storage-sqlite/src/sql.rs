@@ -242,7 +242,7 @@ FROM json_each(?2) AS lane
 ORDER BY lane.key
 "#;
 
-const IS_LIVE: &str = r#"SELECT count(*) FROM "{nodes}" WHERE Node = ?1 AND LeaseUntil > {now}"#;
+const IS_REGISTERED: &str = r#"SELECT count(*) FROM "{nodes}" WHERE Node = ?1"#;
 
 const JOIN: &str = r#"
 INSERT INTO "{nodes}" (Node, LeaseUntil) VALUES (?1, {now} + ?2)
@@ -251,16 +251,16 @@ RETURNING LeaseUntil
 "#;
 
 const HEARTBEAT: &str = r#"
-UPDATE "{nodes}" SET LeaseUntil = {now} + ?2 WHERE Node = ?1 AND LeaseUntil > {now}
-RETURNING LeaseUntil
+UPDATE "{nodes}" SET LeaseUntil = {now} + ?2 WHERE Node = ?1
+RETURNING LeaseUntil, {now}
 "#;
 
 /// Keeps what a heartbeat was promised: its lease was live then, and nobody else could write since.
 const KEEP_PROMISE: &str = r#"UPDATE "{nodes}" SET LeaseUntil = {now} + ?2 WHERE Node = ?1"#;
 
-const NEXT_EXPIRY: &str = r#"SELECT min(LeaseUntil), {now} FROM "{nodes}" WHERE Node <> ?1"#;
+const SIGNS: &str = r#"SELECT Node, LeaseUntil FROM "{nodes}" WHERE Node <> ?1"#;
 
-const FORGET_EXPIRED: &str = r#"DELETE FROM "{nodes}" WHERE LeaseUntil <= {now} RETURNING Node"#;
+const FORGET_DEAD: &str = r#"DELETE FROM "{nodes}" WHERE Node = ?1 AND LeaseUntil = ?2"#;
 
 const FORGET: &str = r#"DELETE FROM "{nodes}" WHERE Node = ?1"#;
 
@@ -321,12 +321,12 @@ pub(crate) struct Sql {
     pub(crate) received: TableSql,
     pub(crate) next_due: String,
     pub(crate) is_held: String,
-    pub(crate) is_live: String,
+    pub(crate) is_registered: String,
     pub(crate) join: String,
     pub(crate) heartbeat: String,
     pub(crate) keep_promise: String,
-    pub(crate) next_expiry: String,
-    pub(crate) forget_expired: String,
+    pub(crate) signs: String,
+    pub(crate) forget_dead: String,
     pub(crate) forget: String,
     pub(crate) take_chore: String,
     pub(crate) free_chores: String,
@@ -365,12 +365,12 @@ impl Sql {
             received: TableSql::new(&names, &names.received, "\"Group\"", INSERT_RECEIVED, DUE_RECEIVED),
             next_due: names.fill(NEXT_DUE),
             is_held: names.fill(IS_HELD),
-            is_live: names.fill(IS_LIVE),
+            is_registered: names.fill(IS_REGISTERED),
             join: names.fill(JOIN),
             heartbeat: names.fill(HEARTBEAT),
             keep_promise: names.fill(KEEP_PROMISE),
-            next_expiry: names.fill(NEXT_EXPIRY),
-            forget_expired: names.fill(FORGET_EXPIRED),
+            signs: names.fill(SIGNS),
+            forget_dead: names.fill(FORGET_DEAD),
             forget: names.fill(FORGET),
             take_chore: names.fill(TAKE_CHORE),
             free_chores: names.fill(FREE_CHORES),

@@ -9,9 +9,9 @@ use cap_core::backend::{Attempt, Times};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    Storage, StorageCapabilities, Table, TakenOver, Wake,
+    Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
-use cap_core::{BoxFuture, ErrorKind, NodeId, RecordId, Result, Topic, Version};
+use cap_core::{BoxFuture, ErrorKind, NodeId, RecordId, Result, Timestamp, Topic, Version};
 use rusqlite::{OptionalExtension, params};
 
 use crate::config::SqliteOptions;
@@ -96,19 +96,20 @@ impl SqliteStorage {
         let renewed = self.0.writer.run(Attempt::on_database("renew a node's lease in"), move |session| {
             let text = node.to_string();
             let renew = session.statement(&session.sql.heartbeat)?;
-            let Some(until) = renew.query_row(params![text, span], |row| row.get(0)).optional()? else {
-                return Ok(None);
-            };
-            let next_expiry = session.statement(&session.sql.next_expiry)?.query_row([text], read_wait)?;
-            Ok(Some((until, next_expiry)))
+            let renewed = renew.query_row(params![text, span], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            let Some((until, now)) = renewed else { return Ok(None) };
+            let signs = session.statement(&session.sql.signs)?;
+            let others = signs.query_map([text], read_sign)?.collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(Some((until, now, others.into_iter().flatten().collect::<Vec<_>>())))
         });
         let leases = &self.0.bench.leases;
-        let Some((until, next_expiry)) = renewed.await? else {
+        let Some((until, now, others)) = renewed.await? else {
             leases.ended(node);
             return Ok(Lease::Lost);
         };
         leases.granted(node, until, span);
-        Ok(Lease::Held { next_expiry })
+        leases.saw(&others);
+        Ok(Lease::Held { now: Timestamp::from_micros(now), others })
     }
 }
 
@@ -223,21 +224,26 @@ impl Storage for SqliteStorage {
         Box::pin(async move {
             tokio::select! {
                 biased;
-                () = self.0.bench.leases.promise(node, span) => Ok(Lease::Held { next_expiry: None }),
+                held = self.0.bench.leases.promise(node, span) => Ok(held),
                 renewed = self.renew(node, span) => renewed,
             }
         })
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         Box::pin(self.0.writer.run(Attempt::on_database("take over from dead nodes in"), move |session| {
             let sql = session.sql;
-            // First the nodes: those that are left are live, at this one moment, for both tables.
-            let expired = session.statement(&sql.forget_expired)?;
-            let nodes: Vec<String> = expired.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            // First the nodes: those that are left live on, at this one moment, for both tables.
+            let mut nodes = Vec::new();
+            for Sign { node, until } in &dead {
+                let forget = session.statement(&sql.forget_dead)?;
+                if forget.execute(params![node.to_string(), until.as_micros()])? > 0 {
+                    nodes.push(*node);
+                }
+            }
             session.execute(&sql.free_chores)?;
             Ok(TakenOver {
-                nodes: nodes.iter().filter_map(|node| record::node(node)).collect(),
+                nodes,
                 outbox: session.execute(&sql.published.take_over)? as u64,
                 inbox: session.execute(&sql.received.take_over)? as u64,
             })
@@ -258,7 +264,7 @@ impl Storage for SqliteStorage {
 
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
         Box::pin(self.0.writer.run(Attempt::on_database("take a chore from"), move |session| {
-            let node = live(session, node)?;
+            let node = registered(session, node)?;
             let take = session.statement(&session.sql.take_chore)?;
             Ok(take.execute(params![chore.as_str(), node, record::RANGE.span(term)])? > 0)
         }))
@@ -330,15 +336,15 @@ impl Storage for SqliteStorage {
 
 /// The columns of a record that `claim` holds, if its node may claim.
 fn holder(session: &mut Session<'_>, claim: Claim) -> Fallible<(String, String)> {
-    Ok((live(session, claim.node)?, claim.token.to_string()))
+    Ok((registered(session, claim.node)?, claim.token.to_string()))
 }
 
-/// The node as a column holds it, if its lease is live.
-fn live(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
+/// The node as a column holds it, if it is registered.
+fn registered(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
     let node = node.to_string();
-    let live: i64 = session.statement(&session.sql.is_live)?.query_row([&node], |row| row.get(0))?;
-    if live == 0 {
-        let reason = format!("node {node} has no live lease: it ran out, or the node never joined");
+    let known: i64 = session.statement(&session.sql.is_registered)?.query_row([&node], |row| row.get(0))?;
+    if known == 0 {
+        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
         return Err(Fault::said(ErrorKind::LeaseLost, reason));
     }
     Ok(node)
@@ -346,7 +352,7 @@ fn live(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
 
 /// The answer to a claim of a lane in which nothing is due.
 fn nothing_due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<Option<Claimed>> {
-    live(session, request.claim.node)?;
+    registered(session, request.claim.node)?;
     Ok(match next_due(session, request)? {
         Some(Duration::ZERO) => None,
         next_due => Some(Claimed { records: Vec::new(), next_due }),
@@ -427,6 +433,11 @@ fn json<T: serde::Serialize>(value: &T) -> Fallible<String> {
 }
 
 /// From a moment, if there is one, and the present time: how long it is until then.
+fn read_sign(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Sign>> {
+    let (node, until): (String, i64) = (row.get(0)?, row.get(1)?);
+    Ok(record::node(&node).map(|node| Sign { node, until: Timestamp::from_micros(until) }))
+}
+
 fn read_wait(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Duration>> {
     let (moment, now): (Option<i64>, i64) = (row.get(0)?, row.get(1)?);
     let wait = moment.map(|moment| u64::try_from(moment.saturating_sub(now)).unwrap_or(0));

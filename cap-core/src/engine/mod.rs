@@ -27,6 +27,7 @@ mod routes;
 mod scheduler;
 mod settler;
 mod share;
+mod signs;
 mod slots;
 mod step;
 mod stop;

@@ -12,10 +12,10 @@ use crate::engine::Engine;
 use crate::engine::backoff::Pause;
 use crate::engine::errand::Errand;
 use crate::engine::scheduler::Scheduler;
+use crate::engine::signs::Signs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
-use crate::storage::{Claim, Lease, Storage, Table};
-use crate::time::FAR;
+use crate::storage::{Claim, Lease, Sign, Storage, Table};
 
 /// How many claims without an answer one life bears.
 const DOUBTS: usize = 32;
@@ -66,7 +66,7 @@ impl Node {
     pub(crate) fn lost(&self, epoch: &Epoch) {
         if self.current().is_some_and(|current| current.id == epoch.id) {
             self.fence();
-            self.renew("the storage says that its lease had run out");
+            self.renew("the storage says that another node has taken over from it");
         }
     }
 
@@ -143,9 +143,11 @@ impl Node {
     async fn hold(&self, id: NodeId, joined: Instant, engine: &Arc<Engine>) -> Option<Error> {
         let lost = |kind, reason: String| Some(Error::new(kind, "go on as", format!("node {id}"), reason));
         let (mut takeover, mut release) = (Errand::default(), Errand::default());
+        let mut signs = Signs::new(self.lease);
         let mut held_until = joined + self.lease;
-        let mut next_takeover = Instant::now();
-        let mut next_sign = joined + self.heartbeat;
+        // The first look at the others is at once, and the first takeover follows it.
+        let mut next_sign = joined;
+        let mut next_takeover = joined + self.heartbeat;
         loop {
             let renew = tokio::select! {
                 () = tokio::time::sleep_until(next_sign.min(next_takeover)) => false,
@@ -158,8 +160,9 @@ impl Node {
             }
             if Instant::now() >= next_takeover {
                 next_takeover = Instant::now() + self.lease;
+                let dead = signs.dead();
                 takeover.send(engine, async move |engine| {
-                    if let Err(error) = engine.node.take_over(&engine.storage, &engine.scheduler).await {
+                    if let Err(error) = engine.node.take_over(dead, &engine.storage, &engine.scheduler).await {
                         tracing::warn!(node = %id, %error, "could not take over from dead nodes");
                     }
                 });
@@ -169,20 +172,21 @@ impl Node {
             }
             let asked = Instant::now();
             match self.heartbeat_in_time(id, &engine.storage, held_until).await {
-                Some(Ok(Lease::Held { next_expiry })) => {
+                Some(Ok(Lease::Held { now, others })) => {
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;
                     engine.health.well("node");
                     release.send(engine, async |engine| {
                         engine.node.release_doubts(&engine.storage, &engine.scheduler).await;
                     });
-                    if let Some(expiry) = next_expiry {
-                        // A little after, so that the database agrees that it is over.
-                        next_takeover = next_takeover.min(Instant::now() + expiry.min(FAR) + Duration::from_millis(1));
+                    let is_first = signs.look(asked, now, others);
+                    if is_first {
+                        next_takeover = Instant::now();
                     }
+                    next_takeover = signs.next().map_or(next_takeover, |dies| dies.min(next_takeover));
                 }
                 Some(Ok(Lease::Lost)) => {
-                    return lost(ErrorKind::LeaseLost, "its lease had run out".into());
+                    return lost(ErrorKind::LeaseLost, "another node has taken over from it".into());
                 }
                 Some(Err(error)) if Instant::now() < held_until => {
                     tracing::warn!(node = %id, %error, "heartbeat failed and will be tried again");
@@ -214,8 +218,8 @@ impl Node {
         }
     }
 
-    async fn take_over(&self, storage: &Arc<dyn Storage>, scheduler: &Scheduler) -> Result<()> {
-        let taken = storage.take_over().await?;
+    async fn take_over(&self, dead: Vec<Sign>, storage: &Arc<dyn Storage>, scheduler: &Scheduler) -> Result<()> {
+        let taken = storage.take_over(dead).await?;
         if !taken.nodes.is_empty() || taken.outbox + taken.inbox > 0 {
             tracing::info!(
                 nodes = taken.nodes.len(),

@@ -97,21 +97,19 @@ pub(super) async fn a_chore_is_free_when_its_node_leaves(fixture: &dyn StorageFi
 
 pub(super) async fn a_chore_is_free_when_its_node_is_taken_over(fixture: &dyn StorageFixture) -> CheckResult {
     let (holder, other) = holder_and_other(fixture).await?;
-    Worker::join(&holder.storage).await?.lapse(fixture).await?;
-    other.storage.take_over().await?;
+    Worker::join(&holder.storage).await?.dies().await?;
     ensure!(!takes(&other, LONG).await?, "the chore was free after another node than its own was taken over");
-    holder.lapse(fixture).await?;
-    ensure_eq!(other.storage.take_over().await?.nodes, vec![holder.node], "nodes that were taken over");
+    ensure_eq!(holder.dies().await?.nodes, vec![holder.node], "nodes that were taken over");
     ensure!(takes(&other, LONG).await?, "the chore was not free after its node was taken over");
     Ok(())
 }
 
-pub(super) async fn a_chore_is_not_for_a_node_without_a_lease(fixture: &dyn StorageFixture) -> CheckResult {
+pub(super) async fn a_chore_is_not_for_a_node_that_is_not_registered(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
     let stranger = Worker { storage: storage.clone(), node: NodeId::generate() };
-    let lapsed = Worker::join(&storage).await?;
-    lapsed.lapse(fixture).await?;
-    for (worker, name) in [(stranger, "that never joined"), (lapsed, "whose lease had run out")] {
+    let dead = Worker::join(&storage).await?;
+    dead.dies().await?;
+    for (worker, name) in [(stranger, "that never joined"), (dead, "that was taken over from")] {
         match worker.storage.take_chore(Chore::Collect, worker.node, LONG).await {
             Ok(answer) => return Err(Failure::new(format!("a node {name} was answered {answer}"))),
             Err(error) => ensure_eq!(error.kind(), ErrorKind::LeaseLost, "kind of the error for a node {name}"),

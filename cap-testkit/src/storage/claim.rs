@@ -136,16 +136,16 @@ pub(super) async fn a_claim_counts_the_attempt_and_writes_the_owner(fixture: &dy
     Ok(())
 }
 
-pub(super) async fn a_claim_without_a_lease_is_refused(fixture: &dyn StorageFixture) -> CheckResult {
+pub(super) async fn a_claim_of_nobody_is_refused(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
     let record = message();
     insert(&storage, Table::Outbox, vec![record.clone()]).await?;
-    let lapsed = Worker::join(&storage).await?;
-    lapsed.lapse(fixture).await?;
-    for node in [NodeId::generate(), lapsed.node] {
+    let dead = Worker::join(&storage).await?;
+    dead.dies().await?;
+    for node in [NodeId::generate(), dead.node] {
         let request = ClaimRequest::new(Lane::Outbox, v1(), Claim::by(node), 10);
         let kind = storage.claim(request).await.err().map(|error| error.kind());
-        ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node without a lease");
+        ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node that is not registered");
         let found = the_record(&storage, Table::Outbox, &record.message_id).await?;
         ensure_eq!((found.status, found.attempts), (Status::Scheduled, 0), "status and attempts after the refusal");
     }

@@ -93,16 +93,16 @@ pub(super) async fn a_waiting_record_inserted_with_a_claim_is_claimable(fixture:
     Ok(())
 }
 
-pub(super) async fn an_insert_with_a_claim_but_no_lease_is_refused(fixture: &dyn StorageFixture) -> CheckResult {
+pub(super) async fn an_insert_with_the_claim_of_nobody_is_refused(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
-    let lapsed = Worker::join(&storage).await?;
-    lapsed.lapse(fixture).await?;
-    for node in [NodeId::generate(), lapsed.node] {
+    let dead = Worker::join(&storage).await?;
+    dead.dies().await?;
+    for node in [NodeId::generate(), dead.node] {
         let [in_flight, waiting] = [true, false].map(|held| NewRecord { state: received(held), ..delivery("billing") });
         for batch in [vec![in_flight.clone(), waiting], vec![in_flight]] {
             let result = storage.insert(Table::Inbox, batch, Some(Claim::by(node))).await;
             let kind = result.err().map(|error| error.kind());
-            ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node without a lease");
+            ensure_eq!(kind, Some(ErrorKind::LeaseLost), "kind of the error of a node that is not registered");
             ensure_eq!(all(&storage, Table::Inbox).await?.len(), 0, "records after the refused insert");
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cap_core::lifecycle::received;
-use cap_core::storage::{Claim, Inserted, Lane, Lease, NewRecord, Settled, Storage, Table, TakenOver};
+use cap_core::storage::{Claim, Inserted, Lane, Lease, NewRecord, Settled, Sign, Storage, Table, TakenOver};
 use cap_core::{NodeId, Status};
 
 use super::fixture::{HandlerTransaction, StorageFixture};
@@ -45,9 +45,9 @@ impl AtWork {
         soon("a settlement", async move { storage.settle(Table::Inbox, settlements).await }).await
     }
 
-    async fn take_over(&self) -> CheckResult<TakenOver> {
+    async fn take_over(&self, dead: Vec<Sign>) -> CheckResult<TakenOver> {
         let storage = Arc::clone(&self.storage);
-        soon("a takeover", async move { storage.take_over().await }).await
+        soon("a takeover", async move { storage.take_over(dead).await }).await
     }
 
     /// The record at work is as it was: in flight, and its owner's.
@@ -115,23 +115,23 @@ pub(super) async fn an_insert_does_not_wait_for_a_record_at_work(fixture: &dyn S
 pub(super) async fn a_takeover_does_not_wait_for_a_locked_record(fixture: &dyn StorageFixture) -> CheckResult {
     for commits in [false, true] {
         let (at_work, handler) = AtWork::begin(fixture).await?;
-        at_work.worker.lapse(fixture).await?;
-        let taken = at_work.take_over().await?;
+        let dead = at_work.worker.sign().await?;
+        let taken = at_work.take_over(vec![dead]).await?;
         ensure_eq!((taken.outbox, taken.inbox), (0, 2), "records that are taken over beside the locked one");
         at_work.is_held().await?;
-        ensure_eq!(at_work.take_over().await?.inbox, 0, "records taken while the transaction is still open");
+        ensure_eq!(at_work.take_over(Vec::new()).await?.inbox, 0, "records taken while the transaction is still open");
         let AtWork { storage, records, taken, .. } = at_work;
         let heir = Worker::join(&storage).await?;
         let claimed = heir.claim(suspects("billing"), 10).await?;
         ensure_eq!(claimed.ids(), new_ids(&[records[0].clone(), records[2].clone()]), "what the heir claims");
         if commits {
             handler.commit().await?;
-            ensure_eq!(storage.take_over().await?.inbox, 0, "records taken after the handler has committed");
+            ensure_eq!(storage.take_over(Vec::new()).await?.inbox, 0, "records taken after the handler has committed");
             let status = the_record(&storage, Table::Inbox, &records[1].message_id).await?.status;
             ensure_eq!(status, Status::Succeeded, "status that the handler's commit wrote");
         } else {
             handler.rollback().await?;
-            ensure_eq!(storage.take_over().await?.inbox, 1, "records that the first takeover after the end takes");
+            ensure_eq!(storage.take_over(Vec::new()).await?.inbox, 1, "records that the first takeover after the end takes");
             let claimed = heir.claim(suspects("billing"), 10).await?;
             let found = claimed.one()?;
             ensure_eq!(found.message_id, records[1].message_id, "what the heir claims then");
@@ -157,7 +157,7 @@ pub(super) async fn leaving_does_not_wait_for_a_locked_record(fixture: &dyn Stor
     let claimed = heir.claim(lane("billing"), 10).await?;
     ensure_eq!(claimed.ids(), new_ids(&[records[0].clone(), records[2].clone()]), "what was given back at once");
     handler.rollback().await?;
-    ensure_eq!(storage.take_over().await?.inbox, 1, "records that the first takeover after the end takes");
+    ensure_eq!(storage.take_over(Vec::new()).await?.inbox, 1, "records that the first takeover after the end takes");
     let next = [claimed_of(&heir, lane("billing")).await?, claimed_of(&heir, suspects("billing")).await?].concat();
     ensure_eq!(next, [records[1].message_id.clone()], "what the heir claims then");
     Ok(())

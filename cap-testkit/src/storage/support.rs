@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use cap_core::lifecycle::{Begin, Begun, Outcome, Rules, State, begin, scheduled, settle};
 use cap_core::storage::{
-    Claim, ClaimRequest, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement, Storage, Table,
+    Claim, ClaimRequest, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement, Sign, Storage, Table, TakenOver,
 };
 use cap_core::{Due, Group, MessageId, NodeId, RecordId, RetryPolicy, Timestamp, Topic, Version};
 
 use crate::check::{CheckResult, Failure};
 use crate::storage::fixture::StorageFixture;
-use crate::{ensure, ensure_eq};
+use crate::ensure_eq;
 
 /// A lease that no check outlives.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
@@ -242,6 +242,18 @@ pub(super) fn later(moment: Timestamp, by: Duration) -> Timestamp {
     Timestamp::from_micros(moment.as_micros() + cap_core::time::micros(by))
 }
 
+/// The last signs of life of all nodes, as told to one that joins for it.
+pub(super) async fn signs(storage: &Arc<dyn Storage>) -> CheckResult<Vec<Sign>> {
+    let observer = NodeId::generate();
+    storage.join(observer, LONG).await?;
+    let lease = storage.heartbeat(observer, LONG).await?;
+    storage.leave(observer).await?;
+    match lease {
+        Lease::Held { others, .. } => Ok(others),
+        Lease::Lost => Err("the heartbeat of a node that had just joined was answered as Lost".into()),
+    }
+}
+
 /// What one claim answered.
 #[derive(Debug)]
 pub(super) struct Taken {
@@ -284,12 +296,15 @@ impl Worker {
         Ok(Self { storage: Arc::clone(storage), node })
     }
 
-    /// Makes its lease run out.
-    pub(super) async fn lapse(&self, fixture: &dyn StorageFixture) -> CheckResult {
-        let lease = self.storage.heartbeat(self.node, SHORT).await?;
-        ensure!(matches!(lease, Lease::Held { .. }), "the heartbeat of a live node was answered as Lost");
-        fixture.pass(SHORT + MARGIN).await;
-        Ok(())
+    /// Its last sign of life.
+    pub(super) async fn sign(&self) -> CheckResult<Sign> {
+        let sign = signs(&self.storage).await?.into_iter().find(|sign| sign.node == self.node);
+        sign.ok_or_else(|| Failure::new("the sign of a node that had joined was not told to another's heartbeat"))
+    }
+
+    /// It gives no sign any more, and others say that it is dead.
+    pub(super) async fn dies(&self) -> CheckResult<TakenOver> {
+        Ok(self.storage.take_over(vec![self.sign().await?]).await?)
     }
 
     pub(super) fn request(&self, lane: Lane, version: Version, limit: usize) -> ClaimRequest {

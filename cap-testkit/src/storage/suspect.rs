@@ -49,8 +49,7 @@ pub(super) async fn a_takeover_counts_a_crash_and_no_attempt(fixture: &dyn Stora
             let listed = told(&storage, table, &record.message_id).await?;
             ensure_eq!(listed, (crashes + 2, crashes, no()), "attempts, crashes and reason in flight");
         }
-        worker.lapse(fixture).await?;
-        storage.take_over().await?;
+        worker.dies().await?;
         for (table, record) in [(Table::Outbox, &outgoing), (Table::Inbox, &incoming)] {
             let listed = told(&storage, table, &record.message_id).await?;
             ensure_eq!(listed, (crashes + 2, crashes + 1, no()), "attempts, crashes and reason after a takeover");

@@ -177,7 +177,7 @@ macro_rules! for_each_storage_check {
                 catches: "a claim that is written to records that are not in flight",
                 faults: [ReceiverHoldsEverything]
             }
-            "S-035" inbox::an_insert_with_a_claim_but_no_lease_is_refused {
+            "S-035" inbox::an_insert_with_the_claim_of_nobody_is_refused {
                 promises: ["insert/6"],
                 catches: "records held by a node that is dead, which nobody takes over",
                 faults: [InsertWithoutLease, InsertOneWithoutLease]
@@ -217,7 +217,7 @@ macro_rules! for_each_storage_check {
                 catches: "attempts counted when they end: a message that kills the process is tried for ever",
                 faults: [ClaimDoesNotCount, ClaimHidesOwner]
             }
-            "S-043" claim::a_claim_without_a_lease_is_refused {
+            "S-043" claim::a_claim_of_nobody_is_refused {
                 promises: ["claim/5"],
                 catches: "a node thought dead that goes on to claim",
                 faults: [ClaimWithoutLease]
@@ -262,20 +262,20 @@ macro_rules! for_each_storage_check {
                 catches: "an insert that ignores the row that is there",
                 faults: [JoinOnlyOnce]
             }
-            "S-052" lease::a_heartbeat_extends_the_lease {
+            "S-052" lease::a_heartbeat_is_a_new_sign_of_life {
                 promises: ["heartbeat/1", "take_over/1"],
                 catches: "a long handler that loses its record while its node lives",
-                faults: [HeartbeatForgets]
+                faults: [HeartbeatForgets, TakeOverIgnoresSign]
             }
-            "S-053" lease::a_lease_that_ran_out_stays_lost {
+            "S-053" lease::who_was_taken_over_from_stays_lost {
                 promises: ["heartbeat/1"],
                 catches: "a heartbeat that revives a node whose records may be another's",
                 faults: [HeartbeatRevives]
             }
-            "S-054" lease::a_heartbeat_tells_when_the_next_other_lease_ends {
+            "S-054" lease::a_heartbeat_tells_the_others_signs {
                 promises: ["heartbeat/2"],
-                catches: "a takeover that comes late, because the node looked at its own lease",
-                faults: [NextExpiryIsOwn, NextExpiryMissing]
+                catches: "a takeover that never comes, or comes from the node itself",
+                faults: [SignsOfOwn, SignsMissing]
             }
             "S-055" lease::what_the_dead_held_is_taken_over {
                 promises: ["take_over/2", "take_over/3"],
@@ -287,8 +287,8 @@ macro_rules! for_each_storage_check {
                 catches: "a takeover by the age of the claim instead of the lease",
                 faults: [TakeOverFromTheLiving]
             }
-            "S-057" lease::a_lease_ends_at_its_time_and_not_before {
-                promises: ["take_over/1", "take_over/2", "claim/5", "heartbeat/3"],
+            "S-057" lease::a_lease_is_as_long_as_it_is_said_to_be {
+                promises: ["heartbeat/3"],
                 catches: "leases in whole seconds, or by another clock; a heartbeat that cannot shorten one",
                 faults: [LeaseRoundedDown, LeaseRoundedUp, HeartbeatOnlyExtends]
             }
@@ -497,7 +497,7 @@ macro_rules! for_each_storage_check {
                 catches: "a crash after which nobody does the chore for a term",
                 faults: [TakeOverKeepsChore, TakeOverFreesEveryChore]
             }
-            "S-099" chore::a_chore_is_not_for_a_node_without_a_lease {
+            "S-099" chore::a_chore_is_not_for_a_node_that_is_not_registered {
                 promises: ["take_chore/5"],
                 catches: "a node thought dead that goes on to do the chore",
                 faults: [ChoreWithoutLease, ChoreTakenByTheRefused]
@@ -641,6 +641,11 @@ macro_rules! for_each_storage_check {
                 promises: ["join/1", "heartbeat/1"],
                 catches: "a connection kept for heartbeats that is dead with the runtime that made it",
                 faults: [HeartbeatKeepsFirstRuntime]
+            }
+            "S-128" lease::a_lease_whose_end_has_passed_is_renewed {
+                promises: ["heartbeat/1", "take_over/1"],
+                catches: "a database's clock that steps forward, and every node is dead",
+                faults: [LeaseEndsByClock, TakeOverByClock]
             }
         }
     };

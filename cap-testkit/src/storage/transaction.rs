@@ -250,8 +250,7 @@ pub(super) async fn a_handler_that_panics_leaves_nothing(fixture: &dyn StorageFi
 
 pub(super) async fn a_handler_without_the_record_leaves_nothing(fixture: &dyn StorageFixture) -> CheckResult {
     let handling = Handling::begin(fixture).await?;
-    handling.worker.lapse(fixture).await?;
-    handling.storage.take_over().await?;
+    handling.worker.dies().await?;
     for is_claimed_again in [false, true] {
         if is_claimed_again {
             Worker::join(&handling.storage).await?.claim(suspects("billing"), 1).await?.one()?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use cap_core::storage::{Claim, ClaimRequest, Lane, Lease, Storage, Table, TakenOver};
-use cap_core::{ErrorKind, NodeId, Result, Version};
+use cap_core::storage::{Claim, ClaimRequest, Lane, Lease, Sign, Storage, Table, TakenOver};
+use cap_core::{ErrorKind, NodeId, Result, Timestamp, Version};
 
 use super::double::{ALL, Double, LONG, VERY_LONG, error, whole_seconds_up};
 use super::fault::StorageFault as Fault;
@@ -30,17 +30,46 @@ impl Double {
         }
     }
 
-    /// Whether a node has a lease, found out without renewing it.
-    async fn is_live(&self, node: NodeId) -> bool {
+    /// Whether a node is registered, found out without renewing its lease.
+    async fn is_registered(&self, node: NodeId) -> bool {
         let (lane, version) = (Lane::Outbox, Version::default());
         let request = ClaimRequest::new(lane, version, Claim::by(node), 0);
         self.inner().claim(request).await.is_ok()
     }
 
+    /// The database's clock, and the last signs of all nodes.
+    async fn signs(&self) -> Result<(Timestamp, Vec<Sign>)> {
+        let (inner, observer) = (self.inner(), NodeId::generate());
+        inner.join(observer, LONG).await?;
+        let answer = inner.heartbeat(observer, LONG).await?;
+        inner.leave(observer).await?;
+        match answer {
+            Lease::Held { now, others } => Ok((now, others)),
+            Lease::Lost => Err(error(ErrorKind::LeaseLost, "it had just joined")),
+        }
+    }
+
+    /// The last signs of the nodes whose leases have ended by the database's clock.
+    async fn ended(&self) -> Result<Vec<Sign>> {
+        let (now, signs) = self.signs().await?;
+        Ok(signs.into_iter().filter(|sign| sign.until <= now).collect())
+    }
+
+    /// The last signs of these nodes as they are now.
+    async fn fresh(&self, dead: &[Sign]) -> Result<Vec<Sign>> {
+        let (_, mut signs) = self.signs().await?;
+        signs.retain(|sign| dead.iter().any(|dead| dead.node == sign.node));
+        Ok(signs)
+    }
+
     pub(super) async fn heartbeat(&self, node: NodeId, lease: Duration) -> Result<Lease> {
         let inner = self.inner();
-        if self.has(Fault::HeartbeatForgets) && self.is_live(node).await {
-            return Ok(Lease::Held { next_expiry: None });
+        if self.has(Fault::HeartbeatForgets) && self.is_registered(node).await {
+            let (now, others) = self.signs().await?;
+            return Ok(Lease::Held { now, others: others.into_iter().filter(|sign| sign.node != node).collect() });
+        }
+        if self.has(Fault::LeaseEndsByClock) && self.ended().await?.iter().any(|sign| sign.node == node) {
+            return Ok(Lease::Lost);
         }
         if self.has(Fault::HeartbeatNeedsRuntime) || self.has(Fault::HeartbeatKeepsFirstRuntime) {
             self.until_runtime_runs().await?;
@@ -59,24 +88,29 @@ impl Double {
         match (self.fault, answer) {
             (Some(Fault::HeartbeatRevives), Lease::Lost) if self.memo().nodes.contains(&node) => {
                 inner.join(node, lease).await?;
-                Ok(Lease::Held { next_expiry: None })
+                inner.heartbeat(node, lease).await
             }
-            (Some(Fault::NextExpiryIsOwn), Lease::Held { next_expiry }) => {
-                Ok(Lease::Held { next_expiry: Some(next_expiry.map_or(lease, |next| next.min(lease))) })
+            (Some(Fault::SignsOfOwn), Lease::Held { now, .. }) => {
+                Ok(Lease::Held { now, others: self.signs().await?.1 })
             }
-            (Some(Fault::NextExpiryMissing), Lease::Held { .. }) => Ok(Lease::Held { next_expiry: None }),
+            (Some(Fault::SignsMissing), Lease::Held { now, .. }) => Ok(Lease::Held { now, others: Vec::new() }),
             (_, answer) => Ok(answer),
         }
     }
 
-    pub(super) async fn take_over(&self) -> Result<TakenOver> {
+    pub(super) async fn take_over(&self, mut dead: Vec<Sign>) -> Result<TakenOver> {
         let inner = self.inner();
         if self.has(Fault::TakeOverWaitsForTransactions) {
             self.until_no_transaction_is_open().await;
         }
         match self.fault {
+            Some(Fault::TakeOverIgnoresSign) => dead = self.fresh(&dead).await?,
+            Some(Fault::TakeOverByClock) => dead.extend(self.ended().await?),
+            _ => {}
+        }
+        match self.fault {
             Some(Fault::TakeOverForgetsLocked) => {
-                let taken = inner.take_over().await?;
+                let taken = inner.take_over(dead).await?;
                 self.keep_owners_of_locked().await?;
                 Ok(taken)
             }
@@ -86,21 +120,17 @@ impl Double {
             Some(Fault::TakeOverForgets) => Ok(TakenOver::default()),
             Some(Fault::TakeOverUncounts) => {
                 let held = [self.holds(Table::Outbox).await?.len(), self.holds(Table::Inbox).await?.len()];
-                let nodes = self.memo().nodes.clone();
                 let mut taken = TakenOver::default();
-                for node in nodes {
-                    if !self.is_live(node).await {
-                        inner.leave(node).await?;
-                        self.memo().nodes.remove(&node);
-                        taken.nodes.push(node);
-                    }
+                for Sign { node, .. } in self.fresh(&dead).await?.into_iter().filter(|sign| dead.contains(sign)) {
+                    inner.leave(node).await?;
+                    taken.nodes.push(node);
                 }
                 taken.outbox = (held[0] - self.holds(Table::Outbox).await?.len()) as u64;
                 taken.inbox = (held[1] - self.holds(Table::Inbox).await?.len()) as u64;
                 Ok(taken)
             }
             Some(Fault::TakeOverOnlyOutbox) => {
-                let taken = inner.take_over().await?;
+                let taken = inner.take_over(dead).await?;
                 let claim = self.join_ghost().await?;
                 let groups = self.memo().groups.clone();
                 for lane in groups.into_iter().flat_map(|group| [Lane::Inbox(group.clone()), Lane::Suspects(group)]) {
@@ -113,7 +143,7 @@ impl Double {
                 Ok(TakenOver::default())
             }
             Some(Fault::TakeOverCountsTwice) => {
-                let taken = inner.take_over().await?;
+                let taken = inner.take_over(dead).await?;
                 let mut memo = self.memo();
                 if taken != TakenOver::default() {
                     memo.taken_over = taken;
@@ -121,18 +151,18 @@ impl Double {
                 Ok(memo.taken_over.clone())
             }
             Some(Fault::TakeOverKeepsChore | Fault::TakeOverFreesEveryChore) => {
-                let taken = inner.take_over().await?;
+                let taken = inner.take_over(dead).await?;
                 self.spoil_freed_chores(&taken.nodes).await?;
                 Ok(taken)
             }
             Some(Fault::TakeOverForgetsCrash | Fault::TakeOverCountsOneCrash | Fault::TakeOverForgetsReason) => {
                 let held = [self.held(Table::Outbox).await?, self.held(Table::Inbox).await?];
-                let taken = inner.take_over().await?;
+                let taken = inner.take_over(dead).await?;
                 self.spoil_given_back(Table::Outbox, &held[0]).await?;
                 self.spoil_given_back(Table::Inbox, &held[1]).await?;
                 Ok(taken)
             }
-            _ => inner.take_over().await,
+            _ => inner.take_over(dead).await,
         }
     }
 
@@ -172,8 +202,9 @@ impl Double {
                 self.keep_owners_of_locked().await
             }
             Some(Fault::LeaveCounts) => {
-                inner.heartbeat(node, Duration::ZERO).await?;
-                inner.take_over().await.map(drop)
+                let (_, mut dead) = self.signs().await?;
+                dead.retain(|sign| sign.node == node);
+                inner.take_over(dead).await.map(drop)
             }
             Some(Fault::LeaveTakesFromAll) => self.take_from_all(|other| other != node).await,
             Some(Fault::LeaveKeepsChore | Fault::LeaveFreesEveryChore) => {

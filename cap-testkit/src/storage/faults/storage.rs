@@ -9,7 +9,7 @@ use cap_core::error::Result;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
-    Settlement, Storage, StorageCapabilities, Table, TakenOver, Wake,
+    Settlement, Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{Error, NodeId, RecordId, Version};
 
@@ -103,10 +103,10 @@ impl Storage for FaultyStorage {
         })
     }
 
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         Box::pin(async move {
             self.double.writes().await;
-            self.double.take_over().await
+            self.double.take_over(dead).await
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cap_core::lifecycle::State;
 use cap_core::storage::{
     BoxFuture, Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
-    Settlement, StorageCapabilities, TakenOver, Wake,
+    Settlement, Sign, StorageCapabilities, TakenOver, Wake,
 };
 use cap_core::{NodeId, RecordId, Result, Storage, Table, Version};
 use tokio::sync::watch;
@@ -131,7 +131,7 @@ impl<S: Storage> Storage for Counting<S> {
         fn next_due(&self, version: Version, lanes: Vec<Lane>) -> Vec<Option<Duration>>;
         fn join(&self, node: NodeId, lease: Duration) -> ();
         fn heartbeat(&self, node: NodeId, lease: Duration) -> Lease;
-        fn take_over(&self) -> TakenOver;
+        fn take_over(&self, dead: Vec<Sign>) -> TakenOver;
         fn leave(&self, node: NodeId) -> ();
         fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> bool;
         fn collect(&self, table: Table, limit: usize) -> u64;

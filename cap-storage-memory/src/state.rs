@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use cap_core::lifecycle::State;
 use cap_core::storage::{
-    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Sign, Table,
+    Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Sign,
+    Table,
 };
 use cap_core::{ClaimToken, Group, MessageId, NodeId, RecordId, Status, Timestamp, Topic, Version};
 
@@ -418,7 +419,8 @@ impl Database {
 
     /// Forgets those of the nodes that have given no other sign, and answers them.
     pub(crate) fn forget_dead(&mut self, dead: &[Sign]) -> Vec<NodeId> {
-        let is_dead = |node: &NodeId, end: &mut i64| dead.iter().any(|sign| sign.node == *node && sign.until.as_micros() == *end);
+        let is_dead =
+            |node: &NodeId, end: &mut i64| dead.iter().any(|sign| sign.node == *node && sign.until.as_micros() == *end);
         let forgotten = self.nodes.extract_if(is_dead).map(|(node, _)| node).collect();
         self.free_chores();
         forgotten

@@ -1,7 +1,5 @@
 //! A handler's open transaction, with its record locked meanwhile and without.
 
-use std::time::Duration;
-
 use cap_core::storage::{Lane, Settled, Settlement, Storage, Table, TransactAsync};
 use cap_core::{ErrorKind, NodeId, Status};
 use cap_storage_memory::{MemoryStorage, MemoryStorageOptions};
@@ -17,11 +15,10 @@ async fn at_work(lock_records: bool) -> (MemoryStorage, NodeId, Settlement) {
 
 #[tokio::test]
 async fn a_commit_after_the_record_was_lost_is_refused() {
-    let (storage, _, settlement) = at_work(false).await;
+    let (storage, node, settlement) = at_work(false).await;
     let mut tx = TransactAsync::begin(&storage, settlement).await.unwrap().unwrap();
     tx.put("invoice", "1");
-    storage.advance(scene::LEASE + Duration::from_secs(1));
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1);
+    assert_eq!(cap_testkit::take_over_from(&storage, &[node]).await.unwrap().inbox, 1);
     let error = TransactAsync::commit(&storage, tx, Vec::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost);
     assert!(storage.entries().is_empty());

@@ -269,9 +269,11 @@ impl Storage for MySqlStorage {
 
     fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         let attempt = Attempt::on_database("take over from dead nodes in");
-        Box::pin(self.keep(attempt, (&self.0.sql, dead), |connection, (sql, dead)| {
-            Box::pin(take_over(connection, sql, dead))
-        }))
+        Box::pin(
+            self.keep(attempt, (&self.0.sql, dead), |connection, (sql, dead)| {
+                Box::pin(take_over(connection, sql, dead))
+            }),
+        )
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
@@ -364,7 +366,8 @@ async fn forget_dead(connection: &mut MySqlConnection, sql: &Sql, dead: &[Sign])
         Script::begin().run(connection).await?;
         return Ok(Vec::new());
     }
-    let signs = dead.iter().map(|sign| format!("({}, {})", record::literal(sign.node), sql::at(sign.until.as_micros())));
+    let signs =
+        dead.iter().map(|sign| format!("({}, {})", record::literal(sign.node), sql::at(sign.until.as_micros())));
     let signs = signs.collect::<Vec<_>>().join(", ");
     let found = Script::begin().then(&sql.dead_nodes, &[("signs", &signs)]).run(connection).await?;
     let mut nodes = Vec::new();

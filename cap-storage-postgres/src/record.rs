@@ -7,8 +7,8 @@ use std::time::Duration;
 use cap_core::backend::{Holder, Range, Settlements, Times, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{
-    Claim, ClaimRequest, Claimed, Inserted, Lane, Lease, NewRecord, Query as ListQuery, Record, Settled, Settlement, Sign,
-    Table,
+    Claim, ClaimRequest, Claimed, Inserted, Lane, Lease, NewRecord, Query as ListQuery, Record, Settled, Settlement,
+    Sign, Table,
 };
 use cap_core::{ClaimToken, ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};

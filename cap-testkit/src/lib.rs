@@ -10,3 +10,4 @@ pub mod transport;
 pub use check::{Check, CheckResult, Failure, Fixture, Need};
 pub use report::{Entry, Outcome, Report};
 pub use runner::{RunOptions, run_all, run_one};
+pub use storage::{signs, take_over_from};

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use cap_core::storage::{Claim, ClaimRequest, Lane, NewRecord, Query, Storage, Table};
+use cap_core::storage::{Claim, ClaimRequest, Lane, Lease, NewRecord, Query, Storage, Table};
 use cap_core::{Cap, Group, Json, NodeId, Options, Status, Subscribe, Timestamp, Version, content, lifecycle};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::backend::{Broker, Database, Fallible, Names, within};
+use crate::backend::{Broker, Database, Fallible, Names};
 use crate::bench::{child, load};
 use crate::report;
 
@@ -47,8 +47,6 @@ const KILLER_AT: f64 = 0.3;
 /// The payload of the one that aborts its process.
 const KILLER: i64 = -1;
 const CONCURRENCY: usize = 16;
-/// How long the seeding's takeovers may take.
-const LAPSE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
 /// A pause longer than this, after a death, is waiting; what is shorter is work.
 const BREAK: Duration = Duration::from_millis(100);
@@ -298,18 +296,20 @@ async fn take_all(storage: &impl Storage, names: &Names, node: NodeId, records: 
     Ok(())
 }
 
-/// The node's lease runs out, and what it holds is taken from it.
+/// The node gives no sign any more, and what it holds is taken from it.
 async fn die(storage: &impl Storage, node: NodeId, records: usize) -> Fallible {
-    storage.heartbeat(node, Duration::from_millis(1)).await?;
-    let taken = async {
-        let mut taken = 0;
-        while taken < records as u64 {
-            tokio::time::sleep(LOOK).await;
-            taken += storage.take_over().await?.inbox;
-        }
-        Fallible::Ok(())
+    let (heir, lease) = (NodeId::generate(), Duration::from_secs(60));
+    storage.join(heir, lease).await?;
+    let Lease::Held { mut others, .. } = storage.heartbeat(heir, lease).await? else {
+        return Err("a node that has just joined is not known".into());
     };
-    within(LAPSE, "taking over from the dead", taken).await?
+    storage.leave(heir).await?;
+    others.retain(|sign| sign.node == node);
+    let taken = storage.take_over(others).await?.inbox;
+    if taken < records as u64 {
+        return Err(format!("{taken} of {records} records were taken over").into());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

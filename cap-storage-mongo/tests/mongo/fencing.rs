@@ -47,11 +47,10 @@ impl Held {
     }
 }
 
-/// Ends every lease, and takes over.
-async fn take_over(database: &Database, storage: &MongoStorage) -> Vec<NodeId> {
-    let lapse = vec![doc! { "$set": { "LeaseUntil": { "$add": ["$$NOW", -1_000] } } }];
-    database.collection("cap.nodes").update_many(doc! {}, lapse).await.unwrap();
-    storage.take_over().await.unwrap().nodes
+/// Takes over from every node.
+async fn take_over(storage: &MongoStorage) -> Vec<NodeId> {
+    let all: Vec<_> = cap_testkit::signs(storage).await.unwrap().iter().map(|sign| sign.node).collect();
+    cap_testkit::take_over_from(storage, &all).await.unwrap().nodes
 }
 
 #[tokio::test]
@@ -64,7 +63,7 @@ async fn a_claim_that_is_written_after_its_node_was_forgotten_is_given_back() {
     let Held { storage: slow, sent, _alone } = Held::new(&database, "update").await;
     let claim = tokio::spawn(async move { slow.claim(request(dying, Lane::Outbox, 10)).await });
     sent.notified().await;
-    assert_eq!(take_over(&database, &storage).await, [dying]);
+    assert_eq!(take_over(&storage).await, [dying]);
     let error = claim.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
     let record = &listed(&storage, Table::Outbox).await[0];
@@ -84,7 +83,7 @@ async fn a_delivery_that_is_stored_after_its_node_was_forgotten_is_due_for_other
     let records = vec![delivery("a"), delivery("b")];
     let insert = tokio::spawn(async move { slow.insert(Table::Inbox, records, Some(Claim::by(dying))).await });
     sent.notified().await;
-    assert_eq!(take_over(&database, &storage).await, [dying]);
+    assert_eq!(take_over(&storage).await, [dying]);
     let error = insert.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "all or nothing is stored: {error}");
     for record in listed(&storage, Table::Inbox).await {
@@ -105,7 +104,7 @@ async fn a_chore_that_is_taken_after_its_node_was_forgotten_is_free() {
     let Held { storage: slow, sent, _alone } = Held::new(&database, "update").await;
     let take = tokio::spawn(async move { slow.take_chore(Chore::Collect, dying, LEASE).await });
     sent.notified().await;
-    assert_eq!(take_over(&database, &storage).await, [dying]);
+    assert_eq!(take_over(&storage).await, [dying]);
     let error = take.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
     assert!(storage.take_chore(Chore::Collect, node(&storage).await, LEASE).await.unwrap());

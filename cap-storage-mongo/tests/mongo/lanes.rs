@@ -27,8 +27,7 @@ async fn suspects_have_a_lane_of_their_own_and_what_succeeds_or_is_requeued_leav
     let dead = NodeId::generate();
     storage.join(dead, LEASE).await.unwrap();
     storage.insert(Table::Inbox, vec![delivery("crashed")], Some(Claim::by(dead))).await.unwrap();
-    storage.join(dead, Duration::ZERO).await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1);
+    assert_eq!(cap_testkit::take_over_from(&storage, &[dead]).await.unwrap().inbox, 1);
     storage.insert(Table::Inbox, vec![waiting("healthy")], None).await.unwrap();
     let node = node(&storage).await;
     let (healthy, suspects) = (Lane::Inbox(group()), Lane::Suspects(group()));
@@ -62,7 +61,7 @@ async fn what_a_node_of_the_version_before_made_due_is_in_the_lane_of_the_health
     storage.insert(Table::Inbox, vec![waiting("a")], None).await.unwrap();
     database.collection("cap.received").update_many(doc! {}, doc! { "$unset": { "Crashes": "" } }).await.unwrap();
     let node = node(&storage).await;
-    storage.take_over().await.unwrap();
+    storage.take_over(Vec::new()).await.unwrap();
     let claimed = storage.claim(request(node, Lane::Inbox(group()), 10)).await.unwrap();
     assert_eq!((names(&claimed.records), claimed.records[0].crashes), (vec!["a"], 0));
     database.drop().await;

@@ -86,7 +86,7 @@ async fn a_node_leaves_without_waiting_for_a_locked_record_and_a_takeover_finds_
     tokio::time::timeout(AT_ONCE, storage.leave(node)).await.expect("it waits").unwrap();
     assert_eq!(inbox_status(&storage).await, [Status::Queued, Status::Scheduled]);
     session.abort_transaction().await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1);
+    assert_eq!(storage.take_over(Vec::new()).await.unwrap().inbox, 1);
     database.drop().await;
 }
 

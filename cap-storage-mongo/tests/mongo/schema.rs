@@ -106,7 +106,7 @@ async fn before_the_collections_are_made_every_call_says_so_and_makes_none() {
         storage.join(NodeId::generate(), LEASE).await.unwrap_err(),
         storage.claim(request(NodeId::generate(), Lane::Outbox, 1)).await.unwrap_err(),
         storage.next_due(Version::default(), vec![Lane::Outbox]).await.unwrap_err(),
-        storage.take_over().await.unwrap_err(),
+        storage.take_over(Vec::new()).await.unwrap_err(),
     ];
     for error in errors {
         assert_eq!(error.kind(), ErrorKind::Environment, "{error}");

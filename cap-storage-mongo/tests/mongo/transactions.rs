@@ -153,10 +153,8 @@ async fn a_takeover_does_not_wait_for_the_handler_of_a_dead_node_which_then_comm
     in_flight(&storage, dead, "idle").await;
     let mut tx = storage.begin(busy).await.unwrap().unwrap();
     orders(&storage, &database).insert_one(doc! { "item": "book" }).session(&mut *tx).await.unwrap();
-    let expire = vec![doc! { "$set": { "LeaseUntil": { "$add": ["$$NOW", -1000] } } }];
-    database.collection("cap.nodes").update_many(doc! {}, expire).await.unwrap();
+    let taken = cap_testkit::take_over_from(&storage, &[dead]).await.unwrap();
     assert_eq!(storage.heartbeat(dead, LEASE).await.unwrap(), Lease::Lost);
-    let taken = storage.take_over().await.unwrap();
     assert_eq!((taken.nodes, taken.inbox), (vec![dead], 2));
     let error = storage.commit(tx, vec![message("reply")]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
@@ -179,9 +177,9 @@ async fn what_an_open_transaction_has_written_is_left_to_the_next_takeover() {
     let touch = doc! { "$set": { "Reason": "under way" } };
     received.update_one(doc! { "_id": busy.record.0 }, touch).session(&mut session).await.unwrap();
     database.collection("cap.nodes").delete_many(doc! {}).await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1, "it waited, or took what it must not");
+    assert_eq!(storage.take_over(Vec::new()).await.unwrap().inbox, 1, "it waited, or took what it must not");
     session.abort_transaction().await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1);
+    assert_eq!(storage.take_over(Vec::new()).await.unwrap().inbox, 1);
     database.drop().await;
 }
 
@@ -233,7 +231,7 @@ async fn a_takeover_ends_the_transactions_of_the_dead() {
 
     let taken = tokio::time::timeout(Duration::from_secs(20), async {
         loop {
-            let taken = heir.take_over().await.unwrap();
+            let taken = cap_testkit::take_over_from(&heir, &[dead]).await.unwrap();
             if !taken.nodes.is_empty() {
                 return taken;
             }

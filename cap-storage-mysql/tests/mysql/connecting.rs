@@ -135,7 +135,7 @@ async fn a_busy_pool_costs_no_lease() {
     let node = node(&storage).await;
     let all = storage.pool().acquire().await.unwrap();
     storage.heartbeat(node, LEASE).await.unwrap();
-    storage.take_over().await.unwrap();
+    storage.take_over(Vec::new()).await.unwrap();
     drop(all);
     database.drop().await;
 }

@@ -96,8 +96,7 @@ async fn tidy(storage: MySqlStorage, working: Arc<AtomicUsize>) -> (u64, u64) {
         let dying = cap_core::NodeId::generate();
         storage.join(dying, LEASE).await.unwrap();
         let held = storage.claim(request(dying, Lane::Outbox, 3)).await.unwrap().records.len() as u64;
-        storage.heartbeat(dying, Duration::ZERO).await.unwrap();
-        let found = storage.take_over().await.unwrap();
+        let found = cap_testkit::take_over_from(&storage, &[dying]).await.unwrap();
         assert_eq!(found.nodes, [dying]);
         died_with += held;
         taken += found.outbox;

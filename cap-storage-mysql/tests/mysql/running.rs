@@ -97,7 +97,7 @@ async fn a_pool_of_odd_sessions_does_everything_all_the_same() {
         assert!(matches!(storage.heartbeat(node, LEASE).await.unwrap(), Lease::Held { .. }), "{set}");
         assert!(storage.take_chore(Chore::Collect, node, LEASE).await.unwrap(), "{set}");
         storage.leave(node).await.unwrap();
-        assert_eq!(storage.take_over().await.unwrap().nodes, [], "{set}");
+        assert_eq!(storage.take_over(Vec::new()).await.unwrap().nodes, [], "{set}");
         assert_eq!(storage.collect(Table::Outbox, 10).await.unwrap(), 0, "{set}");
         database.drop().await;
     }

@@ -262,14 +262,12 @@ async fn a_takeover_does_not_wait_for_the_handler_of_a_dead_node() {
     let busy = in_flight(&storage, dead, "busy").await;
     in_flight(&storage, dead, "idle").await;
     let tx = storage.begin(busy).await.unwrap().unwrap();
-    let expire = "UPDATE `cap.nodes` SET LeaseUntil = UTC_TIMESTAMP(6) - INTERVAL 1 SECOND";
-    run(&mut database.connection().await, expire).await;
+    let taken = cap_testkit::take_over_from(&storage, &[dead]).await.unwrap();
     assert_eq!(storage.heartbeat(dead, LEASE).await.unwrap(), Lease::Lost);
-    let taken = storage.take_over().await.unwrap();
     assert_eq!((taken.nodes, taken.inbox), (vec![dead], 1));
     // Its transaction ends without a commit: then the record is free for the next takeover.
     storage.rollback(tx).await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, 1);
+    assert_eq!(storage.take_over(Vec::new()).await.unwrap().inbox, 1);
     assert_eq!(inbox_status(&storage).await, [Status::Scheduled; 2]);
     database.drop().await;
 }
@@ -312,7 +310,7 @@ async fn a_takeover_waits_for_a_claim_under_way_and_takes_it_too() {
     run(&mut claim, hold).await;
     let takeover = tokio::spawn({
         let storage = storage.clone();
-        async move { storage.take_over().await }
+        async move { cap_testkit::take_over_from(&storage, &[dying]).await }
     });
     somebody_waits(&database).await;
     run(&mut claim, "COMMIT").await;

@@ -88,7 +88,7 @@ async fn a_file_that_may_not_be_written_and_a_missing_table_are_no_fault_of_the_
         storage.settle(Table::Inbox, vec![settlement.clone()]).await.map(drop),
         storage.insert(Table::Inbox, vec![waiting("d2")], None).await.map(drop),
         storage.claim(request(node, Lane::Inbox(group()), 10)).await.map(drop),
-        storage.take_over().await.map(drop),
+        storage.take_over(Vec::new()).await.map(drop),
     ]
     .map(|answer| answer.unwrap_err().kind());
     assert_eq!(kinds, [ErrorKind::Environment; 4]);

@@ -15,8 +15,7 @@ async fn crash(storage: &SqliteStorage, ids: &[&str]) {
     storage.join(dead, LEASE).await.unwrap();
     let records = ids.iter().map(|id| delivery(id)).collect();
     storage.insert(Table::Inbox, records, Some(cap_core::storage::Claim::by(dead))).await.unwrap();
-    storage.join(dead, Duration::ZERO).await.unwrap();
-    assert_eq!(storage.take_over().await.unwrap().inbox, ids.len() as u64);
+    assert_eq!(cap_testkit::take_over_from(storage, &[dead]).await.unwrap().inbox, ids.len() as u64);
 }
 
 #[tokio::test]

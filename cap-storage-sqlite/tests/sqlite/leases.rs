@@ -64,7 +64,7 @@ async fn a_handler_of_three_leases_keeps_its_lease_and_its_record_is_handled_onc
         // of its own waits in the same queue.
         let takes_over = |storage: &SqliteStorage| {
             let storage = storage.clone();
-            tokio::spawn(async move { storage.take_over().await })
+            tokio::spawn(async move { storage.take_over(Vec::new()).await })
         };
         let takeovers = [takes_over(&other), takes_over(&storage)];
         outlive_three_leases(&storage, node).await;
@@ -110,22 +110,27 @@ async fn a_heartbeat_that_waits_is_answered_when_a_handler_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_that_ran_out_is_not_promised_and_stays_lost() {
+async fn a_lease_that_ran_out_is_not_promised_and_the_database_decides() {
     let file = File::new();
     let storage = file.storage().await;
     file.business();
-    let (worker, dead) = (node(&storage).await, NodeId::generate());
-    storage.join(dead, Duration::from_millis(1)).await.unwrap();
+    let (worker, late, dead) = (node(&storage).await, NodeId::generate(), NodeId::generate());
+    for node in [late, dead] {
+        storage.join(node, Duration::from_millis(1)).await.unwrap();
+    }
+    cap_testkit::take_over_from(&file.storage().await, &[dead]).await.unwrap();
     let settlement = in_flight(&storage, worker, "d1").await;
     let handler = Handler::begin(&storage, settlement).await;
-    let heartbeat = tokio::spawn({
+    let heartbeat = |node| {
         let storage = storage.clone();
-        async move { storage.heartbeat(dead, LEASE).await }
-    });
+        tokio::spawn(async move { storage.heartbeat(node, LEASE).await })
+    };
+    let [late, dead] = [late, dead].map(heartbeat);
     assert!(matches!(storage.heartbeat(worker, LEASE).await.unwrap(), Lease::Held { .. }));
-    assert!(!heartbeat.is_finished(), "it waits for the database");
+    assert!(!late.is_finished() && !dead.is_finished(), "they wait for the database");
     handler.end(Ok(())).await;
-    assert_eq!(heartbeat.await.unwrap().unwrap(), Lease::Lost);
+    assert!(matches!(late.await.unwrap().unwrap(), Lease::Held { .. }), "nobody has taken over from it");
+    assert_eq!(dead.await.unwrap().unwrap(), Lease::Lost);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,7 +157,7 @@ async fn a_lease_is_kept_although_the_transaction_that_kept_it_is_lost() {
     end.send(()).unwrap();
     handled.await.unwrap().unwrap_err();
     assert!(matches!(storage.heartbeat(node, SHORT).await.unwrap(), Lease::Held { .. }));
-    assert_eq!(file.storage().await.take_over().await.unwrap().inbox, 0);
+    assert_eq!(file.storage().await.take_over(Vec::new()).await.unwrap().inbox, 0);
 }
 
 #[tokio::test]

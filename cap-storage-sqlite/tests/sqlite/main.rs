@@ -216,7 +216,7 @@ async fn a_dead_owner_that_is_no_node_id_is_taken_over() {
         .execute_batch("UPDATE \"cap.published\" SET StatusName = 'Queued', DueAt = NULL, Owner = 'who?', Claim = 'x'")
         .unwrap();
     assert_eq!(listed(&storage, Table::Outbox).await[0].owner, None);
-    assert_eq!(storage.take_over().await.unwrap().outbox, 1);
+    assert_eq!(storage.take_over(Vec::new()).await.unwrap().outbox, 1);
     assert_eq!(listed(&storage, Table::Outbox).await[0].status, Status::Scheduled);
 }
 
@@ -235,7 +235,7 @@ async fn the_longest_durations_and_farthest_moments_do_not_overflow() {
     let claimed = storage.claim(request(node, Lane::Outbox, 10)).await.unwrap();
     assert_eq!(claimed.records.len(), 1);
     assert!(claimed.next_due.unwrap() > Duration::from_secs(1 << 32));
-    assert_eq!(storage.heartbeat(node, Duration::MAX).await.unwrap(), Lease::Held { next_expiry: None });
+    assert!(matches!(storage.heartbeat(node, Duration::MAX).await.unwrap(), Lease::Held { .. }));
 }
 
 #[tokio::test]

@@ -131,7 +131,11 @@ pub(super) async fn a_takeover_does_not_wait_for_a_locked_record(fixture: &dyn S
             ensure_eq!(status, Status::Succeeded, "status that the handler's commit wrote");
         } else {
             handler.rollback().await?;
-            ensure_eq!(storage.take_over(Vec::new()).await?.inbox, 1, "records that the first takeover after the end takes");
+            ensure_eq!(
+                storage.take_over(Vec::new()).await?.inbox,
+                1,
+                "records that the first takeover after the end takes"
+            );
             let claimed = heir.claim(suspects("billing"), 10).await?;
             let found = claimed.one()?;
             ensure_eq!(found.message_id, records[1].message_id, "what the heir claims then");

@@ -21,6 +21,7 @@ mod runtime;
 pub mod scene;
 mod schema;
 mod settle;
+mod signs;
 mod suite;
 mod support;
 mod suspect;
@@ -32,6 +33,7 @@ mod upkeep;
 pub use faults::{FaultyFixture, Kill, StorageFault, fault_table};
 pub use fixture::{HandlerTransaction, Script, ScriptEnd, StorageAbilities, StorageFixture, UserTransaction};
 pub use memory::MemoryFixture;
+pub use signs::{signs, take_over_from};
 pub use suite::{CHECKS, PROMISES, STORAGE_FAULTS, StorageCheck};
 
 use std::future::Future;

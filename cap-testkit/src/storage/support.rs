@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use cap_core::lifecycle::{Begin, Begun, Outcome, Rules, State, begin, scheduled, settle};
 use cap_core::storage::{
-    Claim, ClaimRequest, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement, Sign, Storage, Table, TakenOver,
+    Claim, ClaimRequest, Inserted, Lane, NewRecord, Query, Record, Settled, Settlement, Sign, Storage, Table, TakenOver,
 };
 use cap_core::{Due, Group, MessageId, NodeId, RecordId, RetryPolicy, Timestamp, Topic, Version};
 
 use crate::check::{CheckResult, Failure};
-use crate::storage::fixture::StorageFixture;
 use crate::ensure_eq;
+use crate::storage::fixture::StorageFixture;
+use crate::storage::signs::signs;
 
 /// A lease that no check outlives.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
@@ -242,18 +243,6 @@ pub(super) fn later(moment: Timestamp, by: Duration) -> Timestamp {
     Timestamp::from_micros(moment.as_micros() + cap_core::time::micros(by))
 }
 
-/// The last signs of life of all nodes, as told to one that joins for it.
-pub(super) async fn signs(storage: &Arc<dyn Storage>) -> CheckResult<Vec<Sign>> {
-    let observer = NodeId::generate();
-    storage.join(observer, LONG).await?;
-    let lease = storage.heartbeat(observer, LONG).await?;
-    storage.leave(observer).await?;
-    match lease {
-        Lease::Held { others, .. } => Ok(others),
-        Lease::Lost => Err("the heartbeat of a node that had just joined was answered as Lost".into()),
-    }
-}
-
 /// What one claim answered.
 #[derive(Debug)]
 pub(super) struct Taken {
@@ -298,7 +287,7 @@ impl Worker {
 
     /// Its last sign of life.
     pub(super) async fn sign(&self) -> CheckResult<Sign> {
-        let sign = signs(&self.storage).await?.into_iter().find(|sign| sign.node == self.node);
+        let sign = signs(self.storage.as_ref()).await?.into_iter().find(|sign| sign.node == self.node);
         sign.ok_or_else(|| Failure::new("the sign of a node that had joined was not told to another's heartbeat"))
     }
 

@@ -6,7 +6,7 @@ use cap::lifecycle::State;
 use cap::memory::{MemoryStorage, MemoryTransport};
 use cap::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
-    StorageCapabilities, TakenOver,
+    Sign, StorageCapabilities, TakenOver,
 };
 use cap::{BoxFuture, Cap, Error, ErrorKind, NodeId, Options, RecordId, Result, Storage, Table, Version};
 use tokio::sync::{mpsc, oneshot};
@@ -75,7 +75,7 @@ impl Storage for Scripted {
         fn next_due(&self, version: Version, lanes: Vec<Lane>) -> Vec<Option<Duration>>;
         fn join(&self, node: NodeId, lease: Duration) -> ();
         fn heartbeat(&self, node: NodeId, lease: Duration) -> Lease;
-        fn take_over(&self) -> TakenOver;
+        fn take_over(&self, dead: Vec<Sign>) -> TakenOver;
         fn leave(&self, node: NodeId) -> ();
         fn counts(&self, table: Table, version: Version) -> Counts;
         fn list(&self, table: Table, query: Query) -> Vec<Record>;

@@ -8,7 +8,7 @@ use cap::lifecycle::State;
 use cap::memory::{MemoryStorage, MemoryTransaction, MemoryTransport};
 use cap::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Enlist, Inserted, Lane, Lease, NewRecord, Query, Record, Settled,
-    Settlement, StorageCapabilities, TakenOver,
+    Settlement, Sign, StorageCapabilities, TakenOver,
 };
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap::{BoxFuture, Error, ErrorKind, Group, NodeId, RecordId, Result, Storage, Table, Topic, Transport, Version};
@@ -223,10 +223,10 @@ impl Storage for Faulty {
         }
         self.inner.heartbeat(node, lease)
     }
-    fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
-        Box::pin(async {
+    fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
+        Box::pin(async move {
             self.may_hang(Call::TakeOver).await;
-            self.inner.take_over().await
+            self.inner.take_over(dead).await
         })
     }
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap::memory::{MemoryStorage, MemoryTransport};
-use cap::storage::{Query, Record, Storage};
-use cap::{Cap, Json, Options, RetryPolicy, Table, Version};
+use cap::storage::{Lease, Query, Record, Storage};
+use cap::{Cap, Json, NodeId, Options, RetryPolicy, Table, Version};
 use tokio::sync::{Mutex, mpsc};
 
 /// Long enough for anything that should happen at all.
@@ -104,6 +104,17 @@ impl Shop {
         let query = Query { version: Some(Version::default()), limit: 10_000, ..Query::default() };
         self.storage.list(table, query).await.unwrap()
     }
+}
+
+/// A node gives no sign any more, and another says that it is dead.
+pub(crate) async fn dies(storage: &MemoryStorage, node: NodeId) {
+    let (heir, lease) = (NodeId::generate(), Duration::from_secs(60));
+    storage.join(heir, lease).await.unwrap();
+    let Lease::Held { others, .. } = storage.heartbeat(heir, lease).await.unwrap() else {
+        panic!("it had just joined")
+    };
+    storage.leave(heir).await.unwrap();
+    storage.take_over(others.into_iter().filter(|sign| sign.node == node).collect()).await.unwrap();
 }
 
 /// Waits until the engine is ready, or is not.

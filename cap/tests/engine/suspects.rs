@@ -8,7 +8,7 @@ use cap::lifecycle::{self, MAX_REASON};
 use cap::storage::{Claim, ClaimRequest, Lane, NewRecord, Storage};
 use cap::{Due, Group, Json, MessageId, NodeId, Publish, RetryPolicy, Status, Subscribe, Table, Topic, Version};
 
-use crate::support::{Seen, Shop, idle, record};
+use crate::support::{Seen, Shop, dies, idle, record};
 
 /// Puts messages into the inbox that a node held when it died, so many times.
 async fn suspects(shop: &Shop, number: u32, crashes: u32) {
@@ -29,8 +29,7 @@ async fn suspects(shop: &Shop, number: u32, crashes: u32) {
         let lane = if crash == 0 { Lane::Inbox(group.clone()) } else { Lane::Suspects(group.clone()) };
         let request = ClaimRequest::new(lane, Version::default(), Claim::by(node), usize::MAX);
         assert_eq!(shop.storage.claim(request).await.unwrap().records.len(), number as usize);
-        shop.storage.advance(Duration::from_secs(61));
-        shop.storage.take_over().await.unwrap();
+        dies(&shop.storage, node).await;
     }
 }
 

@@ -18,13 +18,12 @@ use crate::engine::pulse::Polled;
 use crate::engine::scheduler::OUTBOX;
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
+use crate::engine::stop::grace;
 use crate::engine::supervise::panic_text;
 use crate::handler::{Call, Handled, HandlerError, HandlerService, Outbox, Shared};
 use crate::lifecycle::{self, Outcome};
 use crate::storage::Settlement;
 
-/// After its drain time is over a handler is told, and aborted this much later.
-const GRACE: Duration = Duration::from_secs(1);
 /// When a record is due again whose handler could not be ended because of the storage.
 const STORAGE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -122,8 +121,8 @@ async fn attempt(
     }
 }
 
-/// Runs the handler until it ends, or to its timeout, or to the end of the drain time. When this answers the handler is
-/// gone: it must not run on after its outcome is written.
+/// Runs the handler until it ends, or to its timeout, or until a stop tells it to give up and a little longer. When this
+/// answers the handler is gone: it must not run on after its outcome is written.
 async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
@@ -156,7 +155,7 @@ async fn run_to_end(
         }
         () = engine.stop.abort.cancelled() => {
             shared.cancel();
-            tokio::time::timeout(GRACE, &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
+            tokio::time::timeout(grace(engine.options.drain), &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
         }
     };
     // What it holds may panic, too, when it is let go.

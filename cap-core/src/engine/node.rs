@@ -168,7 +168,11 @@ impl Node {
                 continue;
             }
             let asked = Instant::now();
-            match self.heartbeat_in_time(id, &engine.storage, held_until).await {
+            let answer = tokio::select! {
+                answer = self.heartbeat_in_time(id, &engine.storage, held_until) => answer,
+                () = engine.stop.keeper.cancelled() => return None,
+            };
+            match answer {
                 Some(Ok(Lease::Held { next_expiry })) => {
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;

@@ -3,7 +3,7 @@
 mod batcher;
 mod prepare;
 
-pub(crate) use batcher::{Batcher, Batches, insert_jobs};
+pub(crate) use batcher::{Batcher, Batches, insert_jobs, unknown};
 pub(crate) use prepare::{Preparer, Reserved, json_bytes};
 
 use std::time::{Duration, SystemTime};

@@ -49,6 +49,10 @@ pub(crate) enum Call {
     TakeOver,
     Release,
     Leave,
+    Insert,
+    Settle,
+    /// Each of them: the database is frozen.
+    Any,
 }
 
 /// What is about to be written.
@@ -110,7 +114,7 @@ impl Faulty {
     }
 
     async fn may_hang(&self, call: Call) {
-        let hangs = *self.hanging.lock().unwrap() == Some(call);
+        let hangs = matches!(*self.hanging.lock().unwrap(), Some(hanging) if hanging == call || hanging == Call::Any);
         if hangs {
             std::future::pending::<()>().await;
         }
@@ -150,6 +154,7 @@ impl Storage for Faulty {
         claim: Option<Claim>,
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
+            self.may_hang(Call::Insert).await;
             if let Some(error) = self.refusal(Writes::Insert(table, &records)) {
                 return Err(error);
             }
@@ -159,6 +164,7 @@ impl Storage for Faulty {
     }
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
+            self.may_hang(Call::Any).await;
             let table = request.lane.table();
             let due = self.inner.next_due(request.version.clone(), vec![request.lane.clone()]).await?;
             if due == [Some(Duration::ZERO)] && self.strikes(Fault::ClaimCarriedOutLate(table)) {
@@ -175,6 +181,7 @@ impl Storage for Faulty {
     }
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
         Box::pin(async move {
+            self.may_hang(Call::Settle).await;
             if self.strikes(Fault::SettleRefused(table)) {
                 return Err(away());
             }
@@ -205,7 +212,10 @@ impl Storage for Faulty {
         if self.strikes(Fault::LookFails) {
             return Box::pin(async { Err(away()) });
         }
-        self.inner.next_due(version, lanes)
+        Box::pin(async move {
+            self.may_hang(Call::Any).await;
+            self.inner.next_due(version, lanes).await
+        })
     }
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
         if self.strikes(Fault::JoinFails) {
@@ -221,7 +231,10 @@ impl Storage for Faulty {
         if self.strikes(Fault::HeartbeatPanics) {
             return Box::pin(async { panic!("on purpose") });
         }
-        self.inner.heartbeat(node, lease)
+        Box::pin(async move {
+            self.may_hang(Call::Any).await;
+            self.inner.heartbeat(node, lease).await
+        })
     }
     fn take_over(&self) -> BoxFuture<'_, Result<TakenOver>> {
         Box::pin(async {
@@ -284,6 +297,10 @@ pub(crate) struct Troubled {
     troubles: Arc<Mutex<VecDeque<Trouble>>>,
     refusing: Arc<Mutex<Option<RefusesToSend>>>,
     pub(crate) obstacle: Arc<Mutex<Option<Error>>>,
+    /// From when it is set it confirms nothing and is never closed.
+    frozen: watch::Sender<bool>,
+    /// What was sent meanwhile.
+    unconfirmed: Arc<Mutex<Vec<Outgoing>>>,
 }
 
 type RefuseToSend = dyn Fn(&cap::Message) -> Option<Error> + Send;
@@ -303,7 +320,13 @@ impl Troubled {
 
     pub(crate) fn over(inner: MemoryTransport, troubles: impl IntoIterator<Item = Trouble>) -> Self {
         let troubles = Arc::new(Mutex::new(troubles.into_iter().collect()));
-        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default() }
+        let (frozen, unconfirmed) = (watch::Sender::new(false), Arc::default());
+        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default(), frozen, unconfirmed }
+    }
+
+    /// From now on the broker answers nothing.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
     }
 
     /// From now on what is sent is refused as this says.
@@ -345,6 +368,10 @@ impl Transport for Troubled {
         self.inner.connect()
     }
     fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()> {
+        if *self.frozen.borrow() {
+            self.unconfirmed.lock().unwrap().extend(messages);
+            return Box::pin(async {});
+        }
         let trouble = self.troubles.lock().unwrap().pop_front();
         Box::pin(async move {
             match trouble {
@@ -374,6 +401,9 @@ impl Transport for Troubled {
         self.inner.unrouted(topics)
     }
     fn close(&self) -> BoxFuture<'_, Result<()>> {
+        if *self.frozen.borrow() {
+            return Box::pin(std::future::pending());
+        }
         self.inner.close()
     }
 }

@@ -28,6 +28,7 @@ mod settler;
 mod slots;
 mod step;
 mod stop;
+mod storing;
 mod subscribe;
 mod supervise;
 mod suspects;

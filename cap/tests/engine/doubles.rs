@@ -82,7 +82,7 @@ pub(crate) struct Faulty {
     pub(crate) inner: MemoryStorage,
     faults: Arc<Mutex<Vec<Fault>>>,
     late: Arc<Mutex<Option<ClaimRequest>>>,
-    hanging: Arc<Mutex<Option<Call>>>,
+    hanging: watch::Sender<Option<Call>>,
     refusing: Arc<Mutex<Option<Refuses>>>,
     pub(crate) heartbeats: watch::Sender<u32>,
 }
@@ -93,7 +93,7 @@ impl Faulty {
             inner,
             faults: Arc::new(Mutex::new(faults.to_vec())),
             late: Arc::default(),
-            hanging: Arc::default(),
+            hanging: watch::Sender::new(None),
             refusing: Arc::default(),
             heartbeats: watch::Sender::new(0),
         }
@@ -108,16 +108,19 @@ impl Faulty {
         self.refusing.lock().unwrap().as_ref().and_then(|Refuses(refuse)| refuse(writes))
     }
 
-    /// From now on this call is never answered.
+    /// From now on this call is not answered.
     pub(crate) fn hang(&self, call: Call) {
-        *self.hanging.lock().unwrap() = Some(call);
+        self.hanging.send_replace(Some(call));
+    }
+
+    /// What hung is carried out.
+    pub(crate) fn thaw(&self) {
+        self.hanging.send_replace(None);
     }
 
     async fn may_hang(&self, call: Call) {
-        let hangs = matches!(*self.hanging.lock().unwrap(), Some(hanging) if hanging == call || hanging == Call::Any);
-        if hangs {
-            std::future::pending::<()>().await;
-        }
+        let answers = |hanging: &Option<Call>| hanging.is_none_or(|hanging| hanging != call && hanging != Call::Any);
+        self.hanging.subscribe().wait_for(answers).await.unwrap();
     }
 
     fn strikes(&self, fault: Fault) -> bool {

@@ -15,6 +15,7 @@ mod outage;
 mod publishing;
 mod routes;
 mod stopping;
+mod storing;
 mod support;
 mod suspects;
 mod times;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RetryPolicy, Rules};
 use crate::name::{Group, Topic, Version};
+use crate::pattern::TopicPattern;
 use crate::time::FAR;
 
 /// Options of an engine. Reads from a config file, with durations written as `30s`; what is left out has its default.
@@ -79,6 +80,22 @@ pub struct Options {
     /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
     /// and when the transport cannot tell. Default false: such topics are logged.
     pub require_routes: bool,
+    /// Routing keys, exact or patterns, under which operators or shovels bring messages that were published to other topics,
+    /// such as the name of a group's queue (`billing.v1`): for these the header `cap-msg-name` says the topic. Whole
+    /// names, as they are on the broker. Whoever may publish under one of them may publish to any topic of the group.
+    ///
+    /// Default: none. A header that says another topic than the broker does is then a fault of the message, which is parked,
+    /// but for what the broker itself has moved: a message that came by no topic that was subscribed, and of which
+    /// RabbitMQ says (`x-death`) that it had been published to the topic that the header says, is of that topic.
+    pub moved_topics: Vec<TopicPattern>,
+    /// Whether the header `cap-msg-name` says the topic of every delivery, whatever it was published to. The broker's rights
+    /// are void then: who may publish anything to a group may have any of its handlers called. Default false.
+    pub header_names_topic: bool,
+    /// Topics, exact or patterns such as `reply.#`, that replies may be published to when a message asks for one
+    /// (`cap-callback-name`). Whole names, as they are on the broker. Default: none but those that the service
+    /// [publishes](crate::CapBuilder::publishes) or subscribes by their exact names, which are always allowed. A message
+    /// that asks for a reply elsewhere is dead before a handler that may reply gets it; `#` allows all.
+    pub reply_topics: Vec<TopicPattern>,
 }
 
 impl Default for Options {
@@ -104,6 +121,9 @@ impl Default for Options {
             in_flight_bytes: 64 * 1024 * 1024,
             unhandled_limit: Duration::from_secs(7 * 24 * 3600),
             require_routes: false,
+            moved_topics: Vec::new(),
+            header_names_topic: false,
+            reply_topics: Vec::new(),
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Subscription {
     pub(crate) service: HandlerService,
     pub(crate) rules: Rules,
     pub(crate) timeout: Option<Duration>,
+    /// Whether the handler may reply.
+    pub(crate) replies: bool,
     pub(crate) queue: Queue,
 }
 

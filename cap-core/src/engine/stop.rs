@@ -108,7 +108,7 @@ pub(crate) async fn limit(engine: &Engine) {
     for token in [&stop.quiesce, &stop.consumers, &stop.abort, &stop.keeper, &stop.finish, &stop.done] {
         token.cancel();
     }
-    tracing::error!(drain = ?engine.options.drain, "the stop was ended when its time was over: {LEFT}");
+    tracing::error!(cap.drain = ?engine.options.drain, "the stop was ended when its time was over: {LEFT}");
 }
 
 /// What becomes of what a stop could not give back.
@@ -133,7 +133,7 @@ async fn drain(engine: &Arc<Engine>) {
     let transport = Arc::clone(&engine.transport);
     let closing = tokio::spawn(async move {
         if let Err(error) = transport.close().await {
-            tracing::warn!(%error, "the transport did not close cleanly");
+            tracing::warn!(error.message = %error, "the transport did not close cleanly");
         }
     });
     until(limits.transport, closing).await;
@@ -163,7 +163,10 @@ async fn sign_off(engine: &Arc<Engine>, limit: Instant) {
     let running = engine.pulse.polled_for(grace(engine.options.drain) / 2);
     if !running.is_empty() {
         let handlers = running.join(", ");
-        tracing::warn!(handlers, "handlers block their threads and cannot be ended, so the node is not signed off: {LEFT}");
+        tracing::warn!(
+            cap.handlers = handlers,
+            "handlers block their threads and cannot be ended, so the node is not signed off: {LEFT}"
+        );
         return;
     }
     let left = tokio::spawn(node::leave(Arc::clone(engine)));

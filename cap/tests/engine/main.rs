@@ -18,5 +18,7 @@ mod stopping;
 mod storing;
 mod support;
 mod suspects;
+mod telling;
 mod times;
+mod trust;
 mod waking;

@@ -408,7 +408,7 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
                 None
             }
             (Inserted::Duplicate, _) => {
-                tracing::debug!(message = %record.message_id, group = %group.name, "delivered again: it is in the inbox already");
+                tracing::debug!(messaging.message.id = %record.message_id.shown(), messaging.consumer.group.name = %group.name.shown(), "delivered again: it is in the inbox already");
                 None
             }
         };

@@ -116,9 +116,10 @@ async fn a_stop_ends_in_time_while_a_handler_ignores_that_it_is_to_give_up() {
 /// As many handlers as block `threads` threads, on a runtime with two.
 fn stops_beside_blocked_threads(threads: u32) {
     let (shop, begun) = (Shop::new(), Seen::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // Gone before the runtime, which waits for its threads.
     let (end, ended) = mpsc::channel::<()>();
     let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let handler = begun.clone();
         let blocks = move |_: Json<u32>| {

@@ -22,6 +22,9 @@ use crate::time::FAR;
 pub struct Options {
     /// Isolates engines that share a store or a broker. Default `v1`.
     pub version: Version,
+    /// The name of this service beside which ids of its own choice ([`Publish::id`](crate::Publish::id)) mean something: two
+    /// services may choose the same. Default: the program's name in lower case.
+    pub service: String,
     /// The group of subscriptions that name none. Default: `cap.queue.` and the program's name in lower case.
     pub default_group: String,
     /// Goes before each group, with a dot. Default: none.
@@ -102,6 +105,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             version: Version::default(),
+            service: program_name(),
             default_group: format!("cap.queue.{}", program_name()),
             group_prefix: None,
             topic_prefix: None,
@@ -184,6 +188,9 @@ impl Options {
             if let Err(error) = Topic::try_from(prefix.as_str()) {
                 require(false, format!("prefix: {error}"));
             }
+        }
+        if let Err(error) = Topic::try_from(self.service.as_str()) {
+            require(false, format!("service: {error}"));
         }
         if let Err(error) = self.group(&self.default_group) {
             require(false, format!("default_group: {error}"));

@@ -6,6 +6,7 @@ use crate::content;
 use crate::engine::Engine;
 use crate::engine::group::Group;
 use crate::engine::origin::{INVALID, Origin};
+use crate::engine::twins::Identity;
 use crate::error::Error;
 use crate::headers;
 use crate::id::MessageId;
@@ -25,6 +26,8 @@ pub(crate) struct Arrival {
     /// Whether a subscription of this node matches.
     is_handled: bool,
     form: Form,
+    /// What the inbox knows it by.
+    pub(crate) identity: Identity,
 }
 
 /// How it is written.
@@ -46,6 +49,16 @@ impl Arrival {
     /// Whether this node can begin to handle it at once.
     pub(crate) fn begins(&self) -> bool {
         self.is_due() && self.is_handled
+    }
+
+    /// Whether a duplicate of it may be another message: with its payload left out nothing can be said.
+    pub(crate) fn may_have_twins(&self) -> bool {
+        self.form != Form::LeftOut && self.identity != Identity::Contradiction
+    }
+
+    /// It is not to be handled.
+    pub(crate) fn park(&mut self, reason: &str, group: &Group) {
+        self.record.state = lifecycle::parked(reason, &group.rules);
     }
 
     /// The storage refuses it: takes the next form, of which more is sure to be stored. Answers whether there was one.
@@ -119,7 +132,7 @@ pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arr
         message_id: message.id.clone(),
         topic: message.topic.clone(),
     };
-    let mut arrival = Arrival { tag, record, message, is_handled, form };
+    let mut arrival = Arrival { tag, record, message, is_handled, form, identity: Identity::Id };
     if let Some(limit) = engine.services.preparer.content_limit.filter(|limit| arrival.record.content.len() > *limit) {
         let bytes = arrival.record.content.len();
         let storage = engine.storage.describe();

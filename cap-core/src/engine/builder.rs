@@ -245,6 +245,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
 fn preparer(options: &Options, place: String) -> Preparer {
     Preparer {
         version: options.version.clone(),
+        service: options.service.clone(),
         topic_prefix: options.topic_prefix.clone(),
         payload_limit: options.payload_limit,
         content_limit: None,

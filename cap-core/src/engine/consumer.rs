@@ -16,6 +16,7 @@ use crate::engine::refusal::{DOUBT, Refusal};
 use crate::engine::slots::Held;
 use crate::engine::step::Step;
 use crate::engine::storing::Storing;
+use crate::engine::twins;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{self, Status};
 use crate::storage::{Claim, Inserted, Table};
@@ -251,13 +252,20 @@ async fn take_over(
     let began = Instant::now();
     while let Some(mut arrivals) = parts.pop() {
         let error = match store(&engine, &group, &arrivals).await {
-            Ok(stored) => {
-                tries = 0;
+            Ok(mut stored) => {
                 progress.succeeds();
-                engine.health.well(&name(&group));
+                let (again, failed) = twins::look(&engine, &group, &mut arrivals, &stored.duplicates).await;
+                let again = stored.take_out(&mut arrivals, &again);
                 tell(&engine, Step::Stored, &arrivals);
                 taken.stored.push((stored, arrivals));
-                continue;
+                let Some(error) = failed else {
+                    tries = 0;
+                    engine.health.well(&name(&group));
+                    parts.extend((!again.is_empty()).then_some(again));
+                    continue;
+                };
+                arrivals = again;
+                error
             }
             Err(error) => error,
         };
@@ -339,9 +347,20 @@ struct Stored {
     begun: Vec<Option<Held>>,
     epoch: Option<Epoch>,
     some_wait: bool,
+    /// The places of those that are in the inbox already.
+    duplicates: Vec<usize>,
 }
 
 impl Stored {
+    /// Takes those at `places` out, which are in order: they are to be stored after all.
+    fn take_out(&mut self, arrivals: &mut Vec<Arrival>, places: &[usize]) -> Vec<Arrival> {
+        let taken = places.iter().rev().map(|place| {
+            self.begun.remove(*place);
+            arrivals.remove(*place)
+        });
+        taken.collect()
+    }
+
     fn proceed(self, engine: &Arc<Engine>, group: &Group, arrivals: Vec<Arrival>) {
         engine.health.well(&name(group));
         if let Some(epoch) = self.epoch {
@@ -395,8 +414,9 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
             return Err(error);
         }
     };
-    let mut stored = Stored { begun: Vec::with_capacity(arrivals.len()), epoch, some_wait: false };
-    for ((arrival, outcome), begins) in arrivals.iter().zip(inserted).zip(begins) {
+    let (begun, duplicates) = (Vec::with_capacity(arrivals.len()), Vec::new());
+    let mut stored = Stored { begun, epoch, some_wait: false, duplicates };
+    for (place, ((arrival, outcome), begins)) in arrivals.iter().zip(inserted).zip(begins).enumerate() {
         let record = &arrival.record;
         let begun = match (outcome, claim) {
             (Inserted::Stored(id), Some(claim)) if begins => {
@@ -409,6 +429,7 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
             }
             (Inserted::Duplicate, _) => {
                 tracing::debug!(messaging.message.id = %record.message_id.shown(), messaging.consumer.group.name = %group.name.shown(), "delivered again: it is in the inbox already");
+                stored.duplicates.push(place);
                 None
             }
         };

@@ -125,7 +125,7 @@ async fn attempt(
         state: lifecycle::settle(&held.begun, Outcome::Succeeded, &subscription.rules, 0.0),
     };
     let (services, fenced) = (Arc::clone(&engine.services), Arc::clone(&epoch.fenced));
-    let shared = Shared::new(message, group, held.begun.attempts, success, services, fenced);
+    let shared = Shared::new(message, held.message_id.clone(), group, held.begun.attempts, success, services, fenced);
     let call = Call::new(&shared);
     let handler = async { service.ready().await?.call(call).await };
     let handled = run_to_end(engine, subscription, polled, held, handler, &shared).await;

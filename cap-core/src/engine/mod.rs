@@ -36,6 +36,7 @@ mod subscribe;
 mod supervise;
 mod suspects;
 mod topics;
+mod twins;
 mod unhandled;
 
 pub use builder::{CapBuilder, NoStorage};

@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     JoinFails,
     /// Collecting fails.
     CollectFails,
+    /// A look at records fails.
+    ListFails,
 }
 
 /// What may hang.
@@ -264,6 +266,9 @@ impl Storage for Faulty {
         self.inner.counts(table, version)
     }
     fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
+        if self.strikes(Fault::ListFails) {
+            return Box::pin(async { Err(away()) });
+        }
         self.inner.list(table, query)
     }
     fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {

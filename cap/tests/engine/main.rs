@@ -10,6 +10,7 @@ mod doubles;
 mod failure;
 mod hanging;
 mod health;
+mod identity;
 mod neighbours;
 mod outage;
 mod publishing;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
+use crate::shown::shown;
+
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -147,7 +149,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { operation, subject, reason, .. } = &*self.0;
-        write!(f, "cannot {operation} {subject}: {reason}")?;
+        write!(f, "cannot {operation} {}: {}", shown(subject), shown(reason))?;
         match self.0.kind {
             ErrorKind::Environment => f.write_str(" (works once that is put right)"),
             kind if kind.is_retryable() => f.write_str(" (may work later)"),
@@ -163,8 +165,8 @@ impl Serialize for Error {
         let mut error = serializer.serialize_struct("Error", 5)?;
         error.serialize_field("kind", &format!("{:?}", self.0.kind))?;
         error.serialize_field("operation", &self.0.operation)?;
-        error.serialize_field("subject", &self.0.subject)?;
-        error.serialize_field("reason", &self.0.reason)?;
+        error.serialize_field("subject", &shown(&self.0.subject).to_string())?;
+        error.serialize_field("reason", &shown(&self.0.reason).to_string())?;
         error.serialize_field("may_work_later", &self.is_retryable())?;
         error.end()
     }
@@ -190,6 +192,13 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_one_line_whatever_it_quotes() {
+        let error = Error::new(ErrorKind::Rejected, "insert", "topic `a\u{202e}b`", "no\nsuch column");
+        assert_eq!(error.to_string(), r"cannot insert topic `a\u{202e}b`: no\nsuch column");
+        assert_eq!(error.reason(), "no\nsuch column");
+    }
 
     #[test]
     fn an_error_says_what_was_tried_on_what_why_and_whether_to_try_again() {

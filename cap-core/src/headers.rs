@@ -26,6 +26,9 @@ pub const SENT_TIME: &str = "cap-senttime";
 pub const DELAY_TIME: &str = "cap-delaytime";
 /// The effective group name; the receiving side sets it, so it is in inbox records only.
 pub const MESSAGE_GROUP: &str = "cap-msg-group";
+/// The service that published the message, where the id is one of its own choice: such an id means something only beside it.
+/// Ours: .NET CAP passes it through.
+pub const PUBLISHER: &str = "cap-publisher";
 /// Why an attempt failed, as .NET CAP writes it.
 pub const EXCEPTION: &str = "cap-exception";
 /// The host that executes the message, as .NET CAP writes it.
@@ -44,6 +47,7 @@ pub const RESERVED: &[&str] = &[
     SENT_TIME,
     DELAY_TIME,
     MESSAGE_GROUP,
+    PUBLISHER,
     EXCEPTION,
     EXECUTION_INSTANCE,
     CONTENT_TYPE,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::shown::{Shown, shown};
 
 /// The longest message id accepted, in bytes.
 pub const MAX_MESSAGE_ID: usize = 128;
@@ -70,6 +71,11 @@ impl MessageId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The id for people to read, in logs: it may come from anywhere.
+    pub fn shown(&self) -> Shown<'_> {
+        shown(&self.0)
     }
 }
 
@@ -134,7 +140,7 @@ impl fmt::Display for MessageId {
 
 impl fmt::Debug for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MessageId({})", self.0)
+        write!(f, "MessageId({})", self.shown())
     }
 }
 

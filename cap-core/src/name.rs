@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::shown::{Shown, shown};
 
 /// The longest topic or effective group name, in bytes. CAP's columns hold 200 characters.
 pub const MAX_NAME: usize = 200;
@@ -38,6 +39,11 @@ macro_rules! name_type {
                 &self.0
             }
 
+            /// The name for people to read, in logs: it may come from anywhere.
+            pub fn shown(&self) -> Shown<'_> {
+                shown(&self.0)
+            }
+
             /// A name that the storage gives back: it was checked when it was written, or another system wrote it.
             pub fn from_stored(name: &str) -> Self {
                 Self(name.into())
@@ -60,7 +66,7 @@ macro_rules! name_type {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), self.0)
+                write!(f, concat!(stringify!($name), "({})"), self.shown())
             }
         }
 

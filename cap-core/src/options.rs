@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RetryPolicy, Rules};
 use crate::name::{Group, Topic, Version};
+use crate::pattern::TopicPattern;
 use crate::time::FAR;
 
 /// Options of an engine. Reads from a config file, with durations written as `30s`; what is left out has its default.
@@ -21,6 +22,9 @@ use crate::time::FAR;
 pub struct Options {
     /// Isolates engines that share a store or a broker. Default `v1`.
     pub version: Version,
+    /// The name of this service beside which ids of its own choice ([`Publish::id`](crate::Publish::id)) mean something: two
+    /// services may choose the same. Default: the program's name in lower case.
+    pub service: String,
     /// The group of subscriptions that name none. Default: `cap.queue.` and the program's name in lower case.
     pub default_group: String,
     /// Goes before each group, with a dot. Default: none.
@@ -57,8 +61,11 @@ pub struct Options {
     pub poll: Duration,
     /// The largest payload that may be published, in bytes. Default 4 MiB.
     pub payload_limit: usize,
-    /// How long a stop waits for what is in flight before it gives it back. Default 30 s. If servers hang, it ends at the
-    /// latest some ten seconds after that.
+    /// How long a stop takes at the most, whatever hangs. Default 25 s: less than the 30 s after which orchestrators kill.
+    /// A third of it, and at most 5 s, is kept for winding up: until then what is in flight may come to its end; then
+    /// handlers are told to give up, servers that do not answer are waited for no longer, and the node is signed off.
+    /// What could not be given back in time is taken over by another node when the lease is over. With less than a
+    /// second that may be so although nothing hangs.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
     /// How many deliveries a group takes from the broker before it has acknowledged them. Default 1000: two batches, one
@@ -76,12 +83,29 @@ pub struct Options {
     /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
     /// and when the transport cannot tell. Default false: such topics are logged.
     pub require_routes: bool,
+    /// Routing keys, exact or patterns, under which operators or shovels bring messages that were published to other topics,
+    /// such as the name of a group's queue (`billing.v1`): for these the header `cap-msg-name` says the topic. Whole
+    /// names, as they are on the broker. Whoever may publish under one of them may publish to any topic of the group.
+    ///
+    /// Default: none. A header that says another topic than the broker does is then a fault of the message, which is parked,
+    /// but for what the broker itself has moved: a message that came by no topic that was subscribed, and of which
+    /// RabbitMQ says (`x-death`) that it had been published to the topic that the header says, is of that topic.
+    pub moved_topics: Vec<TopicPattern>,
+    /// Whether the header `cap-msg-name` says the topic of every delivery, whatever it was published to. The broker's rights
+    /// are void then: who may publish anything to a group may have any of its handlers called. Default false.
+    pub header_names_topic: bool,
+    /// Topics, exact or patterns such as `reply.#`, that replies may be published to when a message asks for one
+    /// (`cap-callback-name`). Whole names, as they are on the broker. Default: none but those that the service
+    /// [publishes](crate::CapBuilder::publishes) or subscribes by their exact names, which are always allowed. A message
+    /// that asks for a reply elsewhere is dead before a handler that may reply gets it; `#` allows all.
+    pub reply_topics: Vec<TopicPattern>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             version: Version::default(),
+            service: program_name(),
             default_group: format!("cap.queue.{}", program_name()),
             group_prefix: None,
             topic_prefix: None,
@@ -96,11 +120,14 @@ impl Default for Options {
             collect_batch: 1000,
             poll: Duration::from_secs(1),
             payload_limit: 4 * 1024 * 1024,
-            drain: Duration::from_secs(30),
+            drain: Duration::from_secs(25),
             prefetch: 1000,
             in_flight_bytes: 64 * 1024 * 1024,
             unhandled_limit: Duration::from_secs(7 * 24 * 3600),
             require_routes: false,
+            moved_topics: Vec::new(),
+            header_names_topic: false,
+            reply_topics: Vec::new(),
         }
     }
 }
@@ -161,6 +188,9 @@ impl Options {
             if let Err(error) = Topic::try_from(prefix.as_str()) {
                 require(false, format!("prefix: {error}"));
             }
+        }
+        if let Err(error) = Topic::try_from(self.service.as_str()) {
+            require(false, format!("service: {error}"));
         }
         if let Err(error) = self.group(&self.default_group) {
             require(false, format!("default_group: {error}"));

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use crate::content;
 use crate::engine::Engine;
 use crate::engine::group::Group;
-use crate::error::{Error, Result};
+use crate::engine::origin::{INVALID, Origin};
+use crate::engine::twins::Identity;
+use crate::error::Error;
 use crate::headers;
 use crate::id::MessageId;
 use crate::lifecycle;
 use crate::message::Message;
 use crate::name::Topic;
+use crate::shown::shown;
 use crate::storage::NewRecord;
 use crate::time::Timestamp;
 use crate::transport::{Delivery, DeliveryTag};
@@ -23,6 +26,8 @@ pub(crate) struct Arrival {
     /// The subscription of this node that matches, by its place.
     handler: Option<usize>,
     form: Form,
+    /// What the inbox knows it by.
+    pub(crate) identity: Identity,
 }
 
 /// How it is written.
@@ -55,6 +60,16 @@ impl Arrival {
         record
     }
 
+    /// Whether a duplicate of it may be another message: with its payload left out nothing can be said.
+    pub(crate) fn may_have_twins(&self) -> bool {
+        self.form != Form::LeftOut && self.identity != Identity::Contradiction
+    }
+
+    /// It is not to be handled.
+    pub(crate) fn park(&mut self, reason: &str, group: &Group) {
+        self.record.state = lifecycle::parked(reason, &group.rules);
+    }
+
     /// The storage refuses it: takes the next form, of which more is sure to be stored. Answers whether there was one.
     pub(crate) fn give_way(&mut self, engine: &Engine, group: &Group, error: &Error) -> bool {
         let is_plain = self.record.content.is_ascii();
@@ -78,7 +93,13 @@ impl Arrival {
     /// Parks it without its payload, of which size and digest are told.
     fn leave_out(&mut self, engine: &Engine, group: &Group, why: &str) {
         let Message { id, topic, payload, .. } = &self.message;
-        tracing::error!(message = %id, %topic, group = %group.name, reason = why, "the inbox refuses a delivery: parked without its payload");
+        tracing::error!(
+            messaging.message.id = %id.shown(),
+            messaging.destination.name = %topic.shown(),
+            messaging.consumer.group.name = %group.name.shown(),
+            cap.reason = %shown(why),
+            "the inbox refuses a delivery: parked without its payload"
+        );
         let reason = format!(
             "the inbox refuses it, so its payload of {} bytes (SHA-256 {}) was left out: {why}",
             payload.len(),
@@ -97,13 +118,10 @@ impl Arrival {
     }
 }
 
-/// Stands for a topic that is none.
-const INVALID: &str = "invalid";
-
 /// The inbox record of a delivery, be it ours or foreign. What can never be handled is parked with the reason.
 pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arrival {
     let tag = delivery.tag;
-    let (message, fault) = message(group, delivery);
+    let (message, fault) = message(engine, group, delivery);
     let handler = group.handler(&message.topic);
     if handler.is_none() && fault.is_none() {
         group.unhandled.note(&group.name, &message.topic);
@@ -123,7 +141,7 @@ pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arr
         message_id: message.id.clone(),
         topic: message.topic.clone(),
     };
-    let mut arrival = Arrival { tag, record, message, handler, form };
+    let mut arrival = Arrival { tag, record, message, handler, form, identity: Identity::Id };
     if let Some(limit) = engine.services.preparer.content_limit.filter(|limit| arrival.record.content.len() > *limit) {
         let bytes = arrival.record.content.len();
         let storage = engine.storage.describe();
@@ -133,13 +151,13 @@ pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arr
     arrival
 }
 
-fn message(group: &Group, delivery: Delivery) -> (Message, Option<String>) {
+fn message(engine: &Engine, group: &Group, delivery: Delivery) -> (Message, Option<String>) {
     let mut headers = delivery.headers;
-    let id = message_id(group, headers.get(headers::MESSAGE_ID), &delivery.topic, delivery.origin.as_deref());
-    let (topic, fault) = match topic(headers.get(headers::MESSAGE_NAME), &delivery.topic) {
-        Ok(topic) => (topic, None),
-        Err(error) => (Topic::from_stored(INVALID), Some(error.to_string())),
-    };
+    let routed = delivery.topic.as_str();
+    let id = message_id(group, headers.get(headers::MESSAGE_ID), routed, delivery.origin.as_deref());
+    // By the queue's own name it comes without having been published to any topic.
+    let is_subscribed = |topic: &Topic| routed != group.name.as_str() && group.subscription(topic).is_some();
+    let (topic, fault) = Origin { routed, headers: &headers }.topic(&engine.options, is_subscribed);
     headers.set(headers::MESSAGE_GROUP, group.name.as_str());
     for (name, value) in [(headers::MESSAGE_ID, id.as_str()), (headers::MESSAGE_NAME, topic.as_str())] {
         if headers.get(name) != Some(value) {
@@ -160,12 +178,5 @@ fn message_id(group: &Group, header: Option<&str>, topic: &str, origin: Option<&
             MessageId::derive(&[b"origin", topic.as_bytes(), group.name.as_str().as_bytes(), origin.as_bytes()])
         }
         None => MessageId::generate(),
-    }
-}
-
-fn topic(header: Option<&str>, routed: &str) -> Result<Topic> {
-    match header.map(Topic::try_from) {
-        Some(Ok(topic)) => Ok(topic),
-        _ => Topic::try_from(routed),
     }
 }

@@ -20,14 +20,14 @@ impl Pause {
         Self::new(Duration::from_millis(20), Duration::from_secs(1))
     }
 
-    /// From 100 ms to 10 s: for a server that may be away for long.
+    /// From 100 ms to 4 s: for a server that may be away for long. Once it is back everything is well within 5 s.
     pub(crate) fn patient() -> Self {
-        Self::new(Duration::from_millis(100), Duration::from_secs(10))
+        Self::new(Duration::from_millis(100), Duration::from_secs(4))
     }
 
-    /// From 100 ms to 5 s: for what is tried with a few messages, a topic or the broker.
+    /// From 100 ms to 4 s: for what is tried with a few messages, a topic or the broker.
     pub(crate) fn of_probes() -> Self {
-        Self::new(Duration::from_millis(100), Duration::from_secs(5))
+        Self::new(Duration::from_millis(100), Duration::from_secs(4))
     }
 
     fn new(first: Duration, max: Duration) -> Self {

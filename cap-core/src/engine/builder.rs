@@ -11,12 +11,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::cap::Cap;
 use crate::engine::consumer::{self, FirstConsumer};
+use crate::engine::failures::{self, Failures};
 use crate::engine::group::{self, Group, Subscription};
 use crate::engine::health::HealthBoard;
 use crate::engine::node::Node;
 use crate::engine::pulse::Pulse;
 use crate::engine::queue::Queue;
 use crate::engine::relay::{self, RELAY, Relay};
+use crate::engine::replies::Replies;
 use crate::engine::scheduler::{Scheduler, lane_of};
 use crate::engine::settler::{self, Settler};
 use crate::engine::share::Share;
@@ -202,6 +204,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
             transport,
             outbox_rules: options.rules(options.retry.clone()),
+            replies: Replies::new(&options.reply_topics, &published, patterns(&groups)),
             published,
             services: Arc::new(Services {
                 preparer,
@@ -225,14 +228,15 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             stop: Stop::new(),
             tasks: TaskTracker::new(),
             activity: Activity::default(),
+            failures: Failures::default(),
             options,
         });
         let consumers = first_consumers(&engine).await?;
         tracing::info!(
-            storage = engine.storage.describe(),
-            transport = engine.transport.describe(),
-            groups = engine.groups.len(),
-            version = %engine.options.version,
+            cap.storage = engine.storage.describe(),
+            cap.transport = engine.transport.describe(),
+            cap.groups = engine.groups.len(),
+            cap.version = %engine.options.version,
             "starting"
         );
         routes::check(&engine).await?;
@@ -245,6 +249,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
 fn preparer(options: &Options, place: String) -> Preparer {
     Preparer {
         version: options.version.clone(),
+        service: options.service.clone(),
         topic_prefix: options.topic_prefix.clone(),
         payload_limit: options.payload_limit,
         content_limit: None,
@@ -259,6 +264,11 @@ impl Preparer {
         self.content_limit = capabilities.max_content;
         self.ascii_only = capabilities.ascii_only;
     }
+}
+
+/// Of all subscriptions.
+fn patterns(groups: &[Arc<Group>]) -> impl Iterator<Item = &TopicPattern> {
+    groups.iter().flat_map(|group| &group.subscriptions).map(|subscription| &subscription.pattern)
 }
 
 async fn first_consumers(engine: &Engine) -> Result<Vec<FirstConsumer>> {
@@ -366,6 +376,7 @@ fn made(options: &Options, subscription: Subscribe, bytes: usize, opened: &Arc<N
         rules: options.rules(retry),
         timeout: subscription.timeout.map(|timeout| timeout.min(FAR)),
         share: Share::new(subscription.concurrency, bytes, Arc::clone(opened)),
+        replies: subscription.replies,
         queue: Queue::new(subscription.concurrency),
     })
 }
@@ -423,6 +434,7 @@ fn spawn_loops(engine: &Arc<Engine>, batches: Batches, consumers: Vec<FirstConsu
             body(engine, move |engine| suspects::run(engine, Arc::clone(&suspected))),
         ));
     }
+    spawn.spawn(failures::run(Arc::clone(engine)));
     spawn.spawn(supervise(Arc::clone(engine), RELAY.into(), quiesce(), body(engine, relay::run)));
     spawn.spawn(supervise(Arc::clone(engine), "collector".into(), quiesce(), body(engine, collector::run)));
     if engine.storage.capabilities().watches {

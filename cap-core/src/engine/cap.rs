@@ -11,7 +11,7 @@ use crate::engine::scheduler::OUTBOX;
 use crate::engine::{Engine, routes, stopped};
 use crate::error::{ErrorKind, Result};
 use crate::name::Topic;
-use crate::publish::{Publish, Published};
+use crate::publish::{self, Publish, Published};
 use crate::storage::{Enlist, NewRecord, Receipt, Storage, Table};
 
 /// What `publish_in` answers for a storage and a connection: for a synchronous driver a `Result<Published>`, for an
@@ -93,7 +93,12 @@ impl<S: ?Sized> Cap<S> {
             return Ok(Published::new(Vec::new(), &[]));
         }
         let ids = records.iter().map(|record| record.message_id.clone()).collect();
-        let inserted = self.engine.batcher.insert(records).await?;
+        let inserted = tokio::select! {
+            biased;
+            inserted = self.engine.batcher.insert(records) => inserted?,
+            // A stop ends in time, and so does whoever publishes to a storage that hangs.
+            () = self.engine.stop.finish.cancelled() => return Err(publish::unknown()),
+        };
         Ok(Published::new(ids, &inserted))
     }
 
@@ -202,8 +207,9 @@ impl<S: ?Sized> Cap<S> {
         Ok(pending(Table::Inbox).await? == 0 && pending(Table::Outbox).await? == 0)
     }
 
-    /// Stops: takes no new work, finishes what is in flight or, after the drain time, gives it back, and signs the node
-    /// off. Returns when that is done; may be called more than once.
+    /// Stops: takes no new work, finishes what is in flight or gives it back, and signs the node off. Returns when that is
+    /// done, and at the latest after [`Options::drain`](crate::Options::drain), whatever hangs: what could not be given back
+    /// by then is taken over by another node when this one's lease is over. May be called more than once.
     pub async fn stop(&self) {
         self.engine.stop.requested.cancel();
         self.engine.stop.done.cancelled().await;

@@ -57,7 +57,7 @@ async fn round(engine: &Engine, node: NodeId) -> Result<()> {
             }
         }
         if collected > 0 {
-            tracing::info!(%table, collected, "collected expired records");
+            tracing::info!(cap.table = %table, cap.collected = collected, "collected expired records");
         }
     }
     Ok(())

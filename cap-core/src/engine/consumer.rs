@@ -16,6 +16,8 @@ use crate::engine::node::Epoch;
 use crate::engine::refusal::{DOUBT, Refusal};
 use crate::engine::slots::{Room, Slot};
 use crate::engine::step::Step;
+use crate::engine::storing::Storing;
+use crate::engine::twins;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Claim, Inserted, Table};
 use crate::time::Timestamp;
@@ -31,7 +33,7 @@ const STORES: usize = 2;
 const LOOK: Duration = Duration::from_millis(1);
 /// At most so many bytes in one insert, but for a single delivery that is larger.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// After so long deliveries that the storage refuses go back to the broker, and this consumer takes a rest.
+/// After so long deliveries that the storage refuses go back to the broker, while others pass.
 const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// A group's consumer, made when the engine starts, for the first run of its loop.
@@ -50,35 +52,76 @@ pub(crate) async fn subscribe(engine: &Engine, group: &Group) -> Result<Box<dyn 
     engine.transport.subscribe(subscription).await
 }
 
-/// Consumes until the engine stops consuming, or the connection is lost.
+/// Consumes until the engine stops consuming, or the connection is lost. While nothing can be stored it takes nothing: what
+/// it had goes to others that can.
 pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstConsumer) -> Result<()> {
     let stop = &engine.stop.consumers;
-    if stop.is_cancelled() {
-        return Ok(());
+    let mut first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (mut pause, mut is_trial) = (Pause::of_probes(), false);
+    while !stop.is_cancelled() {
+        let consumer = match first.take() {
+            Some(consumer) => consumer,
+            None => subscribe(&engine, &group).await?,
+        };
+        let storing = Arc::new(Storing::new(is_trial));
+        match consume(&engine, &group, consumer, &storing).await {
+            End::Over(ended) => return ended,
+            End::GaveBack(error) => engine.health.ill(&name(&group), error),
+        }
+        if storing.has_succeeded() {
+            pause.reset();
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            ((), ()) = async { tokio::join!(engine.node.next_sign(), pause.wait()) } => is_trial = true,
+        }
     }
-    let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let mut consumer = match first {
-        Some(consumer) => consumer,
-        None => subscribe(&engine, &group).await?,
-    };
-    engine.health.well(&name(&group));
+    Ok(())
+}
+
+/// Why a consumer ended.
+enum End {
+    /// It is to stop, or the connection is lost.
+    Over(Result<()>),
+    /// Nothing could be stored for too long: what it had not stored went back to the broker.
+    GaveBack(Error),
+}
+
+async fn consume(
+    engine: &Arc<Engine>,
+    group: &Arc<Group>,
+    mut consumer: Box<dyn Consumer>,
+    progress: &Arc<Storing>,
+) -> End {
     let mut storing: VecDeque<JoinHandle<TakenOver>> = VecDeque::new();
     // Received and read while others are being stored.
     let mut waiting: Vec<Arrival> = Vec::new();
     let most = BATCH.min(engine.options.prefetch);
     let mut looked = Instant::now();
+    let mut is_told = false;
+    let began = Instant::now();
     let mut ended = loop {
         let room = most - waiting.len();
         let is_early = !storing.is_empty() && looked.elapsed() < LOOK;
         let stored = tokio::select! {
             biased;
-            () = stop.cancelled() => break Ok(()),
+            () = engine.stop.consumers.cancelled() => break Ok(()),
             stored = next(&mut storing) => Some(stored),
+            error = progress.is_over(), if !storing.is_empty() => {
+                give_back(engine, group, consumer, storing);
+                return End::GaveBack(error);
+            }
+            () = tokio::time::sleep_until(began + progress.quiet()), if !is_told && storing.is_empty() => {
+                is_told = true;
+                engine.health.well(&name(group));
+                None
+            }
             () = tokio::time::sleep_until(looked + LOOK), if is_early && room > 0 => None,
             received = consumer.receive(room), if !is_early && room > 0 => match received {
                 Ok(deliveries) => {
                     looked = Instant::now();
-                    waiting.extend(arrivals(&engine, &group, deliveries));
+                    waiting.extend(arrivals(engine, group, deliveries));
                     None
                 }
                 Err(error) => break Err(error),
@@ -88,14 +131,17 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstCons
         let enough = if storing.is_empty() { 1 } else { most.div_ceil(2) };
         if storing.len() < STORES && waiting.len() >= enough {
             match what_is_there(consumer.as_mut(), most - waiting.len()).await {
-                Ok(deliveries) => waiting.extend(arrivals(&engine, &group, deliveries)),
+                Ok(deliveries) => waiting.extend(arrivals(engine, group, deliveries)),
                 Err(error) => over = Some(error),
             }
-            let arrivals = std::mem::take(&mut waiting);
-            storing.push_back(tokio::spawn(take_over(Arc::clone(&engine), Arc::clone(&group), arrivals)));
+            if storing.is_empty() {
+                progress.begins();
+            }
+            let (arrivals, progress) = (std::mem::take(&mut waiting), Arc::clone(progress));
+            storing.push_back(tokio::spawn(take_over(Arc::clone(engine), Arc::clone(group), arrivals, progress)));
         }
         if let Some(stored) = stored
-            && let Err(error) = finish(&engine, &group, consumer.as_mut(), stored).await
+            && let Err(error) = finish(engine, group, consumer.as_mut(), stored).await
         {
             break Err(error);
         }
@@ -106,9 +152,28 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>, first: FirstCons
     // What is being stored is not given up half-way. What still waits was not acknowledged, and goes back.
     while !storing.is_empty() {
         let stored = next(&mut storing).await;
-        ended = ended.and(finish(&engine, &group, consumer.as_mut(), stored).await);
+        ended = ended.and(finish(engine, group, consumer.as_mut(), stored).await);
     }
-    ended
+    End::Over(ended)
+}
+
+/// Gives back all that is not acknowledged. What turns out to be stored all the same is handled, and its second delivery is
+/// a duplicate.
+fn give_back(
+    engine: &Arc<Engine>,
+    group: &Arc<Group>,
+    consumer: Box<dyn Consumer>,
+    mut storing: VecDeque<JoinHandle<TakenOver>>,
+) {
+    drop(consumer);
+    let (doing, group) = (Arc::clone(engine), Arc::clone(group));
+    engine.tasks.spawn(async move {
+        while !storing.is_empty() {
+            for (stored, arrivals) in next(&mut storing).await.stored {
+                stored.proceed(&doing, &group, arrivals);
+            }
+        }
+    });
 }
 
 /// What came since the last look, without waiting.
@@ -153,10 +218,8 @@ fn tell(engine: &Engine, step: Step, arrivals: &[Arrival]) {
 struct TakenOver {
     /// In the inbox.
     stored: Vec<(Stored, Vec<Arrival>)>,
-    /// To be given back: a stop has come, or the storage has been refusing everything for too long.
+    /// To be given back: a stop has come, or the storage has been refusing these for too long.
     not_stored: Vec<DeliveryTag>,
-    /// Why this consumer ends, so that others may have what it gives back.
-    failed: Option<Error>,
 }
 
 /// Acknowledges what is stored, and lets its handlers begin.
@@ -172,27 +235,37 @@ async fn finish(engine: &Arc<Engine>, group: &Arc<Group>, consumer: &mut dyn Con
         stored.proceed(engine, group, arrivals);
     }
     engine.activity.record();
-    match taken.failed {
-        Some(error) => Err(error),
-        None => ended,
-    }
+    ended
 }
 
 /// Stores deliveries. What the storage refuses is looked for by halves, so that its neighbours do not suffer, and parked.
-/// While the storage refuses everything they are kept, unacknowledged, and given back when that lasts.
-async fn take_over(engine: Arc<Engine>, group: Arc<Group>, arrivals: Vec<Arrival>) -> TakenOver {
+/// While the storage refuses everything they are kept, unacknowledged, until this consumer is over.
+async fn take_over(
+    engine: Arc<Engine>,
+    group: Arc<Group>,
+    arrivals: Vec<Arrival>,
+    progress: Arc<Storing>,
+) -> TakenOver {
     let mut taken = TakenOver::default();
     let mut parts = parts(arrivals);
     let (mut pause, mut tries) = (Pause::quick(), 0);
     let began = Instant::now();
     while let Some(mut arrivals) = parts.pop() {
         let error = match store(&engine, &group, &arrivals).await {
-            Ok(stored) => {
-                tries = 0;
-                engine.health.well(&name(&group));
+            Ok(mut stored) => {
+                progress.succeeds();
+                let (again, failed) = twins::look(&engine, &group, &mut arrivals, &stored.duplicates).await;
+                let again = stored.take_out(&mut arrivals, &again);
                 tell(&engine, Step::Stored, &arrivals);
                 taken.stored.push((stored, arrivals));
-                continue;
+                let Some(error) = failed else {
+                    tries = 0;
+                    engine.health.well(&name(&group));
+                    parts.extend((!again.is_empty()).then_some(again));
+                    continue;
+                };
+                arrivals = again;
+                error
             }
             Err(error) => error,
         };
@@ -223,24 +296,24 @@ async fn take_over(engine: Arc<Engine>, group: Arc<Group>, arrivals: Vec<Arrival
         // In doubt the others come first: if they pass, it is known not to be everything.
         let place = if tries >= DOUBT { 0 } else { parts.len() };
         parts.insert(place, arrivals);
-        let is_too_long = !engine.stop.consumers.is_cancelled() && began.elapsed() >= GIVE_BACK;
-        if is_too_long && error.kind() != ErrorKind::Unavailable {
-            // If others pass, only these go back; otherwise this consumer takes a rest.
-            let failed = Some(error).filter(|_| taken.stored.is_empty());
-            return taken.with_rest(parts, failed);
+        // Others pass: only these go back.
+        if !taken.stored.is_empty() && began.elapsed() >= GIVE_BACK {
+            return taken.with_rest(parts);
         }
+        progress.fails(error);
         tokio::select! {
+            biased;
+            () = progress.given_back.cancelled() => return taken,
+            () = engine.stop.consumers.cancelled() => return taken.with_rest(parts),
             () = pause.wait() => {}
-            () = engine.stop.consumers.cancelled() => return taken.with_rest(parts, None),
         }
     }
     taken
 }
 
 impl TakenOver {
-    fn with_rest(mut self, rest: Vec<Vec<Arrival>>, failed: Option<Error>) -> Self {
+    fn with_rest(mut self, rest: Vec<Vec<Arrival>>) -> Self {
         self.not_stored = rest.into_iter().flatten().map(|arrival| arrival.tag).collect();
-        self.failed = failed;
         self
     }
 }
@@ -274,9 +347,20 @@ struct Stored {
     begun: Vec<Option<Held>>,
     epoch: Option<Epoch>,
     some_wait: bool,
+    /// The places of those that are in the inbox already.
+    duplicates: Vec<usize>,
 }
 
 impl Stored {
+    /// Takes those at `places` out, which are in order: they are to be stored after all.
+    fn take_out(&mut self, arrivals: &mut Vec<Arrival>, places: &[usize]) -> Vec<Arrival> {
+        let taken = places.iter().rev().map(|place| {
+            self.begun.remove(*place);
+            arrivals.remove(*place)
+        });
+        taken.collect()
+    }
+
     fn proceed(self, engine: &Arc<Engine>, group: &Group, arrivals: Vec<Arrival>) {
         engine.health.well(&name(group));
         if let Some(epoch) = self.epoch {
@@ -355,8 +439,9 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
             return Err(error);
         }
     };
-    let mut stored = Stored { begun: Vec::with_capacity(arrivals.len()), epoch, some_wait: false };
-    for ((arrival, outcome), slots) in arrivals.iter().zip(inserted).zip(&mut slots) {
+    let (begun, duplicates) = (Vec::with_capacity(arrivals.len()), Vec::new());
+    let mut stored = Stored { begun, epoch, some_wait: false, duplicates };
+    for (place, ((arrival, outcome), slots)) in arrivals.iter().zip(inserted).zip(&mut slots).enumerate() {
         let record = &arrival.record;
         let begun = match (outcome, claim, slots.take()) {
             (Inserted::Stored(id), Some(claim), Some((slot, share))) => {
@@ -368,7 +453,8 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
                 None
             }
             (Inserted::Duplicate, _, _) => {
-                tracing::debug!(message = %record.message_id, group = %group.name, "delivered again: it is in the inbox already");
+                tracing::debug!(messaging.message.id = %record.message_id.shown(), messaging.consumer.group.name = %group.name.shown(), "delivered again: it is in the inbox already");
+                stored.duplicates.push(place);
                 None
             }
         };

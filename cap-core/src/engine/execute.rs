@@ -18,13 +18,13 @@ use crate::engine::node::Epoch;
 use crate::engine::pulse::Polled;
 use crate::engine::scheduler::OUTBOX;
 use crate::engine::step::Step;
+use crate::engine::stop::grace;
 use crate::engine::supervise::panic_text;
 use crate::handler::{Call, Handled, HandlerError, HandlerService, Outbox, Shared};
 use crate::lifecycle::{self, Outcome};
-use crate::storage::Settlement;
+use crate::shown::shown;
+use crate::storage::{Settlement, Table};
 
-/// After its drain time is over a handler is told, and aborted this much later.
-const GRACE: Duration = Duration::from_secs(1);
 /// When a record is due again whose handler could not be ended because of the storage.
 const STORAGE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -52,8 +52,14 @@ pub(crate) async fn execute(
     mut job: Job,
 ) {
     let held = &job.held;
-    let group = held.group.as_ref().map(tracing::field::display);
-    let span = tracing::debug_span!("handle", message = %held.message_id, topic = %held.topic, group, attempt = held.begun.attempts);
+    let span = tracing::info_span!(
+        "process",
+        otel.kind = "consumer",
+        messaging.message.id = %held.message_id.shown(),
+        messaging.destination.name = %held.topic.shown(),
+        messaging.consumer.group.name = held.group.as_ref().map(|group| tracing::field::display(group.shown())),
+        cap.attempt = held.begun.attempts,
+    );
     let began = tokio::time::Instant::now();
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
     let end = attempt(engine, subscription, service, polled, &job.held, &job.epoch, job.message).instrument(span).await;
@@ -65,9 +71,18 @@ pub(crate) async fn execute(
     engine.activity.record();
     match end {
         End::Outcome(outcome) => {
+            let failed = matches!(outcome, Outcome::Failed(_));
             let state = lifecycle::settle(&job.held.begun, outcome, &subscription.rules, fastrand::f64());
-            let (attempt, status, reason) = (job.held.begun.attempts, state.status(), state.reason());
-            tracing::debug!(message = %job.held.message_id, attempt, %status, reason, "handled");
+            if failed && !state.is_dead() {
+                engine.failures.note(Table::Inbox, &job.held, state.reason().unwrap_or_default());
+            }
+            tracing::debug!(
+                messaging.message.id = %job.held.message_id.shown(),
+                cap.attempt = job.held.begun.attempts,
+                cap.status = %state.status(),
+                cap.reason = state.reason().map(|reason| tracing::field::display(shown(reason))),
+                "handled"
+            );
             engine.inbox_settler.settle(job.held, state);
         }
         End::Settled { published } => {
@@ -77,7 +92,7 @@ pub(crate) async fn execute(
             }
         }
         End::Lost => {
-            tracing::warn!(message = %job.held.message_id, "another node has the record: nothing of this attempt is left");
+            tracing::warn!(messaging.message.id = %job.held.message_id.shown(), "another node has the record: nothing of this attempt is left");
         }
     }
 }
@@ -98,6 +113,9 @@ async fn attempt(
             Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
         },
     };
+    if let Some(fault) = engine.replies.fault(&message).filter(|_| subscription.replies) {
+        return End::Outcome(Outcome::Hopeless(fault));
+    }
     let Some(group) = held.group.clone() else {
         return End::Outcome(Outcome::Hopeless("the inbox record names no group".into()));
     };
@@ -107,27 +125,28 @@ async fn attempt(
         state: lifecycle::settle(&held.begun, Outcome::Succeeded, &subscription.rules, 0.0),
     };
     let (services, fenced) = (Arc::clone(&engine.services), Arc::clone(&epoch.fenced));
-    let shared = Shared::new(message, group, held.begun.attempts, success, services, fenced);
+    let shared = Shared::new(message, held.message_id.clone(), group, held.begun.attempts, success, services, fenced);
     let call = Call::new(&shared);
     let handler = async { service.ready().await?.call(call).await };
-    let handled = run_to_end(engine, subscription, polled, handler, &shared).await;
+    let handled = run_to_end(engine, subscription, polled, held, handler, &shared).await;
     if handled.is_err() {
         *service = subscription.service.clone();
     }
     match handled {
-        Ok(Handled::Done(reply)) => succeed(engine, &Outbox::new(&shared), reply).await,
+        Ok(Handled::Done(reply)) => succeed(engine, held, &Outbox::new(&shared), reply).await,
         Ok(Handled::Settled) => End::Settled { published: Outbox::new(&shared).was_taken() },
         Ok(Handled::Lost) => End::Lost,
         Err(outcome) => End::Outcome(outcome),
     }
 }
 
-/// Runs the handler until it ends, or to its timeout, or to the end of the drain time. When this answers the handler is
-/// gone: it must not run on after its outcome is written.
+/// Runs the handler until it ends, or to its timeout, or until a stop tells it to give up and a little longer. When this
+/// answers the handler is gone: it must not run on after its outcome is written.
 async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
     polled: &Polled,
+    held: &Held,
     handler: impl Future<Output = Result<Handled, HandlerError>>,
     shared: &Shared,
 ) -> Result<Handled, Outcome> {
@@ -143,7 +162,7 @@ async fn run_to_end(
         match catch_unwind(AssertUnwindSafe(|| polled.while_polling(|| poll(handler.as_mut(), context)))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(handled))) => Poll::Ready(Ok(handled)),
-            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(&error))),
+            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(failed(engine, held, &error))),
             Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
         }
     });
@@ -156,7 +175,7 @@ async fn run_to_end(
         }
         () = engine.stop.abort.cancelled() => {
             shared.cancel();
-            tokio::time::timeout(GRACE, &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
+            tokio::time::timeout(grace(engine.options.drain), &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
         }
     };
     // What it holds may panic, too, when it is let go.
@@ -170,9 +189,9 @@ fn poll<F: Future>(future: Pin<&mut Option<F>>, context: &mut task::Context<'_>)
     future.as_pin_mut().map_or(Poll::Pending, |future| future.poll(context))
 }
 
-fn failed(error: &HandlerError) -> Outcome {
+fn failed(engine: &Engine, held: &Held, error: &HandlerError) -> Outcome {
     if error.is_the_storages() {
-        tracing::warn!(reason = error.reason(), "a handler's transaction failed for the storage's sake: it runs again");
+        engine.failures.note(Table::Inbox, held, error.reason());
         return Outcome::GivenBack(STORAGE_PAUSE);
     }
     if error.is_permanent() {
@@ -186,7 +205,7 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
 }
 
 /// What a successful handler publishes is committed before its record is settled, under ids that a second run repeats.
-async fn succeed(engine: &Engine, outbox: &Outbox, reply: Option<bytes::Bytes>) -> End {
+async fn succeed(engine: &Engine, held: &Held, outbox: &Outbox, reply: Option<bytes::Bytes>) -> End {
     let records = match outbox.take_with_reply(reply) {
         Ok(records) => records,
         Err(error) => return End::Outcome(Outcome::Hopeless(error.to_string())),
@@ -194,14 +213,14 @@ async fn succeed(engine: &Engine, outbox: &Outbox, reply: Option<bytes::Bytes>) 
     if records.is_empty() {
         return End::Outcome(Outcome::Succeeded);
     }
-    match engine.storage.insert(crate::storage::Table::Outbox, records.clone(), None).await {
+    match engine.storage.insert(Table::Outbox, records.clone(), None).await {
         Ok(_) => {
             engine.published(&records);
             End::Outcome(Outcome::Succeeded)
         }
         // No fault of the message: it is handled again once the storage takes what it publishes.
         Err(error) if error.is_retryable() => {
-            tracing::warn!(%error, "a handler succeeded, but what it publishes could not be stored: it runs again");
+            engine.failures.note(Table::Inbox, held, &format!("it succeeded, but {error}"));
             End::Outcome(Outcome::GivenBack(STORAGE_PAUSE))
         }
         Err(error) => End::Outcome(Outcome::Failed(format!("it succeeded, but {error}"))),

@@ -57,6 +57,8 @@ pub(crate) struct Subscription {
     pub(crate) rules: Rules,
     pub(crate) timeout: Option<Duration>,
     pub(crate) share: Share,
+    /// Whether the handler may reply.
+    pub(crate) replies: bool,
     pub(crate) queue: Queue,
 }
 

@@ -140,7 +140,7 @@ impl HealthBoard {
         match board.get_mut(name) {
             Some(LoopHealth::Well) => {}
             Some(ill) => {
-                tracing::info!(r#loop = name, "works again");
+                tracing::info!("cap.loop" = name, "works again");
                 *ill = LoopHealth::Well;
             }
             None => {
@@ -160,7 +160,7 @@ impl HealthBoard {
     }
 
     pub(crate) fn ill(&self, name: &str, error: Error) {
-        tracing::warn!(r#loop = name, %error, "failed and will try again");
+        tracing::warn!("cap.loop" = name, error.message = %error, "failed and will try again");
         let mut board = self.lock();
         let (since, failures) = match board.get(name) {
             Some(LoopHealth::Ill { since, failures, .. }) => (*since, failures + 1),

@@ -1,12 +1,13 @@
 //! The keeper of the node's lease: a thread with a runtime of its own, so that neither handlers that block every thread of
-//! the user's runtime nor a long queue of tasks there cost the node its lease.
+//! the user's runtime nor a long queue of tasks there cost the node its lease, or a stop more than its time.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use crate::engine::supervise::supervise;
-use crate::engine::{Engine, pulse};
+use crate::engine::{Engine, pulse, stop};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Starts the thread. It ends when the engine stops or the user's runtime is gone: then nothing works on what the node
@@ -30,15 +31,17 @@ pub(crate) fn start(engine: &Arc<Engine>) -> Result<()> {
     let ended = EndTold(Arc::clone(engine));
     let thread = std::thread::Builder::new().name("cap-keeper".into()).spawn(move || {
         let _ended = ended;
-        runtime.block_on(async {
+        runtime.block_on(async move {
+            let mut limit = pin!(stop::limit(&kept));
             tokio::select! {
-                () = keep(Arc::clone(&kept)) => {}
-                _ = gone => kept.node.fence(),
+                () = keep(Arc::clone(&kept)) => drop(tell_end),
+                () = &mut limit => return,
+                _ = gone => return kept.node.fence(),
             }
+            limit.await;
         });
         // A heartbeat that hangs is not waited for.
         runtime.shutdown_background();
-        drop(tell_end);
     });
     thread.map(drop).map_err(failed)
 }

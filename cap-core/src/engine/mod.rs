@@ -14,15 +14,18 @@ mod collector;
 mod consumer;
 mod errand;
 mod execute;
+mod failures;
 mod group;
 mod health;
 mod held;
 mod keeper;
 mod node;
+mod origin;
 mod pulse;
 mod queue;
 mod refusal;
 mod relay;
+mod replies;
 mod routes;
 mod scheduler;
 mod settler;
@@ -31,10 +34,12 @@ mod signs;
 mod slots;
 mod step;
 mod stop;
+mod storing;
 mod subscribe;
 mod supervise;
 mod suspects;
 mod topics;
+mod twins;
 mod unhandled;
 
 pub use builder::{CapBuilder, NoStorage};
@@ -52,12 +57,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::engine::failures::Failures;
 use crate::engine::group::Group;
 use crate::engine::health::HealthBoard;
 use crate::engine::held::Held;
 use crate::engine::node::{Epoch, Node};
 use crate::engine::pulse::Pulse;
 use crate::engine::relay::Relay;
+use crate::engine::replies::Replies;
 use crate::engine::scheduler::{OUTBOX, Scheduler};
 use crate::engine::settler::Settler;
 use crate::engine::slots::Slots;
@@ -71,6 +78,7 @@ use crate::lifecycle::{Rules, State};
 use crate::name::{Group as GroupName, Topic};
 use crate::options::Options;
 use crate::publish::Batcher;
+use crate::shown::shown;
 use crate::storage::{Claim, ClaimRequest, Claimed, NewRecord, Storage, Table};
 use crate::time::Due;
 use crate::transport::Transport;
@@ -90,6 +98,8 @@ pub(crate) struct Engine {
     pub(crate) services: Arc<Services>,
     /// The topics that the service says it publishes, each once.
     pub(crate) published: Vec<Topic>,
+    /// Where replies may go.
+    pub(crate) replies: Replies,
     pub(crate) node: Node,
     pub(crate) scheduler: Scheduler,
     pub(crate) groups: Vec<Arc<Group>>,
@@ -109,6 +119,8 @@ pub(crate) struct Engine {
     /// The supervised loops and the handlers.
     pub(crate) tasks: TaskTracker,
     pub(crate) activity: Activity,
+    /// Failed attempts of late.
+    pub(crate) failures: Failures,
 }
 
 /// A message that nobody will try again without being told to.
@@ -204,11 +216,13 @@ impl Engine {
             match self.storage.release(table, claim).await {
                 Ok(0) => return,
                 Ok(released) => {
-                    tracing::info!(%table, released, "released a claim whose answer never came");
+                    tracing::info!(cap.table = %table, cap.released = released, "released a claim whose answer never came");
                     return self.scheduler.wake_table(table);
                 }
                 Err(error) if error.kind() == ErrorKind::LeaseLost => return,
-                Err(error) => tracing::debug!(%table, %error, "could not release a claim yet"),
+                Err(error) => {
+                    tracing::debug!(cap.table = %table, error.message = %error, "could not release a claim yet")
+                }
             }
             pause.wait().await;
         }
@@ -244,7 +258,14 @@ impl Engine {
             return;
         }
         let reason = state.reason().unwrap_or_default();
-        tracing::error!(message = %id, %topic, group = group.map(tracing::field::display), attempts = state.attempts(), reason, "dead: it waits in the {table} for a person");
+        tracing::error!(
+            messaging.message.id = %id.shown(),
+            messaging.destination.name = %topic.shown(),
+            messaging.consumer.group.name = group.map(|group| tracing::field::display(group.shown())),
+            cap.attempts = state.attempts(),
+            cap.reason = %shown(reason),
+            "dead: it waits in the {table} for a person"
+        );
         if let Some(OnDead(notify)) = &self.on_dead {
             let letter = DeadLetter {
                 table,
@@ -256,7 +277,7 @@ impl Engine {
             };
             let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| notify(letter)));
             if told.is_err() {
-                tracing::error!(message = %id, "the function that is told of dead messages panicked");
+                tracing::error!(messaging.message.id = %id.shown(), "the function that is told of dead messages panicked");
             }
         }
     }

@@ -32,6 +32,8 @@ pub(crate) struct Epoch {
 #[derive(Debug)]
 pub(crate) struct Node {
     epoch: watch::Sender<Option<Epoch>>,
+    /// How many signs of life the storage has taken.
+    signs: watch::Sender<u64>,
     renew: Notify,
     renew_because: Mutex<String>,
     doubts: Mutex<Vec<(Table, Claim)>>,
@@ -41,8 +43,8 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(lease: Duration, heartbeat: Duration) -> Self {
-        let (epoch, renew) = (watch::Sender::new(None), Notify::new());
-        Self { epoch, renew, renew_because: Mutex::default(), doubts: Mutex::default(), lease, heartbeat }
+        let (epoch, signs, renew) = (watch::Sender::new(None), watch::Sender::new(0), Notify::new());
+        Self { epoch, signs, renew, renew_because: Mutex::default(), doubts: Mutex::default(), lease, heartbeat }
     }
 
     /// The present life, if the lease is held.
@@ -60,6 +62,17 @@ impl Node {
             // The sender is a field of the node that is borrowed here: it cannot be gone.
             let _ = changes.changed().await;
         }
+    }
+
+    /// Waits until the storage has taken a sign of life: it answers, and can be written to.
+    pub(crate) async fn next_sign(&self) {
+        let mut signs = self.signs.subscribe();
+        // The sender is a field of the node that is borrowed here: it cannot be gone.
+        let _ = signs.changed().await;
+    }
+
+    fn signed(&self) {
+        self.signs.send_modify(|signs| *signs += 1);
     }
 
     /// The storage says that this life has no lease: nothing more is claimed under it, and a new one begins.
@@ -91,10 +104,12 @@ impl Node {
             match storage.release(table, claim).await {
                 Ok(0) => {}
                 Ok(released) => {
-                    tracing::warn!(%table, released, "a claim was carried out after it had been released: released again");
+                    tracing::warn!(cap.table = %table, cap.released = released, "a claim was carried out after it had been released: released again");
                     scheduler.wake_table(table);
                 }
-                Err(error) => tracing::debug!(%table, %error, "could not release a doubtful claim again"),
+                Err(error) => {
+                    tracing::debug!(cap.table = %table, error.message = %error, "could not release a doubtful claim again")
+                }
             }
         }
     }
@@ -112,10 +127,11 @@ impl Node {
         let id = NodeId::generate();
         let joined = Instant::now();
         storage.join(id, self.lease).await?;
+        self.signed();
         self.doubts().clear();
         let mut end = FenceOnDrop(Some(self));
         let epoch = Epoch { id, fenced: Arc::default() };
-        tracing::info!(node = %id, storage = storage.describe(), "joined");
+        tracing::info!(cap.node = %id, cap.storage = storage.describe(), "joined");
         self.epoch.send_replace(Some(epoch));
         engine.health.well("node");
         scheduler.wake_table(Table::Outbox);
@@ -126,12 +142,12 @@ impl Node {
             return Ok(());
         };
         self.fence();
-        tracing::warn!(node = %id, reason = %ended, "fenced: going on under a new id");
+        tracing::warn!(cap.node = %id, cap.reason = %ended, "fenced: going on under a new id");
         // What this life still holds is due again at once; if that fails, the lapse of the lease does it. The next life
         // does not wait for it.
         Errand::default().send(engine, async move |engine| {
             if let Err(error) = engine.storage.leave(id).await {
-                tracing::debug!(node = %id, %error, "could not sign off");
+                tracing::debug!(cap.node = %id, error.message = %error, "could not sign off");
             }
         });
         Err(ended)
@@ -163,7 +179,7 @@ impl Node {
                 let dead = signs.dead();
                 takeover.send(engine, async move |engine| {
                     if let Err(error) = engine.node.take_over(dead, &engine.storage, &engine.scheduler).await {
-                        tracing::warn!(node = %id, %error, "could not take over from dead nodes");
+                        tracing::warn!(cap.node = %id, error.message = %error, "could not take over from dead nodes");
                     }
                 });
             }
@@ -171,8 +187,13 @@ impl Node {
                 continue;
             }
             let asked = Instant::now();
-            match self.heartbeat_in_time(id, &engine.storage, held_until).await {
+            let answer = tokio::select! {
+                answer = self.heartbeat_in_time(id, &engine.storage, held_until) => answer,
+                () = engine.stop.keeper.cancelled() => return None,
+            };
+            match answer {
                 Some(Ok(Lease::Held { now, others })) => {
+                    self.signed();
                     held_until = asked + self.lease;
                     next_sign = asked + self.heartbeat;
                     engine.health.well("node");
@@ -189,7 +210,7 @@ impl Node {
                     return lost(ErrorKind::LeaseLost, "another node has taken over from it".into());
                 }
                 Some(Err(error)) if Instant::now() < held_until => {
-                    tracing::warn!(node = %id, %error, "heartbeat failed and will be tried again");
+                    tracing::warn!(cap.node = %id, error.message = %error, "heartbeat failed and will be tried again");
                     next_sign = Instant::now() + self.heartbeat / 5;
                 }
                 Some(Err(error)) => return lost(ErrorKind::LeaseLost, error.reason().to_owned()),
@@ -222,9 +243,9 @@ impl Node {
         let taken = storage.take_over(dead).await?;
         if !taken.nodes.is_empty() || taken.outbox + taken.inbox > 0 {
             tracing::info!(
-                nodes = taken.nodes.len(),
-                outbox = taken.outbox,
-                inbox = taken.inbox,
+                cap.nodes = taken.nodes.len(),
+                cap.outbox = taken.outbox,
+                cap.inbox = taken.inbox,
                 "took over from dead nodes"
             );
             scheduler.wake_table(Table::Outbox);
@@ -259,7 +280,7 @@ pub(crate) async fn leave(engine: Arc<Engine>) {
     for _ in 0..5 {
         match engine.storage.leave(epoch.id).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(node = %epoch.id, %error, "could not sign off"),
+            Err(error) => tracing::warn!(cap.node = %epoch.id, error.message = %error, "could not sign off"),
         }
         pause.wait().await;
     }

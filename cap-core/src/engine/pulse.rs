@@ -70,10 +70,10 @@ impl Pulse {
         polled
     }
 
-    /// The handlers that have been polled without a pause for so long.
-    fn blocking(&self) -> Vec<String> {
+    /// The handlers that have been polled without a pause for at least so long.
+    pub(crate) fn polled_for(&self, least: Duration) -> Vec<String> {
         let now = millis(self.began);
-        let longest = u64::try_from(BLOCKED.as_millis()).unwrap_or(u64::MAX) / 2;
+        let longest = u64::try_from(least.as_millis()).unwrap_or(u64::MAX);
         let polled = self.polled();
         let blocks = |polled: &Arc<Polled>| {
             let since = polled.since.load(Ordering::Relaxed);
@@ -92,7 +92,7 @@ impl Pulse {
         if silent < BLOCKED {
             engine.health.well(NAME);
         } else if engine.health.is_well(NAME) {
-            let handlers = self.blocking();
+            let handlers = self.polled_for(BLOCKED / 2);
             let by = if handlers.is_empty() {
                 "by something that is no handler".to_owned()
             } else {

@@ -17,7 +17,6 @@ use crate::engine::topics::{Admission, Topics};
 use crate::engine::{Engine, suspects};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{self, Begin, Outcome, State};
-use crate::name::Topic;
 use crate::storage::{Claim, Record, Table};
 use crate::transport::{Confirm, Outgoing};
 
@@ -182,7 +181,7 @@ async fn send(engine: &Arc<Engine>, claimed: Option<Claimed>) {
         Some(_) => outgoing.iter().map(|outgoing| outgoing.message.id.clone()).collect(),
         None => Vec::new(),
     };
-    let span = tracing::debug_span!("send", messages = outgoing.len());
+    let span = tracing::info_span!("send", otel.kind = "producer", messaging.batch.message_count = outgoing.len());
     engine.transport.send(outgoing).instrument(span).await;
     engine.steps.tell_all(Step::Sent, &ids);
 }
@@ -244,7 +243,12 @@ fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
     let outcome = match outcome {
         Ok(()) => {
             batch.some_sent.store(true, Ordering::Relaxed);
-            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.begun.attempts, "confirmed");
+            tracing::debug!(
+                messaging.message.id = %held.message_id.shown(),
+                messaging.destination.name = %held.topic.shown(),
+                cap.attempt = held.begun.attempts,
+                "confirmed"
+            );
             engine.steps.tell(Step::Confirmed, &held.message_id);
             if engine.relay.topics.accepted(&held.topic) {
                 engine.scheduler.wake(OUTBOX);
@@ -252,8 +256,14 @@ fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
             Outcome::Succeeded
         }
         Err(error) => {
-            tracing::debug!(message = %held.message_id, topic = %held.topic, attempt = held.begun.attempts, %error, "not sent");
-            not_sent(batch, &held.topic, error)
+            tracing::debug!(
+                messaging.message.id = %held.message_id.shown(),
+                messaging.destination.name = %held.topic.shown(),
+                cap.attempt = held.begun.attempts,
+                error.message = %error,
+                "not sent"
+            );
+            not_sent(batch, &held, error)
         }
     };
     settle(engine, held, outcome);
@@ -261,7 +271,7 @@ fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
 
 /// What is not the message's fault does not count, however long it lasts: an absent broker concerns all messages, a full
 /// or missing queue those of its topic.
-fn not_sent(batch: &Batch, topic: &Topic, error: Error) -> Outcome {
+fn not_sent(batch: &Batch, held: &Held, error: Error) -> Outcome {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Stopped | ErrorKind::LeaseLost => {
             set(&batch.unavailable, error);
@@ -270,10 +280,14 @@ fn not_sent(batch: &Batch, topic: &Topic, error: Error) -> Outcome {
         ErrorKind::Environment | ErrorKind::Unroutable => {
             set(&batch.refused, error.clone());
             let reason = error.to_string();
-            Outcome::Waits(batch.engine.relay.topics.refused(topic, error), reason)
+            Outcome::Waits(batch.engine.relay.topics.refused(&held.topic, error), reason)
         }
         ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::Corrupt => Outcome::Hopeless(error.to_string()),
-        _ => Outcome::Failed(error.to_string()),
+        _ => {
+            let reason = error.to_string();
+            batch.engine.failures.note(Table::Outbox, held, &reason);
+            Outcome::Failed(reason)
+        }
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) async fn check(engine: &Engine) -> Result<()> {
     }
     if !engine.transport.capabilities().checks_routes {
         tracing::info!(
-            transport = engine.transport.describe(),
+            cap.transport = engine.transport.describe(),
             "cannot tell whether there are queues for the topics that are published"
         );
         return Ok(());
@@ -50,12 +50,12 @@ pub(crate) async fn check(engine: &Engine) -> Result<()> {
             Err(Error::new(ErrorKind::Unroutable, "start", "the engine", reason))
         }
         Ok(topics) => {
-            tracing::warn!(topics = named(&topics), "there is no queue for topics that are published: {ADVICE}");
+            tracing::warn!(cap.topics = named(&topics), "there is no queue for topics that are published: {ADVICE}");
             Ok(())
         }
         Err(error) if required => Err(error),
         Err(error) => {
-            tracing::warn!(%error, "could not check whether there are queues for the topics that are published");
+            tracing::warn!(error.message = %error, "could not check whether there are queues for the topics that are published");
             Ok(())
         }
     }

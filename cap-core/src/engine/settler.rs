@@ -241,7 +241,7 @@ impl Outcome {
 
 fn finish(engine: &Engine, table: Table, outcome: Outcome, answer: Settled, repeated: bool, aside: &mut Aside) {
     if answer == Settled::Locked {
-        tracing::debug!(message = %outcome.held.message_id, "an open transaction holds its record: settled later");
+        tracing::debug!(messaging.message.id = %outcome.held.message_id.shown(), "an open transaction holds its record: settled later");
         return aside.put(outcome);
     }
     let Outcome { held, state } = outcome;
@@ -250,7 +250,7 @@ fn finish(engine: &Engine, table: Table, outcome: Outcome, answer: Settled, repe
         engine.notice_dead(table, &held, &state);
     }
     if answer == Settled::Lost {
-        tracing::warn!(message = %held.message_id, topic = %held.topic, "the outcome was not written: another node has the record");
+        tracing::warn!(messaging.message.id = %held.message_id.shown(), messaging.destination.name = %held.topic.shown(), "the outcome was not written: another node has the record");
         return;
     }
     let step = if table == Table::Outbox { Step::OutboxSettled } else { Step::InboxSettled };

@@ -10,10 +10,44 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::{Engine, node};
 
-/// For what should end at once, but talks to a server: all of it together after the drain time, and the signing off.
-const PROMPT: Duration = Duration::from_secs(5);
-/// For each part of it, when that is over: something hangs.
-const MOMENT: Duration = Duration::from_secs(1);
+/// Of the drain time so much at the most is kept for winding up: for ending handlers, the transport, and the node.
+const WINDING_UP: Duration = Duration::from_secs(5);
+
+/// The part of the drain time that is kept for winding up.
+fn winding_up(drain: Duration) -> Duration {
+    (drain / 3).min(WINDING_UP)
+}
+
+/// How long handlers that are told to give up are left to do so.
+pub(crate) fn grace(drain: Duration) -> Duration {
+    winding_up(drain) / 5
+}
+
+/// Until when each part of a stop may take. Whatever hangs costs its own part of the time and no other's.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// What is in flight comes to its end.
+    work: Instant,
+    /// Handlers that were told to give up are gone, and what became of them is written.
+    handlers: Instant,
+    /// The transport is closed, and what it had not confirmed is given back.
+    transport: Instant,
+    /// No more heartbeats.
+    keeper: Instant,
+    /// The node is signed off.
+    node: Instant,
+    /// No loop is left. The rest is a margin, in which [`limit`] need not step in.
+    tasks: Instant,
+}
+
+impl Limits {
+    fn of(drain: Duration) -> Self {
+        let winding_up = winding_up(drain);
+        let work = Instant::now() + (drain - winding_up);
+        let after = |twentieths: u32| work + winding_up * twentieths / 20;
+        Self { work, handlers: after(8), transport: after(12), keeper: after(14), node: after(18), tasks: after(19) }
+    }
+}
 
 /// The phases of a stop, each a token that the loops concerned wait for.
 #[derive(Debug)]
@@ -61,56 +95,86 @@ pub(crate) async fn run(engine: Arc<Engine>) {
     tracing::info!("stopped");
 }
 
+/// Ends a stop when its time is over, whatever hangs. It runs beside the user's runtime, whose threads may all be blocked.
+pub(crate) async fn limit(engine: &Engine) {
+    let stop = &engine.stop;
+    stop.requested.cancelled().await;
+    tokio::select! {
+        biased;
+        () = stop.done.cancelled() => return,
+        () = tokio::time::sleep(engine.options.drain) => {}
+    }
+    engine.node.fence();
+    for token in [&stop.quiesce, &stop.consumers, &stop.abort, &stop.keeper, &stop.finish, &stop.done] {
+        token.cancel();
+    }
+    tracing::error!(cap.drain = ?engine.options.drain, "the stop was ended when its time was over: {LEFT}");
+}
+
+/// What becomes of what a stop could not give back.
+const LEFT: &str = "what this node still holds is taken over by another when its lease is over";
+
 async fn drain(engine: &Arc<Engine>) {
     let stop = &engine.stop;
-    let deadline = Instant::now() + engine.options.drain;
-    let last = deadline + PROMPT;
+    let limits = Limits::of(engine.options.drain);
     stop.quiesce.cancel();
     let subscriptions = engine.groups.iter().flat_map(|group| &group.subscriptions);
     subscriptions.for_each(|subscription| subscription.give_back_all(engine));
 
     // While confirms come in the consumers go on: on an in-process transport it is they who confirm.
-    until(deadline, engine.relay_slots.wait_idle()).await;
+    until(limits.work, engine.relay_slots.wait_idle()).await;
     stop.consumers.cancel();
     stop.consumer_tasks.close();
-    promptly(last, stop.consumer_tasks.wait()).await;
-
-    until(deadline, handlers_idle(engine)).await;
+    until(limits.work, received_is_done(engine)).await;
     stop.abort.cancel();
-    promptly(last, handlers_idle(engine)).await;
+    until(limits.handlers, received_is_done(engine)).await;
 
     // What the broker has not confirmed by now is reported as unavailable, and given back.
     let transport = Arc::clone(&engine.transport);
     let closing = tokio::spawn(async move {
         if let Err(error) = transport.close().await {
-            tracing::warn!(%error, "the transport did not close cleanly");
+            tracing::warn!(error.message = %error, "the transport did not close cleanly");
         }
     });
-    promptly(last, closing).await;
-    promptly(last, engine.relay_slots.wait_idle()).await;
+    until(limits.transport, closing).await;
+    until(limits.transport, engine.relay_slots.wait_idle()).await;
 
     stop.keeper.cancel();
     stop.keeper_tasks.close();
-    promptly(last, stop.keeper_tasks.wait()).await;
-    until(Instant::now() + PROMPT, tokio::spawn(node::leave(Arc::clone(engine)))).await;
+    until(limits.keeper, stop.keeper_tasks.wait()).await;
+    sign_off(engine, limits.node).await;
     engine.node.fence();
 
     stop.finish.cancel();
     engine.tasks.close();
-    promptly(last, engine.tasks.wait()).await;
+    until(limits.tasks, engine.tasks.wait()).await;
 }
 
-async fn handlers_idle(engine: &Engine) {
+/// Nothing more is received, and no handler runs whose outcome is not written.
+async fn received_is_done(engine: &Engine) {
+    engine.stop.consumer_tasks.wait().await;
     for group in &engine.groups {
         group.slots.wait_idle().await;
     }
 }
 
-async fn until<T>(deadline: Instant, work: impl Future<Output = T>) {
-    let _ = timeout_at(deadline, work).await;
+/// Signs the node off, unless a handler goes on in spite of everything: its record is nobody else's while it runs.
+async fn sign_off(engine: &Arc<Engine>, limit: Instant) {
+    let running = engine.pulse.polled_for(grace(engine.options.drain) / 2);
+    if !running.is_empty() {
+        let handlers = running.join(", ");
+        tracing::warn!(
+            cap.handlers = handlers,
+            "handlers block their threads and cannot be ended, so the node is not signed off: {LEFT}"
+        );
+        return;
+    }
+    let left = tokio::spawn(node::leave(Arc::clone(engine)));
+    if timeout_at(limit, left).await.is_err() {
+        tracing::warn!("the node could not be signed off in time: {LEFT}");
+    }
 }
 
-/// Until `last`; a moment is left for it in any case.
-async fn promptly<T>(last: Instant, work: impl Future<Output = T>) {
-    until(last.max(Instant::now() + MOMENT), work).await;
+async fn until<T>(limit: Instant, work: impl Future<Output = T>) {
+    let _ = timeout_at(limit, work).await;
 }

@@ -29,19 +29,21 @@ pub struct Subscribe {
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) service: HandlerService,
     pub(crate) requirements: Vec<Requirement>,
+    /// Whether the handler may reply.
+    pub(crate) replies: bool,
 }
 
 impl Subscribe {
     /// Calls `handler` for messages of `topic`: an exact one, or a pattern in which `*` stands for one word and `#` for
     /// any number of words.
     pub fn to<Args>(topic: impl Into<String>, handler: impl Handler<Args>) -> Self {
-        fn requirements<Args, H: Handler<Args>>(_: &H) -> Vec<Requirement> {
-            let mut requirements = Vec::new();
-            H::requires(&mut requirements);
-            requirements
-        }
-        let requirements = requirements(&handler);
-        Self::with(topic.into(), handler.into_service(), requirements)
+        Self::to_handler(topic.into(), handler)
+    }
+
+    fn to_handler<Args, H: Handler<Args>>(topic: String, handler: H) -> Self {
+        let mut requirements = Vec::new();
+        H::requires(&mut requirements);
+        Self { replies: H::REPLIES, ..Self::with(topic, handler.into_service(), requirements) }
     }
 
     /// Calls `handler` inside a transaction of `storage` that also settles the record: its writes, what it publishes
@@ -62,7 +64,7 @@ impl Subscribe {
         let mut requirements = Vec::new();
         H::requires(&mut requirements);
         let service = tower::service_fn(move |call: Call| handler.clone().call(Arc::clone(&storage), call));
-        Self::with(topic.into(), HandlerService::new(service), requirements)
+        Self { replies: H::REPLIES, ..Self::with(topic.into(), HandlerService::new(service), requirements) }
     }
 
     /// Calls any [`tower::Service`], such as a handler wrapped in layers.
@@ -71,7 +73,8 @@ impl Subscribe {
     }
 
     fn with(topic: String, service: HandlerService, requirements: Vec<Requirement>) -> Self {
-        Self { topic, group: None, concurrency: 1, timeout: None, retry: None, service, requirements }
+        let (group, concurrency, timeout, retry, replies) = (None, 1, None, None, true);
+        Self { topic, group, concurrency, timeout, retry, service, requirements, replies }
     }
 
     /// The group that gets the messages, without prefix and version. Default: the engine's default group.

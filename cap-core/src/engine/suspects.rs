@@ -101,7 +101,7 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
         places.truncate(claimed.records.len());
         let is_over = claimed.records.is_empty();
         if !is_over {
-            tracing::warn!(group = %group.name, suspects = claimed.records.len(), "attempts ended with their process: worked on apart");
+            tracing::warn!(messaging.consumer.group.name = %group.name.shown(), cap.suspects = claimed.records.len(), "attempts ended with their process: worked on apart");
         }
         work_on(&engine, &group, &epoch, claim, claimed.records, room, places).await;
         engine.health.well(&name(&group));
@@ -169,12 +169,12 @@ async fn work_on(
 
 /// Writes down that a record is now tried alone; answers whether it is written.
 pub(crate) async fn mark(engine: &Engine, table: Table, held: &Held, state: State) -> bool {
-    tracing::warn!(message = %held.message_id, topic = %held.topic, crashes = held.begun.crashes, "tried alone");
+    tracing::warn!(messaging.message.id = %held.message_id.shown(), messaging.destination.name = %held.topic.shown(), cap.crashes = held.begun.crashes, "tried alone");
     let settlement = Settlement { record: held.record, token: held.token, state };
     match engine.storage.settle(table, vec![settlement]).await {
         Ok(answers) => answers.first() == Some(&Settled::Written),
         Err(error) => {
-            tracing::warn!(message = %held.message_id, %error, "could not write down that it is tried alone");
+            tracing::warn!(messaging.message.id = %held.message_id.shown(), error.message = %error, "could not write down that it is tried alone");
             false
         }
     }

@@ -64,8 +64,8 @@ impl Unhandled {
             return;
         }
         tracing::warn!(
-            %topic,
-            %group,
+            messaging.destination.name = %topic.shown(),
+            messaging.consumer.group.name = %group.shown(),
             "no subscription of this node matches the topic: its messages wait in the inbox for a node that has one"
         );
     }

@@ -21,6 +21,8 @@ use crate::storage::{NewRecord, Settlement};
 /// One attempt to handle a message: what its call, its context and its outbox share.
 pub(crate) struct Shared {
     pub(crate) message: Message,
+    /// What the inbox knows it by: two messages may have one id.
+    key: MessageId,
     pub(crate) group: Group,
     pub(crate) attempt: u32,
     pub(crate) success: Settlement,
@@ -35,6 +37,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         message: Message,
+        key: MessageId,
         group: Group,
         attempt: u32,
         success: Settlement,
@@ -42,7 +45,7 @@ impl Shared {
         fenced: Arc<CancellationToken>,
     ) -> Arc<Self> {
         let (cancelled, collected) = (OnceLock::new(), Mutex::default());
-        Arc::new(Self { message, group, attempt, success, services, fenced, cancelled, collected })
+        Arc::new(Self { message, key, group, attempt, success, services, fenced, cancelled, collected })
     }
 
     /// Tells the handler to give up.
@@ -106,7 +109,8 @@ impl Call {
 pub struct Context(Arc<Shared>);
 
 impl Context {
-    /// The message's id: the key for making effects outside of the database idempotent.
+    /// The message's id: the key for making effects outside of the database idempotent. One that its publisher chose means
+    /// something only beside the publisher and the topic.
     pub fn id(&self) -> &MessageId {
         &self.0.message.id
     }
@@ -206,7 +210,7 @@ impl Outbox {
         let index = records.len().to_string();
         let publish = publish.id_or_derived(|topic, payload| {
             MessageId::derive(&[
-                self.0.message.id.as_str().as_bytes(),
+                self.0.key.as_str().as_bytes(),
                 self.0.group.as_str().as_bytes(),
                 index.as_bytes(),
                 topic.as_bytes(),

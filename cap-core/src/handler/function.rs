@@ -23,6 +23,9 @@ pub type HandlerService = BoxCloneSyncService<Call, Handled, HandlerError>;
             converts into `HandlerError`"
 )]
 pub trait Handler<Args>: Clone + Send + Sync + 'static {
+    /// Whether it may reply.
+    const REPLIES: bool = true;
+
     /// Handles one call.
     fn call(self, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>>;
 
@@ -43,6 +46,8 @@ macro_rules! impl_handler {
             Fut: Future<Output: IntoHandled> + Send + 'static,
             $($arg: FromCall,)*
         {
+            const REPLIES: bool = <Fut::Output as IntoHandled>::REPLIES;
+
             fn call(self, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>> {
                 Box::pin(async move {
                     #[allow(non_snake_case)]

@@ -21,6 +21,9 @@ pub enum Handled {
 
 /// What a handler may return: nothing, a reply (`Json<T>`), or a `Result` of these.
 pub trait IntoHandled {
+    /// Whether it may be a reply: then a message that asks for one on a topic where replies may not go is not handled.
+    const REPLIES: bool = true;
+
     /// Its meaning.
     ///
     /// # Errors
@@ -29,6 +32,8 @@ pub trait IntoHandled {
 }
 
 impl IntoHandled for () {
+    const REPLIES: bool = false;
+
     fn into_handled(self) -> Result<Handled, HandlerError> {
         Ok(Handled::Done(None))
     }
@@ -48,6 +53,8 @@ impl<T: Serialize> IntoHandled for Json<T> {
 }
 
 impl<T: IntoHandled, E: Into<HandlerError>> IntoHandled for Result<T, E> {
+    const REPLIES: bool = T::REPLIES;
+
     fn into_handled(self) -> Result<Handled, HandlerError> {
         self.map_err(Into::into)?.into_handled()
     }

@@ -17,6 +17,9 @@ use crate::storage::{BoxFuture, Transact, Transacted};
 /// It runs on the storage's own thread and must not wait for anything but the database. Its writes, what it publishes
 /// through [`Outbox`](crate::Outbox), its reply and its record's success are one commit.
 pub trait TransactionalHandler<S: Transact, Args>: Clone + Send + Sync + 'static {
+    /// Whether it may reply.
+    const REPLIES: bool = true;
+
     /// Handles one call in a transaction of `storage`.
     fn call(self, storage: Arc<S>, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>>;
 
@@ -42,6 +45,8 @@ macro_rules! impl_transactional_handler {
             R: IntoHandled,
             $($arg: FromCall + 'static,)*
         {
+            const REPLIES: bool = R::REPLIES;
+
             fn call(self, storage: Arc<S>, call: Call) -> BoxFuture<'static, Result<Handled, HandlerError>> {
                 Box::pin(async move {
                     #[allow(non_snake_case)]

@@ -66,7 +66,7 @@ impl Slot {
             Ok(Handled::Done(reply)) => reply,
             other => {
                 if let Err(error) = back.rollback().await {
-                    tracing::warn!(%error, "a handler's transaction was not rolled back cleanly");
+                    tracing::warn!(error.message = %error, "a handler's transaction was not rolled back cleanly");
                 }
                 return other;
             }

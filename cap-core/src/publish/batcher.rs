@@ -39,13 +39,20 @@ impl Batcher {
     /// Inserts `records` into the outbox, together with those of others.
     pub(crate) async fn insert(&self, records: Vec<NewRecord>) -> Result<Vec<Inserted>> {
         let (answer, answered) = oneshot::channel();
-        let failed = |kind, reason| Error::new(kind, "publish to", "the outbox", reason);
         let stopped = |_| failed(ErrorKind::Stopped, "the engine is stopped; nothing was stored");
         self.0.send(Job { records, answer }).await.map_err(stopped)?;
         // Taken over, and gone without an answer: only the storage knows.
-        let unknown = |_| failed(ErrorKind::Unavailable, "no answer came: it may be stored all the same");
-        answered.await.map_err(unknown)?
+        answered.await.map_err(|_| unknown())?
     }
+}
+
+fn failed(kind: ErrorKind, reason: &str) -> Error {
+    Error::new(kind, "publish to", "the outbox", reason)
+}
+
+/// The error of whoever has no answer.
+pub(crate) fn unknown() -> Error {
+    failed(ErrorKind::Unavailable, "no answer came: it may be stored all the same")
 }
 
 impl Batches {

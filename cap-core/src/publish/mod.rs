@@ -3,7 +3,7 @@
 mod batcher;
 mod prepare;
 
-pub(crate) use batcher::{Batcher, Batches, insert_jobs};
+pub(crate) use batcher::{Batcher, Batches, insert_jobs, unknown};
 pub(crate) use prepare::{Preparer, Reserved, json_bytes};
 
 use std::time::{Duration, SystemTime};
@@ -40,6 +40,8 @@ pub struct Publish {
     headers: Headers,
     callback: Option<String>,
     id: Option<String>,
+    /// Whether the caller chose the id.
+    is_own_id: bool,
     due: Due,
     delay: Option<Duration>,
     prefixed: bool,
@@ -72,6 +74,7 @@ impl Publish {
             headers: Headers::new(),
             callback: None,
             id: None,
+            is_own_id: false,
             due: Due::Now,
             delay: None,
             prefixed: false,
@@ -103,10 +106,11 @@ impl Publish {
         self
     }
 
-    /// Gives it an id of your own, for idempotent publishing: a second message with the same id is answered as
-    /// `Duplicate` and not stored, as long as the first is kept (24 h after it was sent, by default).
+    /// Gives it an id of your own, for idempotent publishing: a second message with the same id, whatever its topic, is
+    /// answered as `Duplicate` and not stored, as long as the first is kept (24 h after it was sent, by default). It means
+    /// something only beside this service ([`Options::service`](crate::Options::service)): another may choose the same.
     pub fn id(mut self, id: impl Into<String>) -> Self {
-        self.id = Some(id.into());
+        (self.id, self.is_own_id) = (Some(id.into()), true);
         self
     }
 

@@ -22,6 +22,8 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone)]
 pub(crate) struct Preparer {
     pub(crate) version: Version,
+    /// The service that publishes.
+    pub(crate) service: String,
     pub(crate) topic_prefix: Option<String>,
     pub(crate) payload_limit: usize,
     /// The longest content that the storage takes, in bytes, and how it is called.
@@ -65,6 +67,9 @@ impl Preparer {
         headers.set(headers::MESSAGE_NAME, topic.as_str());
         headers.set(headers::MESSAGE_TYPE, publish.type_name);
         headers.set(headers::SENT_TIME, sent_time(now));
+        if publish.is_own_id {
+            headers.set(headers::PUBLISHER, self.service.as_str());
+        }
         if let Some(callback) = &callback {
             headers.set(headers::CALLBACK_NAME, callback.as_str());
         }
@@ -182,6 +187,7 @@ mod tests {
         let (content_limit, place, ascii_only) = (None, "a database".to_owned(), false);
         Preparer {
             version: Version::default(),
+            service: "orders".into(),
             topic_prefix: None,
             payload_limit: 32,
             content_limit,

@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     JoinFails,
     /// Collecting fails.
     CollectFails,
+    /// A look at records fails.
+    ListFails,
 }
 
 /// What may hang.
@@ -49,6 +51,10 @@ pub(crate) enum Call {
     TakeOver,
     Release,
     Leave,
+    Insert,
+    Settle,
+    /// Each of them: the database is frozen.
+    Any,
 }
 
 /// What is about to be written.
@@ -78,7 +84,7 @@ pub(crate) struct Faulty {
     pub(crate) inner: MemoryStorage,
     faults: Arc<Mutex<Vec<Fault>>>,
     late: Arc<Mutex<Option<ClaimRequest>>>,
-    hanging: Arc<Mutex<Option<Call>>>,
+    hanging: watch::Sender<Option<Call>>,
     refusing: Arc<Mutex<Option<Refuses>>>,
     pub(crate) heartbeats: watch::Sender<u32>,
 }
@@ -89,7 +95,7 @@ impl Faulty {
             inner,
             faults: Arc::new(Mutex::new(faults.to_vec())),
             late: Arc::default(),
-            hanging: Arc::default(),
+            hanging: watch::Sender::new(None),
             refusing: Arc::default(),
             heartbeats: watch::Sender::new(0),
         }
@@ -104,16 +110,19 @@ impl Faulty {
         self.refusing.lock().unwrap().as_ref().and_then(|Refuses(refuse)| refuse(writes))
     }
 
-    /// From now on this call is never answered.
+    /// From now on this call is not answered.
     pub(crate) fn hang(&self, call: Call) {
-        *self.hanging.lock().unwrap() = Some(call);
+        self.hanging.send_replace(Some(call));
+    }
+
+    /// What hung is carried out.
+    pub(crate) fn thaw(&self) {
+        self.hanging.send_replace(None);
     }
 
     async fn may_hang(&self, call: Call) {
-        let hangs = *self.hanging.lock().unwrap() == Some(call);
-        if hangs {
-            std::future::pending::<()>().await;
-        }
+        let answers = |hanging: &Option<Call>| hanging.is_none_or(|hanging| hanging != call && hanging != Call::Any);
+        self.hanging.subscribe().wait_for(answers).await.unwrap();
     }
 
     fn strikes(&self, fault: Fault) -> bool {
@@ -150,6 +159,7 @@ impl Storage for Faulty {
         claim: Option<Claim>,
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
+            self.may_hang(Call::Insert).await;
             if let Some(error) = self.refusal(Writes::Insert(table, &records)) {
                 return Err(error);
             }
@@ -159,6 +169,7 @@ impl Storage for Faulty {
     }
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
+            self.may_hang(Call::Any).await;
             let table = request.lane.table();
             let due = self.inner.next_due(request.version.clone(), vec![request.lane.clone()]).await?;
             if due == [Some(Duration::ZERO)] && self.strikes(Fault::ClaimCarriedOutLate(table)) {
@@ -175,6 +186,7 @@ impl Storage for Faulty {
     }
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
         Box::pin(async move {
+            self.may_hang(Call::Settle).await;
             if self.strikes(Fault::SettleRefused(table)) {
                 return Err(away());
             }
@@ -205,7 +217,10 @@ impl Storage for Faulty {
         if self.strikes(Fault::LookFails) {
             return Box::pin(async { Err(away()) });
         }
-        self.inner.next_due(version, lanes)
+        Box::pin(async move {
+            self.may_hang(Call::Any).await;
+            self.inner.next_due(version, lanes).await
+        })
     }
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
         if self.strikes(Fault::JoinFails) {
@@ -221,7 +236,10 @@ impl Storage for Faulty {
         if self.strikes(Fault::HeartbeatPanics) {
             return Box::pin(async { panic!("on purpose") });
         }
-        self.inner.heartbeat(node, lease)
+        Box::pin(async move {
+            self.may_hang(Call::Any).await;
+            self.inner.heartbeat(node, lease).await
+        })
     }
     fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         Box::pin(async move {
@@ -248,6 +266,9 @@ impl Storage for Faulty {
         self.inner.counts(table, version)
     }
     fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
+        if self.strikes(Fault::ListFails) {
+            return Box::pin(async { Err(away()) });
+        }
         self.inner.list(table, query)
     }
     fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
@@ -284,6 +305,10 @@ pub(crate) struct Troubled {
     troubles: Arc<Mutex<VecDeque<Trouble>>>,
     refusing: Arc<Mutex<Option<RefusesToSend>>>,
     pub(crate) obstacle: Arc<Mutex<Option<Error>>>,
+    /// From when it is set it confirms nothing and is never closed.
+    frozen: watch::Sender<bool>,
+    /// What was sent meanwhile.
+    unconfirmed: Arc<Mutex<Vec<Outgoing>>>,
 }
 
 type RefuseToSend = dyn Fn(&cap::Message) -> Option<Error> + Send;
@@ -303,7 +328,13 @@ impl Troubled {
 
     pub(crate) fn over(inner: MemoryTransport, troubles: impl IntoIterator<Item = Trouble>) -> Self {
         let troubles = Arc::new(Mutex::new(troubles.into_iter().collect()));
-        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default() }
+        let (frozen, unconfirmed) = (watch::Sender::new(false), Arc::default());
+        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default(), frozen, unconfirmed }
+    }
+
+    /// From now on the broker answers nothing.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
     }
 
     /// From now on what is sent is refused as this says.
@@ -345,6 +376,10 @@ impl Transport for Troubled {
         self.inner.connect()
     }
     fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()> {
+        if *self.frozen.borrow() {
+            self.unconfirmed.lock().unwrap().extend(messages);
+            return Box::pin(async {});
+        }
         let trouble = self.troubles.lock().unwrap().pop_front();
         Box::pin(async move {
             match trouble {
@@ -374,6 +409,9 @@ impl Transport for Troubled {
         self.inner.unrouted(topics)
     }
     fn close(&self) -> BoxFuture<'_, Result<()>> {
+        if *self.frozen.borrow() {
+            return Box::pin(std::future::pending());
+        }
         self.inner.close()
     }
 }

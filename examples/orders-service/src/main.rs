@@ -10,6 +10,7 @@ mod billing;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cap::postgres::PostgresStorage;
 use cap::rabbitmq::{RabbitMq, RabbitMqOptions};
@@ -92,6 +93,8 @@ fn engine(storage: PostgresStorage, arguments: &Arguments) -> cap::Result<CapBui
         // Before billing has run for the first time there is no queue for orders, and sending one is a failure. By
         // default the 50th is the last, after some twenty minutes; but an order that was taken is never given up.
         retry: RetryPolicy { limit: Limit::None, ..RetryPolicy::default() },
+        // Requests have ten seconds before it, and orchestrators kill after thirty.
+        drain: Duration::from_secs(15),
         ..Options::default()
     };
     Ok(Cap::builder().storage(storage).transport(broker).options(options))

@@ -24,8 +24,8 @@ pub(crate) fn options() -> Options {
     Options {
         lease: LEASE,
         heartbeat: Duration::from_millis(300),
-        // What waits at a gate in the end is cut off.
-        drain: Duration::from_millis(200),
+        // What waits at a gate in the end is cut off, with a second for signing off.
+        drain: Duration::from_secs(3),
         ..Options::default()
     }
 }

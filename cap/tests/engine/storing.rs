@@ -1,0 +1,96 @@
+//! A node that cannot store must not take: others of its group can.
+
+use std::time::Duration;
+
+use cap::memory::{MemoryStorage, MemoryTransport};
+use cap::{Cap, ErrorKind, Publish};
+
+use crate::doubles::{Call, Faulty, Writes, refusal};
+use crate::support::{Seen, becomes, eventually, options, record};
+
+const MESSAGES: u32 = 100;
+/// Twice the time after which a node gives back what it cannot store, and more.
+const SOON: Duration = Duration::from_secs(12);
+
+/// A node of the group `g`.
+async fn node(storage: &Faulty, transport: &MemoryTransport, seen: &Seen<u32>) -> Cap<Faulty> {
+    let builder = Cap::builder().storage(storage.clone()).transport(transport.clone()).options(options());
+    let cap = builder.subscribe("t", "g", record(seen)).start().await.unwrap();
+    becomes(&cap, true).await;
+    cap
+}
+
+/// A node that cannot store any more has taken everything: it gives it back, and another node of the group handles it.
+async fn others_get_everything(ails: impl Fn(&Faulty), heals: impl Fn(&Faulty)) {
+    let (transport, database, seen) = (MemoryTransport::new(), MemoryStorage::new(), Seen::<u32>::new());
+    let [well, ill] = [(); 2].map(|()| Faulty::new(database.clone(), &[]));
+    let builder = Cap::builder().storage(MemoryStorage::new()).transport(transport.clone());
+    let publisher = builder.options(options()).start().await.unwrap();
+    let sick = node(&ill, &transport, &seen).await;
+    ails(&ill);
+    publisher.publish_many((0..MESSAGES).map(|n| Publish::json("t", &n))).await.unwrap();
+    becomes(&sick, false).await;
+
+    let healthy = node(&well, &transport, &seen).await;
+    let handled = async {
+        let mut handled = Vec::new();
+        for _ in 0..MESSAGES {
+            handled.push(seen.next().await);
+        }
+        handled
+    };
+    let mut handled = tokio::time::timeout(SOON, handled).await.expect("the sick node keeps what it cannot store");
+    handled.sort_unstable();
+    assert_eq!(handled, (0..MESSAGES).collect::<Vec<_>>());
+
+    heals(&ill);
+    becomes(&sick, true).await;
+    healthy.stop().await;
+    publisher.publish("t", &MESSAGES).await.unwrap();
+    assert_eq!(seen.next().await, MESSAGES);
+    publisher.stop().await;
+    sick.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_inbox_takes_nothing_gives_back_what_it_got_and_goes_on_once_it_does() {
+    let ails = |storage: &Faulty| {
+        storage.refuse(|writes| matches!(writes, Writes::Insert(..)).then(|| refusal(ErrorKind::Environment)))
+    };
+    others_get_everything(ails, |storage| storage.refuse(|_| None)).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_database_is_away_gives_back_what_it_got() {
+    let ails = |storage: &Faulty| storage.refuse(|_| Some(refusal(ErrorKind::Unavailable)));
+    others_get_everything(ails, |storage| storage.refuse(|_| None)).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_database_is_frozen_gives_back_what_it_got() {
+    others_get_everything(|storage| storage.hang(Call::Any), |storage| storage.thaw()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_alone_keeps_its_messages_with_the_broker_and_handles_them_once_it_can() {
+    let (transport, seen) = (MemoryTransport::new(), Seen::<u32>::new());
+    let storage = Faulty::new(MemoryStorage::new(), &[]);
+    let cap = node(&storage, &transport, &seen).await;
+    storage.refuse(|writes| match writes {
+        Writes::Insert(cap::Table::Inbox, _) => Some(refusal(ErrorKind::Environment)),
+        _ => None,
+    });
+    cap.publish_many((0..MESSAGES).map(|n| Publish::json("t", &n))).await.unwrap();
+    becomes(&cap, false).await;
+    storage.refuse(|_| None);
+    becomes(&cap, true).await;
+    let mut handled = Vec::new();
+    while handled.len() < MESSAGES as usize {
+        handled.push(seen.next().await);
+    }
+    handled.sort_unstable();
+    assert_eq!(handled, (0..MESSAGES).collect::<Vec<_>>());
+    eventually(async || (cap.in_flight() == 0).then_some(())).await;
+    assert!(seen.rest().await.is_empty());
+    cap.stop().await;
+}

@@ -82,8 +82,9 @@ pub mod sqlite {
 }
 
 /// Storage and transport inside the process.
-#[cfg(feature = "memory")]
+#[cfg(feature = "memory-transport")]
 pub mod memory {
+    #[cfg(feature = "memory")]
     pub use cap_storage_memory::*;
     pub use cap_transport_memory::*;
 }

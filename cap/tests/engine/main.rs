@@ -8,6 +8,7 @@ mod delivery;
 mod deployments;
 mod doubles;
 mod failure;
+mod fencing;
 mod health;
 mod neighbours;
 mod outage;

@@ -246,6 +246,7 @@ fn preparer(options: &Options, place: String) -> Preparer {
         content_limit: None,
         place,
         ascii_only: false,
+        stored_form: options.stored_form,
     }
 }
 
@@ -335,7 +336,7 @@ fn grouped(
         subscriptions: members.into_iter().map(|(subscription, _)| subscription).collect(),
         slots: Slots::adaptive(concurrency, (options.in_flight_bytes / 2).max(1)),
         unhandled: Unhandled::new(options.unhandled_limit),
-        rules: options.rules(options.retry.clone()),
+        rules: options.inbox_rules(options.retry.clone()),
     })
 }
 
@@ -360,7 +361,7 @@ fn made(options: &Options, subscription: Subscribe) -> Result<Subscription> {
     Ok(Subscription {
         pattern,
         service: subscription.service,
-        rules: options.rules(retry),
+        rules: options.inbox_rules(retry),
         timeout: subscription.timeout.map(|timeout| timeout.min(FAR)),
         queue: Queue::new(subscription.concurrency),
     })

@@ -10,6 +10,7 @@ mod doubles;
 mod failure;
 mod fencing;
 mod health;
+mod like_cap;
 mod neighbours;
 mod outage;
 mod publishing;

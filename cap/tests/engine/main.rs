@@ -9,6 +9,7 @@ mod deployments;
 mod doubles;
 mod failure;
 mod fencing;
+mod golden;
 mod health;
 mod like_cap;
 mod neighbours;

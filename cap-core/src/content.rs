@@ -6,16 +6,22 @@
 //!
 //! `Content` is the payload itself when it is JSON, kept to the byte. Any other payload is kept in base64, and then
 //! `ContentEncoding` says `base64`. Rows of .NET CAP (`Headers` and `Value`, from 3.0 on) and of CAP 2
-//! (`Content` as a string, no `Headers`) are read too, with whatever capitals their naming policy gave the members.
+//! (`Content` as a string, no `Headers`) are read too, with whatever capitals their naming policy gave the members; the
+//! former are written, too, where [`StoredForm::NetCap`] asks for it.
+
+mod form;
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+pub use form::StoredForm;
+use form::{IN_BASE64, TO_THE_LETTER};
 
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,97 +31,15 @@ use crate::message::Message;
 use crate::name::Topic;
 use crate::time::Timestamp;
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Written<'a> {
-    id: &'a str,
-    timestamp: String,
-    content: Payload<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_encoding: Option<&'static str>,
-    callback_name: Option<&'a str>,
-    headers: &'a Headers,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Payload<'a> {
-    Json(&'a RawValue),
-    Encoded(String),
-}
-
-/// What the wrapper object takes beside the payload, mostly.
-const ROOM: usize = 512;
-
-/// The wrapper object of `message`, as JSON text.
+/// The wrapper object of `message` in our own form, as JSON text.
 pub fn wrap(message: &Message, published: Timestamp) -> String {
-    write(message, as_embeddable_json(message), published)
-}
-
-/// The same in ASCII, for a database whose encoding is not Unicode: a payload that is not ASCII is kept in base64, to the
-/// byte, and what else is not ASCII is escaped.
-pub fn wrap_ascii(message: &Message, published: Timestamp) -> String {
-    let json = as_embeddable_json(message).filter(|raw| raw.get().is_ascii());
-    escaped(&write(message, json, published))
-}
-
-/// The wrapper object of a message that is too much for a database: in ASCII, without its payload, and with those headers
-/// that tell which message it was.
-pub fn without_payload(message: &Message, published: Timestamp) -> String {
-    let kept = [headers::MESSAGE_ID, headers::MESSAGE_NAME, headers::MESSAGE_GROUP, headers::CONTENT_TYPE];
-    let headers = kept.into_iter().filter_map(|name| Some((name, message.headers.get(name)?)));
-    let headers = headers.filter(|(_, value)| value.len() <= ROOM).collect();
-    let rest = Message { headers, payload: Bytes::from_static(b"null"), ..message.clone() };
-    escaped(&write(&rest, serde_json::from_str("null").ok(), published))
+    StoredForm::Own.wrap(message, published)
 }
 
 /// The SHA-256 of a payload, in hexadecimal (FIPS 180-4).
 pub fn digest(payload: &[u8]) -> String {
     use sha2::Digest as _;
     sha2::Sha256::digest(payload).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// JSON text in ASCII: outside of strings it has nothing else, and within them an escape says the same (RFC 8259,
-/// section 7).
-fn escaped(json: &str) -> String {
-    let mut ascii = String::with_capacity(json.len());
-    for char in json.chars() {
-        if char.is_ascii() {
-            ascii.push(char);
-            continue;
-        }
-        for unit in char.encode_utf16(&mut [0; 2]) {
-            ascii.push_str(&format!("\\u{unit:04x}"));
-        }
-    }
-    ascii
-}
-
-fn write(message: &Message, json: Option<&RawValue>, published: Timestamp) -> String {
-    let (content, content_encoding) = match json {
-        Some(raw) => (Payload::Json(raw), None),
-        None => (Payload::Encoded(BASE64.encode(&message.payload)), Some("base64")),
-    };
-    let written = Written {
-        id: message.id.as_str(),
-        timestamp: published.to_string(),
-        content,
-        content_encoding,
-        callback_name: message.callback(),
-        headers: &message.headers,
-    };
-    let mut text = Vec::with_capacity(message.payload.len() + ROOM);
-    serde_json::to_writer(&mut text, &written).expect("text, maps of text and raw JSON always serialize");
-    String::from_utf8(text).expect("JSON is UTF-8")
-}
-
-/// The payload as raw JSON, if embedding it gives back the very same bytes.
-fn as_embeddable_json(message: &Message) -> Option<&RawValue> {
-    if !message.content_type().starts_with(codec::JSON) {
-        return None;
-    }
-    let raw: &RawValue = serde_json::from_slice(&message.payload).ok()?;
-    (raw.get().len() == message.payload.len()).then_some(raw)
 }
 
 #[derive(Deserialize)]
@@ -181,7 +105,7 @@ pub fn unwrap(content: &str, topic: &Topic, fallback: &MessageId) -> Result<Mess
     let has_headers = stored.headers.is_some();
     let mut headers = stored.headers.unwrap_or_default();
     let payload = if let Some(value) = stored.value {
-        net_cap_payload(value)
+        net_cap_payload(value, stored.content_encoding.as_deref()).map_err(corrupt)?
     } else if has_headers {
         let content = stored.content.ok_or_else(|| corrupt("the member `Content` is missing".into()))?;
         our_payload(content, stored.content_encoding.as_deref()).map_err(corrupt)?
@@ -206,20 +130,21 @@ pub fn unwrap(content: &str, topic: &Topic, fallback: &MessageId) -> Result<Mess
 fn our_payload(content: &RawValue, encoding: Option<&str>) -> Result<Bytes, String> {
     match encoding {
         None => Ok(Bytes::copy_from_slice(content.get().as_bytes())),
-        Some("base64") => {
+        Some(TO_THE_LETTER) => Ok(Bytes::copy_from_slice(content.get().as_bytes())),
+        Some(IN_BASE64) => {
             let text: String = serde_json::from_str(content.get())
-                .map_err(|_| "`ContentEncoding` is base64 but `Content` is no string".to_owned())?;
-            BASE64.decode(text).map(Bytes::from).map_err(|error| format!("`Content` is no base64: {error}"))
+                .map_err(|_| "`ContentEncoding` is base64 but the payload is no string".to_owned())?;
+            BASE64.decode(text).map(Bytes::from).map_err(|error| format!("the payload is no base64: {error}"))
         }
         Some(other) => Err(format!("unknown `ContentEncoding` {other:?}")),
     }
 }
 
 /// .NET CAP sends null as an empty body.
-fn net_cap_payload(value: &RawValue) -> Bytes {
-    match value.get() {
-        "null" => Bytes::new(),
-        text => Bytes::copy_from_slice(text.as_bytes()),
+fn net_cap_payload(value: &RawValue, encoding: Option<&str>) -> Result<Bytes, String> {
+    match (value.get(), encoding) {
+        ("null", None) => Ok(Bytes::new()),
+        _ => our_payload(value, encoding),
     }
 }
 
@@ -266,11 +191,14 @@ mod tests {
     fn in_ascii_nothing_of_a_message_is_lost() {
         let original =
             message("{\"name\":\"日本 𝄞\"}".as_bytes(), &[("x-name", "Ærøskøbing 𝄞"), ("cap-callback-name", "paid")]);
-        let content = wrap_ascii(&original, Timestamp::from_micros(0));
+        let content = StoredForm::Own.wrap_ascii(&original, Timestamp::from_micros(0));
         assert!(content.is_ascii(), "{content}");
         assert_eq!(unwrap(&content, &original.topic, &original.id).unwrap(), original);
         let plain = message(br#"{"id":"A-1"}"#, &[]);
-        assert_eq!(wrap_ascii(&plain, Timestamp::from_micros(0)), wrap(&plain, Timestamp::from_micros(0)));
+        assert_eq!(
+            StoredForm::Own.wrap_ascii(&plain, Timestamp::from_micros(0)),
+            wrap(&plain, Timestamp::from_micros(0))
+        );
     }
 
     #[test]
@@ -278,7 +206,7 @@ mod tests {
         let long = "ä".repeat(100_000);
         let large =
             message(long.as_bytes(), &[("cap-msg-group", "billing.v1"), ("x-large", &long), ("cap-msg-type", "T")]);
-        let content = without_payload(&large, Timestamp::from_micros(0));
+        let content = StoredForm::Own.without_payload(&large, Timestamp::from_micros(0));
         assert!(content.is_ascii() && content.len() < 1000, "{content}");
         let read = unwrap(&content, &large.topic, &large.id).unwrap();
         assert_eq!((read.id, read.headers.get("cap-msg-group")), (large.id, Some("billing.v1")));

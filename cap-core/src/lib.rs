@@ -25,6 +25,7 @@ pub mod time;
 pub mod transport;
 
 pub use codec::{Codec, JsonCodec};
+pub use content::StoredForm;
 pub use engine::{Cap, CapBuilder, DeadLetter, Health, LoopHealth, NoStorage, PublishedIn, Step, Subscribe, Waiting};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::{Context, HandlerError, Json, Outbox, State, Tx};

@@ -136,8 +136,8 @@ impl Group {
     }
 }
 
-/// Isolates engines that share a store or a broker: an engine sees only the records of its own version. At most
-/// [`MAX_VERSION`] bytes; the default is `v1`.
+/// Separates engines that share a store: an engine works only on records of its own version. What it does not separate, see
+/// [`Options::version`](crate::Options::version). At most [`MAX_VERSION`] bytes; the default is `v1`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Version(Arc<str>);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::content::StoredForm;
 use crate::error::{Error, Result};
-use crate::lifecycle::{RetryPolicy, Rules};
+use crate::lifecycle::{Backoff, RetryPolicy, Rules};
 use crate::name::{Group, Topic, Version};
 use crate::pattern::TopicPattern;
 use crate::time::FAR;
@@ -20,7 +21,13 @@ use crate::time::FAR;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// Isolates engines that share a store or a broker. Default `v1`.
+    /// Separates engines that share a store: an engine claims, counts and takes over only records of its own version.
+    /// Expired ones are deleted whosever they are. It also ends each group's name, so each version of a group has a queue of
+    /// its own. Default `v1`.
+    ///
+    /// It separates nothing at a broker: the versions share topics, and a group gets what any of them publishes. To
+    /// separate them there, too, as .NET CAP does on RabbitMQ, give RabbitMQ the same `version` (an exchange for each),
+    /// each version a [`topic_prefix`](Self::topic_prefix) of its own on Kafka, or a transport of its own in one process.
     pub version: Version,
     /// The name of this service beside which ids of its own choice ([`Publish::id`](crate::Publish::id)) mean something: two
     /// services may choose the same. Default: the program's name in lower case.
@@ -32,11 +39,17 @@ pub struct Options {
     /// Goes before each topic that is published or subscribed, with a dot. Default: none.
     pub topic_prefix: Option<String>,
     /// When failed messages are tried again, in the outbox and by subscriptions without a policy of their own. Default:
-    /// 50 attempts; 3 at once with short jitter, then exponential from 1 s to 60 s.
+    /// 50 attempts; 3 at once with short jitter, then after pauses drawn evenly from zero to a bound that grows from 1 s to
+    /// 60 s. What always fails is dead after some 21 minutes.
     pub retry: RetryPolicy,
-    /// How long succeeded records are kept, and so how long duplicates of them are recognised. Default 24 h.
+    /// How long succeeded records are kept; those of the inbox for [`dedupe_window`](Self::dedupe_window), if that is
+    /// longer. Default 24 h.
     #[serde(with = "humantime_serde")]
     pub keep_succeeded: Duration,
+    /// For how long at least the inbox keeps what was handled, or is dead, and so recognises a second delivery of it: what
+    /// comes again after that is handled again. Default 24 h.
+    #[serde(with = "humantime_serde")]
+    pub dedupe_window: Duration,
     /// How long dead records are kept. Default 15 days.
     #[serde(with = "humantime_serde")]
     pub keep_dead: Duration,
@@ -99,6 +112,8 @@ pub struct Options {
     /// [publishes](crate::CapBuilder::publishes) or subscribes by their exact names, which are always allowed. A message
     /// that asks for a reply elsewhere is dead before a handler that may reply gets it; `#` allows all.
     pub reply_topics: Vec<TopicPattern>,
+    /// The form in which contents are stored. Both are read, whichever is written. Default: our own.
+    pub stored_form: StoredForm,
 }
 
 impl Default for Options {
@@ -112,6 +127,7 @@ impl Default for Options {
             retry: RetryPolicy::default(),
             keep_succeeded: Duration::from_secs(24 * 3600),
             keep_dead: Duration::from_secs(15 * 24 * 3600),
+            dedupe_window: Duration::from_secs(24 * 3600),
             lease: Duration::from_secs(15),
             heartbeat: Duration::from_secs(5),
             relay_batch: 500,
@@ -128,17 +144,43 @@ impl Default for Options {
             moved_topics: Vec::new(),
             header_names_topic: false,
             reply_topics: Vec::new(),
+            stored_form: StoredForm::default(),
         }
     }
 }
 
 impl Options {
+    /// The defaults of .NET CAP 10, as far as options of ours can restore them without giving up a promise; what differs
+    /// all the same is in `docs/from-cap.md`.
+    ///
+    /// ```
+    /// let options = cap_core::Options { drain: std::time::Duration::from_secs(25), ..cap_core::Options::like_cap() };
+    /// options.validate()?;
+    /// # Ok::<(), cap_core::Error>(())
+    /// ```
+    pub fn like_cap() -> Self {
+        Self {
+            // `FailedRetryInterval`, and no jitter.
+            retry: RetryPolicy { backoff: Backoff::Fixed { delay: Duration::from_secs(60) }, ..RetryPolicy::default() },
+            prefetch: 1,
+            // None; a number that a signed one can hold, for configuration files.
+            payload_limit: isize::MAX.unsigned_abs(),
+            // A message that no handler wants is dead when it comes.
+            unhandled_limit: Duration::ZERO,
+            // Ten seconds for its loops, and two for its consumers.
+            drain: Duration::from_secs(12),
+            stored_form: StoredForm::NetCap,
+            ..Self::default()
+        }
+    }
+
     /// The same with no time longer than means anything ([`FAR`]): what is added to a clock never overflows.
     #[must_use]
     pub(crate) fn bounded(mut self) -> Self {
         let times = [
             &mut self.keep_succeeded,
             &mut self.keep_dead,
+            &mut self.dedupe_window,
             &mut self.lease,
             &mut self.heartbeat,
             &mut self.collect_every,
@@ -213,9 +255,15 @@ impl Options {
         }
     }
 
-    /// What governs records with this retry policy.
+    /// What governs records of the outbox with this retry policy.
     pub fn rules(&self, retry: RetryPolicy) -> Rules {
         Rules { retry, keep_succeeded: self.keep_succeeded, keep_dead: self.keep_dead }
+    }
+
+    /// The same for the inbox, where what is kept is recognised when it comes again.
+    pub fn inbox_rules(&self, retry: RetryPolicy) -> Rules {
+        let (succeeded, dead) = (self.keep_succeeded.max(self.dedupe_window), self.keep_dead.max(self.dedupe_window));
+        Rules { retry, keep_succeeded: succeeded, keep_dead: dead }
     }
 }
 
@@ -267,6 +315,30 @@ mod tests {
         let bounded = Options { heartbeat: Duration::from_secs(5), ..options }.bounded();
         bounded.validate().unwrap();
         assert_eq!((bounded.lease, bounded.drain), (FAR, FAR));
+    }
+
+    #[test]
+    fn the_inbox_keeps_what_it_has_to_recognise() {
+        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
+        let options = Options { keep_succeeded: hour, keep_dead: hour, ..Options::default() };
+        let kept = |rules: Rules| (rules.keep_succeeded, rules.keep_dead);
+        assert_eq!(kept(options.rules(RetryPolicy::default())), (hour, hour));
+        assert_eq!(kept(options.inbox_rules(RetryPolicy::default())), (day, day));
+        let longer = Options { keep_succeeded: day * 2, keep_dead: day * 3, ..Options::default() };
+        assert_eq!(kept(longer.inbox_rules(RetryPolicy::default())), (day * 2, day * 3));
+    }
+
+    #[test]
+    fn caps_defaults_are_valid_and_can_be_written_to_a_configuration_file() {
+        let options = Options::like_cap();
+        options.validate().unwrap();
+        assert!(i64::try_from(options.payload_limit).is_ok());
+        let text = serde_json::to_string(&options).unwrap();
+        assert!(text.contains(r#""stored_form":"net_cap""#), "{text}");
+        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+        // `FailedRetryCount` and `FailedRetryInterval`: three at once, then 47 with a minute between.
+        let pauses: Duration = (3..50).map(|attempts| options.retry.delay_after(attempts, 0.5)).sum();
+        assert_eq!((pauses, options.retry.allows_another(50)), (Duration::from_secs(47 * 60), false));
     }
 
     #[test]

@@ -586,11 +586,12 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 1. A record in flight is untouched.
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>>;
 
-    /// Runs until dropped, and wakes core for commits that it did not make itself: by other processes, or by the
-    /// user's own connections. Polling covers what it misses.
+    /// Runs until dropped, and wakes core for commits that it did not make itself. Polling covers what it misses.
     ///
     /// 1. Not declared in `capabilities().watches`: answers `Unsupported` at once.
-    /// 2. Declared: a committed insert of another handle wakes its table; extra wake-ups are harmless.
+    /// 2. Declared: a committed [`Storage::insert`] of another handle wakes its table; extra wake-ups are harmless. What users
+    ///    commit in transactions of their own, in other processes, may be told of or not: where telling would cost
+    ///    their transactions something, it is polled for.
     /// 3. May be dropped at any await.
     /// 4. Says [`Wake::listens`] as soon as commits are told of, and again after each gap.
     fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {

@@ -2,8 +2,9 @@
 
 use cap_core::ErrorKind;
 use cap_core::storage::Table;
-use cap_storage_sqlx::{Fallible, Fault};
+use cap_storage_sqlx::{Fallible, Fault, LeftBehind, tell_of_takeover};
 use sqlx::MySqlConnection;
+use sqlx::mysql::MySqlRow;
 
 use crate::error::Numbered;
 use crate::insert::Packet;
@@ -61,9 +62,9 @@ async fn migrate(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
     if found > VERSION {
         return Err(newer(sql, found));
     }
-    if found == 0 {
-        refuse_strangers(connection, sql).await?;
-    }
+    let left = if found == 0 { left_behind(connection, sql).await? } else { Vec::new() };
+    let zone = Script::default().plain(sql::CAP_ZONE).run(connection).await?;
+    let zone = zone.first().and_then(|answer| answer.rows.first()).map(|row| octets(row, 0)).transpose()?;
     Script::default().then(&sql.create_versions, &[]).run(connection).await?;
     for (version, script) in (1..).zip(&sql.migrations).filter(|(version, _)| *version > found) {
         for statement in statements(script) {
@@ -73,6 +74,7 @@ async fn migrate(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
         Script::default().then(&sql.record_version, &[("version", &version_literal)]).run(connection).await?;
         tracing::info!(version, prefix = %sql.names.prefix, "applied a schema migration");
     }
+    tell_of_takeover(&left, zone.filter(|zone| !zone.is_empty()).as_deref(), "@cap_time_zone");
     Ok(())
 }
 
@@ -132,8 +134,10 @@ fn newer(sql: &Sql, found: i64) -> Fault {
     )
 }
 
-/// Tables without a version are taken over if they have all of .NET CAP's columns, and left alone otherwise.
-async fn refuse_strangers(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
+/// Tables without a version are taken over if they have all of .NET CAP's columns, and left alone otherwise. Answers what
+/// rows they have.
+async fn left_behind(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Vec<LeftBehind>> {
+    let mut left = Vec::new();
     for (table, needed) in [(Table::Outbox, &CAP_COLUMNS[1..]), (Table::Inbox, &CAP_COLUMNS)] {
         let Some(columns) = columns(connection, sql, table).await? else { continue };
         let has = |column: &&str| columns.iter().any(|found| found.eq_ignore_ascii_case(column));
@@ -147,8 +151,17 @@ async fn refuse_strangers(connection: &mut MySqlConnection, sql: &Sql) -> Fallib
             return Err(Fault::said(ErrorKind::Schema, reason));
         }
         tracing::info!(%table, prefix = %sql.names.prefix, "takes over the table of .NET CAP");
+        let answers = Script::default().then(&sql.table(table).statuses, &[]).run(connection).await?;
+        let rows = answers.iter().flat_map(|answer| &answer.rows);
+        let rows = rows.map(|row| Ok((octets(row, 0)?, record::integer(row, 1)?)));
+        left.push(LeftBehind { table, rows: rows.collect::<Fallible<_>>()? });
     }
-    Ok(())
+    Ok(left)
+}
+
+/// Text as it is stored; empty if there is none.
+fn octets(row: &MySqlRow, column: usize) -> Fallible<String> {
+    Ok(record::octets(row, column)?.map(String::from_utf8_lossy).unwrap_or_default().into_owned())
 }
 
 /// None when there is no such table.
@@ -159,8 +172,7 @@ async fn columns(connection: &mut MySqlConnection, sql: &Sql, table: Table) -> F
         answers => answers?,
     };
     let rows = answers.iter().flat_map(|answer| &answer.rows);
-    let name = |row| Ok(record::octets(row, 0)?.map(String::from_utf8_lossy).unwrap_or_default().into_owned());
-    rows.map(name).collect::<Fallible<_>>().map(Some)
+    rows.map(|row| octets(row, 0)).collect::<Fallible<_>>().map(Some)
 }
 
 /// 0 when there are no tables, or those of .NET CAP.

@@ -126,6 +126,13 @@ SELECT COUNT(CASE WHEN CHARACTER_SET_NAME <> 'utf8mb4' THEN 1 END),
 FROM information_schema.COLUMNS
 WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({tables}) AND COLUMN_NAME IN ('Content', 'Reason')";
 
+/// The zone that .NET CAP's times are read in, if somebody has named it.
+pub(crate) const CAP_ZONE: &str = "SELECT CAST(@cap_time_zone AS BINARY)";
+
+/// How many rows of each status .NET CAP has left.
+const STATUSES: &str =
+    "SELECT CAST(`StatusName` AS BINARY), COUNT(*) FROM {table} GROUP BY `StatusName` ORDER BY `StatusName`";
+
 /// The names of a table's columns come first in each row.
 const COLUMNS_THERE: &str = "SHOW COLUMNS FROM {table}";
 
@@ -460,6 +467,7 @@ pub(crate) struct Sql {
 #[derive(Debug)]
 pub(crate) struct TableSql {
     pub(crate) columns_there: Statement,
+    pub(crate) statuses: Statement,
     /// A single row, for which a duplicate is an error.
     pub(crate) insert: Statement,
     pub(crate) insert_held: Statement,
@@ -566,6 +574,7 @@ impl TableSql {
         };
         Self {
             columns_there: fill(COLUMNS_THERE),
+            statuses: fill(STATUSES),
             insert: fill(&rows(ROW, 1)),
             insert_held: fill(INSERT_HELD),
             inserts: inserts(ROW),

@@ -2,8 +2,8 @@
 
 use cap_core::ErrorKind;
 use cap_core::storage::Table;
-use cap_storage_sqlx::{Fallible, Fault};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use cap_storage_sqlx::{Fallible, Fault, LeftBehind, tell_of_takeover};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
 
@@ -32,9 +32,8 @@ async fn migrate(connection: &mut PgConnection, sql: &Sql) -> Fallible<()> {
     if found > VERSION {
         return Err(newer(sql, found));
     }
-    if found == 0 {
-        refuse_strangers(connection, sql).await?;
-    }
+    let left = if found == 0 { left_behind(connection, sql).await? } else { Vec::new() };
+    let zone: Option<String> = sqlx::query_scalar(sql::CAP_ZONE).fetch_one(&mut *connection).await?;
     if !is_there(connection, sql).await? {
         sql.create_schema.query().execute(&mut *connection).await?;
     }
@@ -44,6 +43,7 @@ async fn migrate(connection: &mut PgConnection, sql: &Sql) -> Fallible<()> {
         sql.record_version.query().bind(version).execute(&mut *connection).await?;
         tracing::info!(version, schema = %sql.names.plain, "applied a schema migration");
     }
+    tell_of_takeover(&left, zone.as_deref(), "cap.time_zone");
     Ok(())
 }
 
@@ -103,8 +103,10 @@ fn newer(sql: &Sql, found: i64) -> Fault {
     )
 }
 
-/// Tables without a version are taken over if they have all of .NET CAP's columns, and left alone otherwise.
-async fn refuse_strangers(connection: &mut PgConnection, sql: &Sql) -> Fallible<()> {
+/// Tables without a version are taken over if they have all of .NET CAP's columns, and left alone otherwise. Answers what
+/// rows they have.
+async fn left_behind(connection: &mut PgConnection, sql: &Sql) -> Fallible<Vec<LeftBehind>> {
+    let mut left = Vec::new();
     for (table, columns) in [(Table::Outbox, 8), (Table::Inbox, 9)] {
         if tables(connection, sql, &[table.as_str()]).await? == 0 {
             continue;
@@ -124,8 +126,11 @@ async fn refuse_strangers(connection: &mut PgConnection, sql: &Sql) -> Fallible<
             return Err(Fault::said(ErrorKind::Schema, reason));
         }
         tracing::info!(%table, schema = %sql.names.plain, "takes over the table of .NET CAP");
+        let rows = sql.table(table).statuses.query().fetch_all(&mut *connection).await?;
+        let rows = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        left.push(LeftBehind { table, rows: rows.collect::<Result<_, sqlx::Error>>()? });
     }
-    Ok(())
+    Ok(left)
 }
 
 /// 0 when there are no tables, or those of .NET CAP.
@@ -134,7 +139,7 @@ async fn version(connection: &mut PgConnection, sql: &Sql) -> Fallible<i64> {
         return Ok(0);
     }
     let row = sql.schema_version.query().fetch_one(connection).await?;
-    Ok(sqlx::Row::try_get(&row, 0)?)
+    Ok(row.try_get(0)?)
 }
 
 async fn is_there(connection: &mut PgConnection, sql: &Sql) -> Fallible<bool> {

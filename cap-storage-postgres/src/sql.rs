@@ -73,6 +73,12 @@ WHERE n.nspname = $1 AND c.relname = $2 AND NOT a.attisdropped
   AND a.attname IN ('Id', 'Version', 'Name', 'Group', 'Content', 'Retries', 'Added', 'ExpiresAt', 'StatusName')
 ";
 
+/// The zone that .NET CAP's times are read in, if somebody has named it.
+pub(crate) const CAP_ZONE: &str = "SELECT nullif(current_setting('cap.time_zone', true), '')";
+
+/// How many rows of each status .NET CAP has left.
+const STATUSES: &str = r#"SELECT "StatusName", count(*) FROM {table} GROUP BY "StatusName" ORDER BY "StatusName""#;
+
 const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS {schema}";
 
 const CREATE_VERSIONS: &str = r#"
@@ -528,6 +534,7 @@ pub(crate) struct Sql {
 /// The statements on one of the two tables.
 #[derive(Debug)]
 pub(crate) struct TableSql {
+    pub(crate) statuses: Statement,
     pub(crate) insert: Statement,
     pub(crate) insert_held: Statement,
     pub(crate) known: Statement,
@@ -612,6 +619,7 @@ impl TableSql {
             names.fill(&template)
         };
         Self {
+            statuses: fill(STATUSES),
             insert: fill(INSERT),
             insert_held: fill(INSERT_HELD),
             known: fill(KNOWN),

@@ -11,9 +11,11 @@ mod losses;
 mod pools;
 mod pulse;
 mod server;
+mod takeover;
 
 pub use fault::{Fallible, Fault};
 pub use pools::{Limits, Pools, Via, Work};
 pub use server::{Connection, Errors, Options, Server};
 /// The driver that is used.
 pub use sqlx;
+pub use takeover::{LeftBehind, tell_of_takeover};

@@ -75,6 +75,11 @@ pub use cap_core::*;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// What the page for those who come from .NET CAP shows compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/from-cap.md")]
+struct FromCap;
+
 /// SQLite as storage.
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
@@ -82,8 +87,9 @@ pub mod sqlite {
 }
 
 /// Storage and transport inside the process.
-#[cfg(feature = "memory")]
+#[cfg(feature = "memory-transport")]
 pub mod memory {
+    #[cfg(feature = "memory")]
     pub use cap_storage_memory::*;
     pub use cap_transport_memory::*;
 }

@@ -13,6 +13,13 @@ all of them guarantee is in the numbered promises of [`Storage`](../cap-core/src
 [`Transport`](../cap-core/src/transport.rs); `scripts/conformance` prints how each one keeps them.
 ";
 
+const WATCHES: &str = "
+What a process publishes itself is never polled for. Of what others publish, SQLite and MongoDB tell whoever committed it.
+PostgreSQL tells only of what `publish` and handlers insert by themselves: what another process publishes in a transaction of its
+user's (`publish_in`) that process sends; if it dies before it does, the others find it by polling (`Options::poll`, 1 s), as they
+find everything on MySQL and MariaDB. A notice in the user's transaction would make all commits of the server wait for each other.
+";
+
 /// A column of a table: the backend's name, and what it answers in each row.
 type Column = (&'static str, Vec<String>);
 
@@ -40,7 +47,7 @@ const STORAGE_ROWS: &[&str] = &[
     "publishing joins the caller's own transaction (`enlists`)",
     "handlers work inside the transaction that settles their record (`transactional_handlers`)",
     "a savepoint takes back what was published after it (`savepoints`)",
-    "tells of commits by other processes, instead of being polled (`watches`)",
+    "tells of what other processes publish, instead of being polled (`watches`; see below)",
     "counts time by the database's clock, and not the host's (not `host_clock`)",
     "limit of a record's content (`max_content`), unless the server tells of a smaller one",
 ];
@@ -105,7 +112,7 @@ async fn document() -> cap::Result<String> {
         transport("Kafka", &cap::kafka::Kafka::new("127.0.0.1:9092")?),
     ];
     let (storages, transports) = (table(STORAGE_ROWS, &storages), table(TRANSPORT_ROWS, &transports));
-    Ok(format!("{HEAD}\n## Storages\n\n{storages}\n## Transports\n\n{transports}"))
+    Ok(format!("{HEAD}\n## Storages\n\n{storages}{WATCHES}\n## Transports\n\n{transports}"))
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ impl Arrival {
         };
         match self.form {
             Form::Ascii => {
-                self.record.content = content::wrap_ascii(&self.message, Timestamp::now()).into();
+                self.record.content = engine.options.stored_form.wrap_ascii(&self.message, Timestamp::now()).into();
                 if let Some(plain) = self.record.state.in_plain_words() {
                     self.record.state = plain;
                 }
@@ -113,7 +113,7 @@ impl Arrival {
         if !self.record.message_id.as_str().is_ascii() {
             self.record.message_id = MessageId::derive(&[b"refused", id.as_str().as_bytes()]);
         }
-        self.record.content = content::without_payload(&self.message, Timestamp::now()).into();
+        self.record.content = engine.options.stored_form.without_payload(&self.message, Timestamp::now()).into();
         self.record.version = engine.options.version.clone();
     }
 }
@@ -126,9 +126,10 @@ pub(crate) fn arrival(engine: &Engine, group: &Group, delivery: Delivery) -> Arr
     if handler.is_none() && fault.is_none() {
         group.unhandled.note(&group.name, &message.topic);
     }
+    let stored_form = engine.options.stored_form;
     let (content, form) = match engine.services.preparer.ascii_only {
-        false => (content::wrap(&message, Timestamp::now()), Form::AsItCame),
-        true => (content::wrap_ascii(&message, Timestamp::now()), Form::Ascii),
+        false => (stored_form.wrap(&message, Timestamp::now()), Form::AsItCame),
+        true => (stored_form.wrap_ascii(&message, Timestamp::now()), Form::Ascii),
     };
     let record = NewRecord {
         content: Arc::from(content),

@@ -255,6 +255,7 @@ fn preparer(options: &Options, place: String) -> Preparer {
         content_limit: None,
         place,
         ascii_only: false,
+        stored_form: options.stored_form,
     }
 }
 
@@ -348,7 +349,7 @@ fn grouped(options: &Options, index: usize, name: GroupName, members: Vec<Subscr
         slots: Slots::fixed(most, bytes),
         opened,
         unhandled: Unhandled::new(options.unhandled_limit),
-        rules: options.rules(options.retry.clone()),
+        rules: options.inbox_rules(options.retry.clone()),
     })
 }
 
@@ -373,7 +374,7 @@ fn made(options: &Options, subscription: Subscribe, bytes: usize, opened: &Arc<N
     Ok(Subscription {
         pattern,
         service: subscription.service,
-        rules: options.rules(retry),
+        rules: options.inbox_rules(retry),
         timeout: subscription.timeout.map(|timeout| timeout.min(FAR)),
         share: Share::new(subscription.concurrency, bytes, Arc::clone(opened)),
         replies: subscription.replies,

@@ -162,9 +162,13 @@ impl<S: ?Sized> Cap<S> {
         self.engine.held(Table::Outbox) + self.engine.held(Table::Inbox)
     }
 
-    /// Waits until nothing is left to do: no record is due, in flight or to be retried in either table (dead ones and
-    /// those published for later aside), and the broker holds nothing for the groups of this engine. For tests and
-    /// programs that end; with other nodes on the same tables it waits for their work, too.
+    /// Waits until nothing is left to do in the storage: no record of this engine's version is due, in flight or to be
+    /// retried in either table (dead ones and those published for later aside). For tests and programs that end; with
+    /// other nodes on the same tables it waits for their work, too.
+    ///
+    /// Over the in-process transport it also waits for what is on its way to the groups of this engine. Other brokers do
+    /// not tell what they hold (`reports_backlog` in their capabilities): there it may return between a message's confirm
+    /// and its arrival. Wait for an effect of the handler instead.
     ///
     /// # Errors
     /// What the storage or the transport says when it is asked; `Stopped`.

@@ -92,7 +92,7 @@ pub(crate) async fn execute(
             }
         }
         End::Lost => {
-            tracing::warn!(messaging.message.id = %job.held.message_id.shown(), "another node has the record: nothing of this attempt is left");
+            tracing::warn!(messaging.message.id = %job.held.message_id.shown(), "the record was lost to another node: this attempt was ended, and nothing of it is written");
         }
     }
 }
@@ -140,8 +140,9 @@ async fn attempt(
     }
 }
 
-/// Runs the handler until it ends, or to its timeout, or until a stop tells it to give up and a little longer. When this
-/// answers the handler is gone: it must not run on after its outcome is written.
+/// Runs the handler until it ends, or to its timeout, or until a stop tells it to give up and a little longer, or until the
+/// node has lost its lease. When this answers the handler is gone: it must not run on after its outcome is written, nor
+/// while another node works on the message.
 async fn run_to_end(
     engine: &Engine,
     subscription: &Subscription,
@@ -166,16 +167,23 @@ async fn run_to_end(
             Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
         }
     });
+    let mut fenced = pin!(shared.fenced());
     let ended = tokio::select! {
         biased;
         ended = &mut ended => ended,
+        () = &mut fenced => Ok(Handled::Lost),
         () = timed_out => {
             shared.cancel();
             Err(Outcome::Failed(format!("it took longer than its timeout of {:?}", timeout.unwrap_or_default())))
         }
         () = engine.stop.abort.cancelled() => {
             shared.cancel();
-            tokio::time::timeout(grace(engine.options.drain), &mut ended).await.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
+            tokio::select! {
+                ended = tokio::time::timeout(grace(engine.options.drain), &mut ended) => {
+                    ended.unwrap_or(Err(Outcome::GivenBack(Duration::ZERO)))
+                }
+                () = &mut fenced => Ok(Handled::Lost),
+            }
         }
     };
     // What it holds may panic, too, when it is let go.

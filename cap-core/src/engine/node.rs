@@ -211,7 +211,8 @@ impl Node {
                 }
                 Some(Err(error)) if Instant::now() < held_until => {
                     tracing::warn!(cap.node = %id, error.message = %error, "heartbeat failed and will be tried again");
-                    next_sign = Instant::now() + self.heartbeat / 5;
+                    // Not later than the lease: its end is noticed when it comes.
+                    next_sign = (Instant::now() + self.heartbeat / 5).min(held_until);
                 }
                 Some(Err(error)) => return lost(ErrorKind::LeaseLost, error.reason().to_owned()),
                 None => return lost(ErrorKind::LeaseLost, format!("no answer within its lease of {:?}", self.lease)),
@@ -254,7 +255,7 @@ impl Node {
         Ok(())
     }
 
-    /// Ends the present life in this process: nothing more is claimed under it, and its handlers are told.
+    /// Ends the present life in this process: nothing more is claimed under it, and its handlers are told and ended.
     pub(crate) fn fence(&self) {
         if let Some(epoch) = self.epoch.send_replace(None) {
             epoch.fenced.cancel();

@@ -53,6 +53,11 @@ impl Shared {
         self.cancelled().cancel();
     }
 
+    /// Waits until the node has lost its lease: what it holds may be another's.
+    pub(crate) async fn fenced(&self) {
+        self.fenced.cancelled().await;
+    }
+
     fn cancelled(&self) -> &CancellationToken {
         self.cancelled.get_or_init(|| self.fenced.child_token())
     }
@@ -131,12 +136,18 @@ impl Context {
     }
 
     /// Whether the handler should give up: the engine stops and its drain time is over, or the node lost its lease and
-    /// another works on the message.
+    /// another may work on the message.
+    ///
+    /// When the lease is lost the handler is not only told: it is polled once more and then dropped, at the latest when
+    /// the lease is over by this node's clock, before another node can have the message. What that does not reach is code
+    /// that waits for nothing (between two awaits, or in `spawn_blocking`), tasks that the handler spawned, and what it
+    /// has sent elsewhere already; and in a process that was frozen or starved, time goes on for the others. Such code
+    /// asks here before each effect, or makes its effects idempotent by [`id`](Self::id).
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled().is_cancelled()
     }
 
-    /// Waits until the handler should give up.
+    /// Waits until the handler should give up; see [`is_cancelled`](Self::is_cancelled).
     pub async fn cancelled(&self) {
         self.0.cancelled().cancelled().await;
     }

@@ -12,8 +12,9 @@ const SHORT_JITTER: Duration = Duration::from_millis(50);
 
 /// How often, and after what pauses, a failed record is tried again.
 ///
-/// The default is 50 attempts in all: three at once with a short jitter (at most 50 ms), then exponential from 1 s to
-/// 60 s.
+/// The default is 50 attempts in all: three at once with a short jitter (at most 50 ms), then after pauses that are drawn
+/// evenly from zero to a bound, which doubles from 1 s to 60 s. On average they are half the bound, so that what always
+/// fails is dead after some 21 minutes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -190,6 +191,14 @@ mod tests {
         assert_eq!(bounds[2..], [1, 2, 4, 8, 16, 32, 60, 60, 60, 60].map(seconds));
         assert_eq!(policy.delay_after(20, 0.0), Duration::ZERO);
         assert!(policy.allows_another(49) && !policy.allows_another(50));
+    }
+
+    #[test]
+    fn what_always_fails_is_dead_after_some_21_minutes() {
+        let policy = RetryPolicy::default();
+        let attempts = (1..).take_while(|attempts| policy.allows_another(*attempts));
+        let on_average: Duration = attempts.map(|attempts| policy.delay_after(attempts, 0.5)).sum();
+        assert_eq!(on_average.as_secs() / 60, 21);
     }
 
     #[test]

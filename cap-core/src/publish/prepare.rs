@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::codec;
-use crate::content;
+use crate::content::StoredForm;
 use crate::error::{Error, Result};
 use crate::headers::{self, Headers};
 use crate::id::MessageId;
@@ -31,6 +31,7 @@ pub(crate) struct Preparer {
     pub(crate) place: String,
     /// The storage takes ASCII alone.
     pub(crate) ascii_only: bool,
+    pub(crate) stored_form: StoredForm,
 }
 
 /// Headers that only the engine itself may set: those of a reply.
@@ -97,7 +98,8 @@ impl Preparer {
                 self.check_name(name)?;
             }
         }
-        let content = if self.ascii_only { content::wrap_ascii(message, now) } else { content::wrap(message, now) };
+        let form = self.stored_form;
+        let content = if self.ascii_only { form.wrap_ascii(message, now) } else { form.wrap(message, now) };
         if let Some(limit) = self.content_limit.filter(|limit| content.len() > *limit) {
             let (bytes, place) = (content.len(), &self.place);
             let reason = format!("with its headers it has {bytes} bytes, and {place} takes at most {limit}");
@@ -180,6 +182,7 @@ pub(crate) fn json_bytes(topic: &str, payload: Bytes) -> Publish {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content;
     use crate::error::ErrorKind;
     use crate::lifecycle::Status;
 
@@ -193,6 +196,7 @@ mod tests {
             content_limit,
             place,
             ascii_only,
+            stored_form: StoredForm::Own,
         }
     }
 

@@ -154,7 +154,8 @@ SET `DueAt` = CASE
     `MessageId` = CONCAT('row-', `Id`)
 WHERE `MessageId` IS NULL;
 
--- A received row has its message's id in the headers of its content. Deliveries of one message to one group were
+-- A received row has its message's id in the headers of its content, whose name is in camel case if the application's
+-- JSON options say so. Deliveries of one message to one group were
 -- separate rows there: the first gets the message's id.
 UPDATE {received} AS entry
 JOIN (
@@ -166,6 +167,8 @@ JOIN (
             THEN CASE
                 WHEN JSON_TYPE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"')) = 'STRING'
                 THEN JSON_UNQUOTE(JSON_EXTRACT(`Content`, '$.Headers."cap-msg-id"'))
+                WHEN JSON_TYPE(JSON_EXTRACT(`Content`, '$.headers."cap-msg-id"')) = 'STRING'
+                THEN JSON_UNQUOTE(JSON_EXTRACT(`Content`, '$.headers."cap-msg-id"'))
             END
         END AS message
         FROM {received}

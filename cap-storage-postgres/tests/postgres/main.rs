@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod golden;
 mod locks;
 mod net_cap;
 mod refused;

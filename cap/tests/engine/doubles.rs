@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     HeartbeatFails,
     /// A heartbeat panics.
     HeartbeatPanics,
+    /// A heartbeat is never answered.
+    HeartbeatHangs,
+    /// The node was taken for dead: what it held is due again, and its heartbeat says so.
+    LeaseLost,
     /// A node cannot join.
     JoinFails,
     /// Collecting fails.
@@ -99,6 +103,11 @@ impl Faulty {
             refusing: Arc::default(),
             heartbeats: watch::Sender::new(0),
         }
+    }
+
+    /// One more.
+    pub(crate) fn add(&self, fault: Fault) {
+        self.faults.lock().unwrap().push(fault);
     }
 
     /// From now on what is written is refused as this says.
@@ -235,6 +244,12 @@ impl Storage for Faulty {
         }
         if self.strikes(Fault::HeartbeatPanics) {
             return Box::pin(async { panic!("on purpose") });
+        }
+        if self.strikes(Fault::HeartbeatHangs) {
+            return Box::pin(std::future::pending());
+        }
+        if self.strikes(Fault::LeaseLost) {
+            return Box::pin(async move { self.inner.leave(node).await.map(|()| Lease::Lost) });
         }
         Box::pin(async move {
             self.may_hang(Call::Any).await;

@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{At, soon};
 
-/// A handler that has come to its gate. It goes on when this is dropped, whether it was cancelled or not.
+/// A handler that has come to its gate. It goes on when this is dropped, if it was not ended before.
 pub(crate) struct Run {
     pub(crate) node: &'static str,
     pub(crate) context: Context,
@@ -60,5 +60,20 @@ impl FromCall for Gate {
     fn requires(requirements: &mut Vec<Requirement>) {
         State::<Gates>::requires(requirements);
         State::<At>::requires(requirements);
+    }
+}
+
+/// The same in a handler that cannot be ended while it waits: it keeps its thread.
+pub(crate) struct Deaf;
+
+impl FromCall for Deaf {
+    async fn from_call(call: &Call) -> Result<Self, HandlerError> {
+        let at_its_gate = Gate::from_call(call);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(at_its_gate))?;
+        Ok(Self)
+    }
+
+    fn requires(requirements: &mut Vec<Requirement>) {
+        Gate::requires(requirements);
     }
 }

@@ -7,7 +7,7 @@ mod node;
 mod proxy;
 
 pub(crate) use database::Database;
-pub(crate) use gate::{Gate, Gates, Run};
+pub(crate) use gate::{Deaf, Gate, Gates, Run};
 pub(crate) use node::{At, Effect, LEASE, Node, Scene, TOPIC, effect, options};
 
 use std::time::Duration;

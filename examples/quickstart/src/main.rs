@@ -3,9 +3,12 @@
 //! on the same `--db`, and it finishes what was left: there is exactly one invoice for each order.
 //!
 //! ```text
-//! cargo run --release -p cap --example quickstart -- [--input FILE] [--db FILE]
+//! cargo run --release -p quickstart -- [--input FILE] [--db FILE]
 //! ```
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program for the terminal")]
+
+mod arguments;
+mod progress;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -18,22 +21,12 @@ use std::time::Duration;
 use cap::memory::MemoryTransport;
 use cap::sqlite::{SqliteStorage, SqliteTx};
 use cap::{Cap, Json, Options, Subscribe};
-use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use crate::arguments::Arguments;
+use crate::progress::Progress;
 
-#[derive(Parser)]
-#[command(about = "Orders in, invoices out, none lost and none twice")]
-struct Arguments {
-    /// Orders, one JSON object a line, such as {"id":"A-1","customer":"Ada","amount":12.5}; `-` is standard input
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/orders.jsonl"))]
-    input: PathBuf,
-    /// The SQLite file for orders, invoices and messages; a temporary one if left out
-    #[arg(long, value_name = "FILE")]
-    db: Option<PathBuf>,
-}
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Serialize, Deserialize)]
 struct Order {
@@ -57,7 +50,15 @@ fn bill(tx: &mut SqliteTx<'_>, Json(order): Json<Order>) -> Result<(), rusqlite:
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+    let outcome = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(Some(arguments)) => run(arguments).await,
+        Ok(None) => {
+            println!("{}", arguments::HELP);
+            Ok(())
+        }
+        Err(wrong) => Err(wrong.into()),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -67,8 +68,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Error> {
-    let temporary = tempfile::tempdir()?;
-    let file = arguments.db.clone().unwrap_or_else(|| temporary.path().join("quickstart.db"));
+    let temporary = Temporary::new()?;
+    let file = arguments.db.clone().unwrap_or_else(|| temporary.0.join("quickstart.db"));
     let mut lines = open(&arguments.input)?;
     let mut db =
         rusqlite::Connection::open(&file).map_err(|error| format!("cannot open {}: {error}", file.display()))?;
@@ -93,12 +94,11 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     db.execute_batch(TABLES)?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let progress = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
-    progress.enable_steady_tick(Duration::from_millis(100));
+    let progress = Arc::new(Progress::begin());
 
     let reading = {
         let (cap, stop, handled) = (cap.clone(), Arc::clone(&stop), Arc::clone(&handled));
-        let (progress, file) = (progress.clone(), file.clone());
+        let (progress, file) = (Arc::clone(&progress), file.clone());
         tokio::task::spawn_blocking(move || -> Result<(u64, u64), Error> {
             let (mut committed, mut rejected) = (0, 0);
             let mut line = Vec::new();
@@ -115,18 +115,17 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
                     None => committed += 1,
                     Some(reason) => {
                         rejected += 1;
-                        progress.suspend(|| eprintln!("line {number}: {reason}; nothing of it was written"));
+                        progress.tell(&format!("line {number}: {reason}; nothing of it was written"));
                     }
                 }
-                progress
-                    .set_message(format!("{committed} orders committed, {} handled", handled.load(Ordering::Relaxed)));
+                progress.say(&format!("{committed} orders committed, {} handled", handled.load(Ordering::Relaxed)));
             }
             Ok((committed, rejected))
         })
     };
     let finished = async {
         let counts = reading.await??;
-        progress.set_message(format!("{} orders committed, handling the rest", counts.0));
+        progress.say(&format!("{} orders committed, handling the rest", counts.0));
         Ok::<_, Error>(counts)
     };
     tokio::pin!(finished);
@@ -146,7 +145,7 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
         }
     };
     cap.stop().await;
-    progress.finish_and_clear();
+    progress.end();
     let (invoices, in_flight) = totals(&file)?;
     println!(
         "orders committed: {committed}, lines rejected: {rejected}, messages handled: {}, invoices: {invoices}, in flight: {in_flight}",
@@ -205,8 +204,26 @@ fn open(input: &Path) -> Result<Box<dyn BufRead + Send>, Error> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-fn interrupted(progress: &ProgressBar) {
-    progress.suspend(|| eprintln!("interrupted: run it again with the same --db and it finishes what is left"));
+fn interrupted(progress: &Progress) {
+    progress.tell("interrupted: run it again with the same --db and it finishes what is left");
+}
+
+/// A folder that goes with this.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> std::io::Result<Self> {
+        let folder = std::env::temp_dir().join(format!("cap-quickstart-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What cannot be removed is the system's to clean up.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Invoices in the file, and messages that are not yet handled.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,8 @@ use rusqlite::Connection;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The example's program, which `cargo test` builds beside this one's folder.
-fn program() -> PathBuf {
-    let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");
-    let program = folder.join("quickstart");
-    assert!(program.exists(), "{} is not there: `cargo build --example quickstart` makes it", program.display());
-    program
-}
-
 fn quickstart(db: &Path, input: &str) -> Command {
-    let mut command = Command::new(program());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quickstart"));
     command.arg("--db").arg(db).arg("--input").arg(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -62,7 +54,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 fn the_shipped_orders_get_one_invoice_each() {
     let folder = tempfile::tempdir().unwrap();
     let db = folder.path().join("shop.db");
-    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/orders.jsonl");
+    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("orders.jsonl");
     let output = quickstart(&db, input.to_str().unwrap()).output().unwrap();
     assert_eq!(
         closing_line(&output),

@@ -1,11 +1,12 @@
 //! Everything about an engine that is a number or a name.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::lifecycle::{RetryPolicy, Rules};
+use crate::lifecycle::{RetryPolicy, Rules, Unroutable, UnroutableRules};
 use crate::name::{Group, Topic, Version};
 use crate::time::FAR;
 
@@ -76,6 +77,12 @@ pub struct Options {
     /// Whether the engine refuses to start when a topic that it [publishes](crate::CapBuilder::publishes) has no queue,
     /// and when the transport cannot tell. Default false: such topics are logged.
     pub require_routes: bool,
+    /// What becomes of a message that no group wants at present, on any transport. Default `wait`: it stays in the
+    /// outbox and is sent within about a second of its queue's appearing.
+    pub unroutable: Unroutable,
+    /// The same for single topics or patterns, such as `{"metrics.#": "drop"}`; of several that match, `wait` comes before
+    /// `dead` and that before `drop`. The topic prefix goes before each. Default: none.
+    pub unroutable_topics: BTreeMap<String, Unroutable>,
 }
 
 impl Default for Options {
@@ -101,6 +108,8 @@ impl Default for Options {
             in_flight_bytes: 64 * 1024 * 1024,
             unhandled_limit: Duration::from_secs(7 * 24 * 3600),
             require_routes: false,
+            unroutable: Unroutable::default(),
+            unroutable_topics: BTreeMap::new(),
         }
     }
 }
@@ -165,6 +174,9 @@ impl Options {
         if let Err(error) = self.group(&self.default_group) {
             require(false, format!("default_group: {error}"));
         }
+        if let Err(error) = self.unroutable_rules() {
+            require(false, format!("unroutable_topics: {error}"));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -181,6 +193,11 @@ impl Options {
             Some(prefix) => Group::effective(&format!("{prefix}.{name}"), &self.version),
             None => Group::effective(name, &self.version),
         }
+    }
+
+    /// What becomes of messages that no group wants.
+    pub(crate) fn unroutable_rules(&self) -> Result<UnroutableRules> {
+        UnroutableRules::new(self.unroutable, &self.unroutable_topics, self.topic_prefix.as_deref())
     }
 
     /// What governs records with this retry policy.

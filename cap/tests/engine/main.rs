@@ -17,4 +17,5 @@ mod stopping;
 mod support;
 mod suspects;
 mod times;
+mod unroutable;
 mod waking;

@@ -57,7 +57,9 @@ impl Link {
         for (tried, (place, uri)) in hosts.iter().enumerate() {
             let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
-            match Self::open_at(settings, uri, tls.clone(), purpose, share, alive.clone()).await {
+            // It is large, and most callers find a connection that is there.
+            let opening = Box::pin(Self::open_at(settings, uri, tls.clone(), purpose, share, alive.clone()));
+            match opening.await {
                 Ok(link) => {
                     settings.reached(*place);
                     return Ok(link);

@@ -28,7 +28,7 @@ impl Shop {
     fn transport(&self, scene: &Scene) -> RabbitMq {
         let name = &self.0;
         let url = format!("amqp://{name}:{PASSWORD}@{}/{name}", support::server());
-        RabbitMq::with_options(RabbitMqOptions::new(url).exchange(scene.names.exchange())).unwrap()
+        RabbitMq::with_options(RabbitMqOptions::new(url).exchange(scene.names.exchange())).expect("it works")
     }
 
     async fn limit(&self, limits: &str) {

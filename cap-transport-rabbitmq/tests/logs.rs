@@ -32,7 +32,7 @@ impl Log {
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.0.lock().expect("no panic while it was held")).into_owned()
     }
 
     /// The lines with something that was planted, in the form of text or of a list of bytes.
@@ -48,7 +48,7 @@ impl Log {
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().expect("no panic while it was held").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -68,7 +68,7 @@ fn planted(topic: &Topic, more: &[(&str, &str)]) -> Message {
 async fn everything_on(scene: &Scene, proxy: &Proxy, options: RabbitMqOptions) {
     let transport = scene.open(options.max_body(1024)).await;
     let (topic, nobody) = (scene.topic("order"), scene.topic("nobody"));
-    let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.unwrap();
+    let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.expect("it works");
     let large = Message { payload: Bytes::from(PAYLOAD.repeat(100)), ..planted(&topic, &[]) };
     for poison in [CLOSES_CHANNEL, CLOSES_CONNECTION] {
         let batch =
@@ -78,21 +78,21 @@ async fn everything_on(scene: &Scene, proxy: &Proxy, options: RabbitMqOptions) {
     }
     // Some may have been sent twice.
     let first = receive(&mut *consumer, 2).await;
-    consumer.release(first.iter().map(|delivery| delivery.tag).collect()).await.unwrap();
+    consumer.release(first.iter().map(|delivery| delivery.tag).collect()).await.expect("it works");
     let again = receive(&mut *consumer, 2).await;
     assert!(!format!("{again:?}").contains(PAYLOAD));
-    consumer.ack(again.iter().map(|delivery| delivery.tag).collect()).await.unwrap();
+    consumer.ack(again.iter().map(|delivery| delivery.tag).collect()).await.expect("it works");
     proxy.cut();
     let ended = tokio::time::timeout(PATIENCE, async { while consumer.receive(10).await.is_ok() {} }).await;
     ended.expect("the consumer ends");
-    transport.close().await.unwrap();
+    transport.close().await.expect("it works");
 }
 
 /// An engine whose handler fails, until the message is dead; and a foreign message that cannot be read.
 async fn an_engine_on(scene: &Scene, options: RabbitMqOptions) {
     let (topic, group) = (scene.topic("paid"), scene.names.unique("shipping"));
     scene.names.unique("shipping.v1");
-    let transport = RabbitMq::with_options(options).unwrap();
+    let transport = RabbitMq::with_options(options).expect("it works");
     let (dead, mut died) = tokio::sync::mpsc::unbounded_channel();
     let retry = cap_core::RetryPolicy::fixed(2, Duration::from_millis(1));
     let cap = Cap::builder()
@@ -103,15 +103,15 @@ async fn an_engine_on(scene: &Scene, options: RabbitMqOptions) {
         .on_dead(move |letter| drop(dead.send(letter.message_id)))
         .start()
         .await
-        .unwrap();
-    cap.publish(topic.as_str(), &PAYLOAD).await.unwrap();
+        .expect("it works");
+    cap.publish(topic.as_str(), &PAYLOAD).await.expect("it works");
     let (id, payload) = (MessageId::generate(), Bytes::from(PAYLOAD));
     let headers: Headers = [("x-secret", HEADER)].into_iter().collect();
-    send(&transport, vec![Message { id, topic: topic.clone(), headers, payload }]).await.remove(0).unwrap();
+    send(&transport, vec![Message { id, topic: topic.clone(), headers, payload }]).await.remove(0).expect("it works");
     for _ in 0..2 {
-        tokio::time::timeout(PATIENCE, died.recv()).await.expect("dead in time").unwrap();
+        tokio::time::timeout(PATIENCE, died.recv()).await.expect("dead in time").expect("it works");
     }
-    cap.publish(&format!("{topic}-nobody"), &PAYLOAD).await.unwrap();
+    cap.publish(&format!("{topic}-nobody"), &PAYLOAD).await.expect("it works");
     let told = async {
         while cap.health().waiting.is_empty() {
             tokio::task::yield_now().await;

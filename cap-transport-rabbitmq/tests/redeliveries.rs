@@ -20,7 +20,7 @@ const GIVEN_BACK: usize = 25;
 async fn give_back(consumer: &mut dyn Consumer) {
     for _ in 0..GIVEN_BACK {
         let tags = receive(consumer, 1).await.iter().map(|delivery| delivery.tag).collect();
-        consumer.release(tags).await.unwrap();
+        consumer.release(tags).await.expect("it works");
     }
     assert!(receive(consumer, 1).await.remove(0).redelivered);
 }
@@ -125,13 +125,13 @@ impl Warnings {
     }
 
     fn text(self) -> String {
-        String::from_utf8_lossy(&WARNINGS.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&WARNINGS.lock().expect("no panic while it was held")).into_owned()
     }
 }
 
 impl std::io::Write for Warnings {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        WARNINGS.lock().unwrap().extend_from_slice(bytes);
+        WARNINGS.lock().expect("no panic while it was held").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

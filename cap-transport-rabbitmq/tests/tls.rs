@@ -91,7 +91,7 @@ async fn connect(options: RabbitMqOptions) -> cap_core::Result<RabbitMq> {
 
 /// The broker tells it, or breaks off so fast that the network tells only that.
 fn unwanted(answer: cap_core::Result<RabbitMq>) {
-    let error = answer.err().expect("a refusal");
+    let error = answer.expect_err("a refusal");
     assert!(matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Unavailable), "{error}");
     assert!(error.reason().contains("`certificate_file`"), "{error}");
 }

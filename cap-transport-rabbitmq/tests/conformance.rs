@@ -65,6 +65,8 @@ impl RabbitMqFixture {
             false => support::url_at(place),
         };
         let options = self.names.options(&url).queue_type(self.queue_type);
+        // What is unbound stays so unless a message tells of it.
+        let options = options.bind_every(Duration::from_secs(3600));
         let options = options.confirm_timeout(CONFIRM_TIMEOUT).max_body(MAX_BODY);
         if !CHECKS_ROUTES {
             return options;

@@ -28,6 +28,8 @@ impl Log {
         let writer = log.clone();
         let writing = tracing_subscriber::fmt().with_ansi(false).with_max_level(Level::DEBUG);
         writing.with_writer(move || writer.clone()).init();
+        log::set_boxed_logger(Box::new(log.clone())).expect("the only one");
+        log::set_max_level(log::LevelFilter::Debug);
         log
     }
 
@@ -55,6 +57,22 @@ impl io::Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// What drivers write that know only `log`.
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Debug
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{} {}: {}\n", record.level(), record.target(), record.args());
+            self.0.lock().expect("no panic while it was held").extend_from_slice(line.as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// A message that holds what must not be seen.
@@ -137,6 +155,17 @@ async fn nothing_confidential_is_logged_above_trace() {
     refused(Transport::connect(&wrong).await, ErrorKind::Rejected, &["password"]);
     everything_on(&scene, &proxy, options(&proxy.place, PASSWORD)).await;
     an_engine_on(&scene, options(&proxy.place, PASSWORD)).await;
+    #[cfg(feature = "management")]
+    {
+        SERVER.client(&["set_user_tags", &user, "management"]).await.expect("a tag");
+        let management = support::management_url_of_nobody();
+        let asking = scene.open(options(&server(), PASSWORD).management_url(management)).await;
+        asking.unrouted(vec![scene.topic("nobody")]).await.unwrap();
+        let wrong = support::management_url_of_nobody().replacen("://", &format!("://{user}:{PASSWORD}-wrong@"), 1);
+        let asking = scene.open(options(&server(), PASSWORD).management_url(wrong)).await;
+        refused(asking.unrouted(vec![scene.topic("nobody")]).await, ErrorKind::Rejected, &["401"]);
+        assert!(log.text().contains(" ureq"), "the driver of the management API logs nothing");
+    }
     assert_eq!(log.leaks(), [""; 0]);
     let text = log.text();
     assert!(text.contains("DEBUG") && text.contains("cap_core") && text.contains("cap_transport_rabbitmq"), "{text}");

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -59,8 +60,34 @@ pub(crate) fn encode_json<T: Serialize + ?Sized>(value: &T) -> Result<Bytes> {
 pub(crate) fn decode_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
     let text: &[u8] = if payload.is_empty() { b"null" } else { payload };
     serde_json::from_slice(text).map_err(|error| {
-        Error::with_source(ErrorKind::Corrupt, "decode from JSON", format!("a {}", type_name::<T>()), error)
+        Error::new(ErrorKind::Corrupt, "decode from JSON", format!("a {}", type_name::<T>()), fault(&error))
     })
+}
+
+/// What is wrong with a JSON text, and where, without quoting it: it may be confidential, and reasons are logged and stored.
+pub(crate) fn fault(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if error.classify() != Category::Data {
+        return text;
+    }
+    let what = what_does_not_fit(&text).unwrap_or_else(|| "it does not fit the type".into());
+    format!("{what} at line {} column {}", error.line(), error.column())
+}
+
+/// The words of `serde` without the value that it names. Nothing if they are somebody else's.
+fn what_does_not_fit(text: &str) -> Option<String> {
+    const OF_SERDE: [&str; 5] =
+        ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant ", "unknown field "];
+    let (fault, _) = text.rsplit_once(" at line ").unwrap_or((text, ""));
+    // These names are the type's.
+    if fault.starts_with("missing field `") || fault.starts_with("duplicate field `") {
+        return Some(fault.to_owned());
+    }
+    OF_SERDE.iter().find(|words| fault.starts_with(**words))?;
+    // The value may hold anything, these words included; what is expected comes after it.
+    let (found, expected) = fault.rsplit_once(", expected ")?;
+    let kind = found.split(['`', '"']).next().unwrap_or(found).trim_end();
+    Some(format!("{kind}, expected {expected}"))
 }
 
 /// The short name of a type, as `cap-msg-type` carries it: without modules and type parameters.
@@ -78,6 +105,35 @@ mod tests {
     fn an_empty_payload_is_null() {
         assert_eq!(decode_json::<Option<u8>>(b"").unwrap(), None);
         assert_eq!(decode_json::<u8>(b"").unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_told_without_its_values() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "it is never decoded")]
+        struct Order {
+            total: u32,
+            paid: Option<std::net::Ipv4Addr>,
+            state: Option<State>,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        enum State {
+            Open,
+        }
+        let told = |payload: &str| decode_json::<Order>(payload.as_bytes()).unwrap_err().reason().to_owned();
+        assert_eq!(
+            told(r#"{"total": "s3cret, expected s3cret"}"#),
+            "invalid type: string, expected u32 at line 1 column 35"
+        );
+        assert_eq!(told(r#"{"total": -77}"#), "invalid value: integer, expected u32 at line 1 column 13");
+        let unknown = "unknown field, expected one of `total`, `paid`, `state` at line 1 column 9";
+        assert_eq!(told(r#"{"s3cret": 1}"#), unknown);
+        assert_eq!(told(r#"{}"#), "missing field `total` at line 1 column 2");
+        assert_eq!(told(r#"{"total": 1, "paid": "s3cret"}"#), "it does not fit the type at line 1 column 29");
+        let variant = told(r#"{"total": 1, "state": "s3cret"}"#);
+        assert!(variant.starts_with("unknown variant, expected `Open` at line 1"), "{variant}");
+        assert!(told(r#"{"total": s3cret"#).starts_with("expected value at line 1"));
     }
 
     #[test]

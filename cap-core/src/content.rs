@@ -100,7 +100,7 @@ pub fn unwrap(content: &str, topic: &Topic, fallback: &MessageId) -> Result<Mess
     let corrupt = |reason: String| {
         Error::new(ErrorKind::Corrupt, "read the stored content of", format!("message {fallback}"), reason)
     };
-    let stored: Stored<'_> = serde_json::from_str(content).map_err(|error| corrupt(error.to_string()))?;
+    let stored: Stored<'_> = serde_json::from_str(content).map_err(|error| corrupt(codec::fault(&error)))?;
 
     let has_headers = stored.headers.is_some();
     let mut headers = stored.headers.unwrap_or_default();

@@ -31,7 +31,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use handler::{Context, HandlerError, Json, Outbox, State, Tx};
 pub use headers::Headers;
 pub use id::{ClaimToken, MessageId, NodeId, RecordId};
-pub use lifecycle::{Backoff, Limit, RetryPolicy, Status};
+pub use lifecycle::{Backoff, Limit, RetryPolicy, Status, Unroutable};
 pub use message::Message;
 pub use name::{Group, MAX_NAME, MAX_VERSION, Topic, Version};
 pub use options::Options;

@@ -1,12 +1,13 @@
 //! Everything about an engine that is a number or a name.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::content::StoredForm;
 use crate::error::{Error, Result};
-use crate::lifecycle::{Backoff, RetryPolicy, Rules};
+use crate::lifecycle::{Backoff, RetryPolicy, Rules, Unroutable, UnroutableRules};
 use crate::name::{Group, Topic, Version};
 use crate::pattern::TopicPattern;
 use crate::time::FAR;
@@ -114,6 +115,12 @@ pub struct Options {
     pub reply_topics: Vec<TopicPattern>,
     /// The form in which contents are stored. Both are read, whichever is written. Default: our own.
     pub stored_form: StoredForm,
+    /// What becomes of a message that no group wants at present, on any transport. Default `wait`: it stays in the
+    /// outbox and is sent within about a second of its queue's appearing.
+    pub unroutable: Unroutable,
+    /// The same for single topics or patterns, such as `{"metrics.#": "drop"}`; of several that match, `wait` comes before
+    /// `dead` and that before `drop`. The topic prefix goes before each. Default: none.
+    pub unroutable_topics: BTreeMap<String, Unroutable>,
 }
 
 impl Default for Options {
@@ -145,6 +152,8 @@ impl Default for Options {
             header_names_topic: false,
             reply_topics: Vec::new(),
             stored_form: StoredForm::default(),
+            unroutable: Unroutable::default(),
+            unroutable_topics: BTreeMap::new(),
         }
     }
 }
@@ -237,6 +246,9 @@ impl Options {
         if let Err(error) = self.group(&self.default_group) {
             require(false, format!("default_group: {error}"));
         }
+        if let Err(error) = self.unroutable_rules() {
+            require(false, format!("unroutable_topics: {error}"));
+        }
         if faults.is_empty() {
             return Ok(());
         }
@@ -253,6 +265,11 @@ impl Options {
             Some(prefix) => Group::effective(&format!("{prefix}.{name}"), &self.version),
             None => Group::effective(name, &self.version),
         }
+    }
+
+    /// What becomes of messages that no group wants.
+    pub(crate) fn unroutable_rules(&self) -> Result<UnroutableRules> {
+        UnroutableRules::new(self.unroutable, &self.unroutable_topics, self.topic_prefix.as_deref())
     }
 
     /// What governs records of the outbox with this retry policy.

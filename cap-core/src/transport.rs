@@ -159,6 +159,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// 8. If the broker breaks off (closes the channel, the connection) because of one message, that message is found
     ///    among all that were on their way and gets the outcome of 3; the others are sent all the same, and what is sent
     ///    later does not wait for it.
+    /// 9. If a message is `Unroutable` although a consumer of this handle wants its topic, because somebody has taken away
+    ///    what the subscription had made, then it is made again: what is sent soon after reaches the group.
     fn send(&self, messages: Vec<Outgoing>) -> BoxFuture<'_, ()>;
 
     /// Why nothing can be sent at present although the broker is connected, if so: an alarm by which it takes nothing

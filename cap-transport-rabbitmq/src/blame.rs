@@ -4,14 +4,13 @@ use cap_core::{Error, ErrorKind, Topic};
 use lapin::ErrorKind as Cause;
 use lapin::protocol::AMQPErrorKind;
 
-use crate::error::{ACCESS_REFUSED, NOT_FOUND, reply, unavailable};
+use crate::error::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, reply, unavailable};
 use crate::parcel::Parcel;
 use crate::settings::Settings;
 
 const CONTENT_TOO_LARGE: u16 = 311;
 const CONNECTION_FORCED: u16 = 320;
 const RESOURCE_LOCKED: u16 = 405;
-const PRECONDITION_FAILED: u16 = 406;
 
 /// What the broker broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

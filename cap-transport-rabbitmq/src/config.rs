@@ -7,7 +7,7 @@ use std::time::Duration;
 use cap_core::Version;
 use serde::Deserialize;
 
-use crate::settings::place_of;
+use crate::address::Address;
 
 /// How long a message stays in a queue that .NET CAP makes.
 const DOTNET_MESSAGE_TTL: Duration = Duration::from_secs(864_000);
@@ -25,15 +25,17 @@ pub enum QueueType {
     BrokerDefault,
 }
 
-/// What becomes of a message that no queue wants.
+/// Who makes the exchange, the queues and the bindings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Unroutable {
-    /// It is reported as `Unroutable`: it stays in the outbox and is tried again.
+pub enum Topology {
+    /// The transport declares what is missing. Its user needs the right to configure the exchange and the groups' queues.
     #[default]
-    Retry,
-    /// It is confirmed, with a warning in the log, and is gone.
-    Drop,
+    Declare,
+    /// The broker's operators: nothing is ever declared or bound, only looked whether the exchange is there (to send) and
+    /// the group's queue (to consume). That needs no right beyond sending, and reading the queue. Whether the queue is
+    /// *bound* AMQP does not tell.
+    Check,
 }
 
 /// Where the broker is and how it is used. All but the URL have defaults that suit production; durations are written as
@@ -58,7 +60,7 @@ pub struct RabbitMqOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) message_ttl: Option<Duration>,
     pub(crate) delivery_limit: Option<i32>,
-    pub(crate) unroutable: Unroutable,
+    pub(crate) topology: Topology,
     pub(crate) publish_channels: usize,
     pub(crate) window: usize,
     pub(crate) max_body: usize,
@@ -71,6 +73,9 @@ pub struct RabbitMqOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) heartbeat: Duration,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) certificate_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) driver_logs: bool,
     pub(crate) management_url: Option<String>,
 }
 
@@ -84,7 +89,7 @@ impl Default for RabbitMqOptions {
             queue_type: QueueType::default(),
             message_ttl: None,
             delivery_limit: None,
-            unroutable: Unroutable::default(),
+            topology: Topology::default(),
             publish_channels: 1,
             window: 2_000,
             max_body: 16 * 1024 * 1024,
@@ -93,6 +98,9 @@ impl Default for RabbitMqOptions {
             bind_every: Duration::from_secs(30),
             heartbeat: Duration::from_secs(20),
             ca_file: None,
+            certificate_file: None,
+            key_file: None,
+            driver_logs: false,
             management_url: None,
         }
     }
@@ -101,6 +109,13 @@ impl Default for RabbitMqOptions {
 impl RabbitMqOptions {
     /// Default options for the broker at `url`: `amqp://user:password@host:port/vhost`, or `amqps://…` for TLS. What
     /// has a meaning in a URL is percent-encoded; a missing or empty virtual host is `/`.
+    ///
+    /// Several hosts of a cluster are written as `amqp://user:password@one,two:5673/vhost`: each connection goes to the one
+    /// that was reached last, or else to the next. Each gets its share of the connect timeout.
+    ///
+    /// Parameters that are known: `heartbeat` (seconds), `connection_timeout` (milliseconds), `frame_max`, `channel_max`,
+    /// `auth_mechanism` (`plain`, `external`, …), `cacertfile`, `certfile`, `keyfile`, `verify=verify_peer`. They win over
+    /// the options; all others are refused.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
     }
@@ -141,18 +156,19 @@ impl RabbitMqOptions {
         self.queue_type(QueueType::BrokerDefault).message_ttl(DOTNET_MESSAGE_TTL)
     }
 
-    /// After how many redeliveries a quorum queue throws a message away; `-1` for never, which RabbitMQ knows from 4.0
-    /// on. Default: nothing is asked for, which is *never* before RabbitMQ 4.0 and 20 since.
+    /// After how many redeliveries a quorum queue throws a message away. Default: never, which is also what `-1` says; the
+    /// broker is asked for its version, since from 4.0 on that has to be declared, and before it must not be. A queue that
+    /// is there without it is used as it is, with a warning.
     #[must_use]
     pub fn delivery_limit(mut self, limit: i32) -> Self {
         self.delivery_limit = Some(limit);
         self
     }
 
-    /// What becomes of a message that no queue wants. Default: it is tried again.
+    /// Who makes the exchange, the queues and the bindings. Default: the transport.
     #[must_use]
-    pub fn unroutable(mut self, unroutable: Unroutable) -> Self {
-        self.unroutable = unroutable;
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
         self
     }
 
@@ -188,7 +204,8 @@ impl RabbitMqOptions {
         self
     }
 
-    /// How often a consumer makes its queue's bindings again, should somebody have taken one away. Default: 30 s.
+    /// How often a consumer makes its queue's bindings again, should somebody have taken one away. A message of a topic of
+    /// its own that comes back makes it do so at once. Default: 30 s.
     #[must_use]
     pub fn bind_every(mut self, pause: Duration) -> Self {
         self.bind_every = pause;
@@ -218,6 +235,30 @@ impl RabbitMqOptions {
         self
     }
 
+    /// The client's own certificate with its chain, in PEM form, for a broker at `amqps://` that asks for one; with
+    /// [`RabbitMqOptions::key_file`]. Read on each connect. To log in by it and without a password, add
+    /// `?auth_mechanism=external` to the URL. Default: none.
+    #[must_use]
+    pub fn certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificate_file = Some(path.into());
+        self
+    }
+
+    /// The private key of the client's certificate, in PEM form and not encrypted. Default: none.
+    #[must_use]
+    pub fn key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key_file = Some(path.into());
+        self
+    }
+
+    /// Whether the driver writes its own log, in which **returned messages are shown whole**, and at TRACE the password.
+    /// Default: no.
+    #[must_use]
+    pub fn driver_logs(mut self, are_written: bool) -> Self {
+        self.driver_logs = are_written;
+        self
+    }
+
     /// Where the broker's management API is, so that [`Transport::unrouted`](cap_core::Transport::unrouted) can tell which
     /// topics have no queue: `http://user:password@host:15672`, or `https://…`. What has a meaning in a URL is
     /// percent-encoded; without a user it is the one of the AMQP URL, who needs the tag `management`. Nothing but the
@@ -236,13 +277,13 @@ impl fmt::Debug for RabbitMqOptions {
     /// Without the URLs' users and passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqOptions")
-            .field("place", &place_of(&self.url))
+            .field("place", &Address::parse(&self.url).map_or_else(|_| "not a URL".into(), |address| address.place()))
             .field("exchange", &self.exchange)
             .field("version", &self.version)
             .field("queue_type", &self.queue_type)
             .field("message_ttl", &self.message_ttl)
             .field("delivery_limit", &self.delivery_limit)
-            .field("unroutable", &self.unroutable)
+            .field("topology", &self.topology)
             .field("publish_channels", &self.publish_channels)
             .field("window", &self.window)
             .field("max_body", &self.max_body)
@@ -251,6 +292,9 @@ impl fmt::Debug for RabbitMqOptions {
             .field("bind_every", &self.bind_every)
             .field("heartbeat", &self.heartbeat)
             .field("ca_file", &self.ca_file)
+            .field("certificate_file", &self.certificate_file)
+            .field("key_file", &self.key_file)
+            .field("driver_logs", &self.driver_logs)
             .field("management_url", &self.management_url.as_ref().map(|_| format_args!("set")))
             .finish()
     }

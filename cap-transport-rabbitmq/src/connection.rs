@@ -3,13 +3,15 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cap_core::{Error, ErrorKind, Result};
 use futures_core::Stream;
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, ConnectionProperties, Event};
 use socket2::{SockRef, Socket};
 use tokio::runtime::Handle;
@@ -18,7 +20,11 @@ use tokio::task::AbortHandle;
 use crate::driver::Alive;
 use crate::error::{Stage, connect, unavailable};
 use crate::settings::Settings;
+use crate::silence::silence_this_thread;
+use crate::version::{self, Version};
 
+/// The purpose of the connection for consuming.
+pub(crate) const CONSUMER: &str = "consumer";
 /// How long the broker may take to agree that a connection ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -32,6 +38,7 @@ pub(crate) struct Link {
     /// The broker's words when it said that it takes nothing more on this connection.
     alarm: Arc<Mutex<Option<String>>>,
     listening: AbortHandle,
+    version: Option<Version>,
 }
 
 /// What is known of an attempt while it lasts.
@@ -41,62 +48,98 @@ struct Attempt {
 }
 
 impl Link {
-    /// Connects within the connect time limit. `purpose` names the connection in the broker's own lists.
+    /// Connects to the first host that can be reached, within the connect time limit. `purpose` names the connection in the
+    /// broker's own lists.
     pub(crate) async fn open(settings: &Arc<Settings>, purpose: &'static str, alive: Alive) -> Result<Self> {
         let tls = tls_config(settings).await?;
+        let (hosts, mut failures) = (settings.hosts(), Vec::new());
+        let deadline = Instant::now() + settings.connect_timeout();
+        for (tried, (place, uri)) in hosts.iter().enumerate() {
+            let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
+            let share = deadline.saturating_duration_since(Instant::now()) / left;
+            // It is large, and most callers find a connection that is there.
+            let opening = Box::pin(Self::open_at(settings, uri, tls.clone(), purpose, share, alive.clone()));
+            match opening.await {
+                Ok(link) => {
+                    settings.reached(*place);
+                    return Ok(link);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(all_failed(settings, failures))
+    }
+
+    async fn open_at(
+        settings: &Arc<Settings>,
+        uri: &AMQPUri,
+        tls: OwnedTLSConfig,
+        purpose: &'static str,
+        limit: Duration,
+        alive: Alive,
+    ) -> Result<Self> {
         let attempt = Arc::new(Mutex::new(Attempt { stage: Stage::Resolve, socket: None }));
-        let limit = settings.connect_timeout();
-        let (noted, owned) = (Arc::clone(&attempt), Arc::clone(settings));
-        let properties = ConnectionProperties::default().with_connection_name(format!("cap {purpose}").into());
-        let runtime = lapin::runtime::default_runtime().map_err(|cause| connect(settings, Stage::Resolve, cause))?;
-        let connecting = lapin::Connection::connector(
-            settings.uri.clone(),
-            runtime,
-            async move |_, runtime| {
-                let dialling = async {
-                    let addresses = resolve(&owned, &noted).await?;
-                    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-                    for address in addresses {
-                        let stream = match AsyncTcpStream::connect(&runtime, address).await {
-                            Ok(stream) => stream,
-                            Err(error) => {
-                                last = error;
-                                continue;
-                            }
-                        };
-                        if let AsyncTcpStream::Plain(plain) = &stream {
-                            note_socket(&noted, &SockRef::from(plain.get_ref()))?;
+        let runtime = lapin::runtime::default_runtime().map_err(|cause| connect(uri, Stage::Resolve, cause))?;
+        let (noted, owned, dials) = (Arc::clone(&attempt), Arc::clone(settings), runtime.clone());
+        let dial = async move |uri: AMQPUri| {
+            let dialling = async {
+                let addresses = resolve(&uri, &noted).await?;
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+                for address in addresses {
+                    let stream = match AsyncTcpStream::connect(&dials, address).await {
+                        Ok(stream) => stream,
+                        Err(error) => {
+                            last = error;
+                            continue;
                         }
-                        if !owned.uses_tls() {
-                            note(&noted, |attempt| attempt.stage = Stage::Handshake);
-                            return Ok(stream);
-                        }
-                        note(&noted, |attempt| attempt.stage = Stage::Tls);
-                        let stream = stream.into_tls(&owned.uri.authority.host, tls.as_ref()).await?;
+                    };
+                    if let AsyncTcpStream::Plain(plain) = &stream {
+                        note_socket(&noted, &SockRef::from(plain.get_ref()))?;
+                    }
+                    if !owned.uses_tls() {
                         note(&noted, |attempt| attempt.stage = Stage::Handshake);
                         return Ok(stream);
                     }
-                    Err(last)
-                };
-                let dialled = tokio::time::timeout(limit, dialling).await;
-                Ok(dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
-            },
-            properties,
-        );
+                    note(&noted, |attempt| attempt.stage = Stage::Tls);
+                    let stream = stream.into_tls(&uri.authority.host, tls.as_ref()).await?;
+                    note(&noted, |attempt| attempt.stage = Stage::Handshake);
+                    return Ok(stream);
+                }
+                Err(last)
+            };
+            let dialled = tokio::time::timeout(limit, dialling).await;
+            dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(lapin::Error::from)
+        };
+        let properties = ConnectionProperties::default().with_connection_name(format!("cap {purpose}").into());
+        let (asks_version, is_loud) = (purpose == CONSUMER && settings.asks_version(), settings.driver_logs());
+        let connecting = async {
+            let version = match asks_version {
+                true => version::ask(dial(uri.clone()).await?).await?,
+                false => None,
+            };
+            // Called on the thread that the driver has for this connection, before all else that it does.
+            let connector = async move |uri, _| {
+                if !is_loud {
+                    silence_this_thread();
+                }
+                dial(uri).await
+            };
+            Ok((lapin::Connection::connector(uri.clone(), runtime, connector, properties).await?, version))
+        };
         let connected = tokio::time::timeout(limit, connecting).await;
         let (stage, socket) = note(&attempt, |attempt| (attempt.stage, attempt.socket.take()));
         match (connected, socket) {
-            (Ok(Ok(connection)), Some(socket)) => {
+            (Ok(Ok((connection, version))), Some(socket)) => {
                 let alarm = Arc::default();
                 let listening = tokio::spawn(listen(connection.events_listener(), Arc::clone(&alarm))).abort_handle();
                 let (connection, socket) = (Arc::new(connection), Arc::new(socket));
-                Ok(Self { connection, socket, runtime: Handle::current(), alive, alarm, listening })
+                Ok(Self { connection, socket, runtime: Handle::current(), alive, alarm, listening, version })
             }
             (Ok(Ok(_)), None) => {
                 let reason = "it is connected without a socket";
                 Err(Error::new(ErrorKind::Internal, "connect to", &settings.place, reason))
             }
-            (Ok(Err(cause)), _) => Err(connect(settings, stage, cause)),
+            (Ok(Err(cause)), _) => Err(connect(uri, stage, cause)),
             (Err(_), socket) => {
                 // Else the driver would wait on it for as long as the other side keeps it open.
                 let _ = socket.map(|socket| socket.shutdown(Shutdown::Both));
@@ -104,6 +147,11 @@ impl Link {
                 Err(unavailable("connect to", &settings.place, reason))
             }
         }
+    }
+
+    /// The broker's version, if it was asked for and is RabbitMQ's.
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.version
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -180,8 +228,20 @@ async fn listen(events: impl Stream<Item = Event>, alarm: Arc<Mutex<Option<Strin
     }
 }
 
-async fn resolve(settings: &Settings, attempt: &Mutex<Attempt>) -> io::Result<Vec<SocketAddr>> {
-    let authority = &settings.uri.authority;
+/// What it means that none of the hosts could be used.
+fn all_failed(settings: &Settings, mut failures: Vec<Error>) -> Error {
+    if failures.len() == 1 {
+        return failures.remove(0);
+    }
+    let are_rejected = failures.iter().all(|error| error.kind() == ErrorKind::Rejected);
+    let kind = if are_rejected { ErrorKind::Rejected } else { ErrorKind::Unavailable };
+    let reasons: Vec<String> =
+        failures.iter().map(|error| format!("{}: {}", error.subject(), error.reason())).collect();
+    Error::new(kind, "connect to", &settings.place, format!("none of the hosts can be used: {}", reasons.join("; ")))
+}
+
+async fn resolve(uri: &AMQPUri, attempt: &Mutex<Attempt>) -> io::Result<Vec<SocketAddr>> {
+    let authority = &uri.authority;
     let addresses = tokio::net::lookup_host((authority.host.as_str(), authority.port)).await?.collect();
     note(attempt, |attempt| attempt.stage = Stage::Dial);
     Ok(addresses)
@@ -198,19 +258,28 @@ fn note<T>(attempt: &Mutex<Attempt>, change: impl FnOnce(&mut Attempt) -> T) -> 
     change(&mut attempt.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// What is trusted beside the system's certificates.
+/// What is trusted beside the system's certificates, and the client's own certificate.
 async fn tls_config(settings: &Settings) -> Result<OwnedTLSConfig> {
-    let Some(path) = settings.ca_file() else {
-        return Ok(OwnedTLSConfig::default());
+    let cert_chain = match settings.ca_file() {
+        Some(path) => Some(read(settings, "ca_file", path).await?),
+        None => None,
     };
-    let path = path.clone();
-    let shown = path.display().to_string();
-    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
-    match read.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-        Ok(pem) => Ok(OwnedTLSConfig { identity: None, cert_chain: Some(pem) }),
-        Err(cause) => {
-            let reason = format!("the `ca_file` {shown} cannot be read: {cause}");
-            Err(Error::new(ErrorKind::Rejected, "connect to", &settings.place, reason).because(cause))
+    let identity = match settings.identity_files() {
+        Some((certificate, key)) => {
+            let pem = read(settings, "certificate_file", certificate).await?.into_bytes();
+            let key = read(settings, "key_file", key).await?.into_bytes();
+            Some(OwnedIdentity::PKCS8 { pem, key })
         }
-    }
+        None => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
+}
+
+async fn read(settings: &Settings, option: &str, path: &Path) -> Result<String> {
+    let (shown, path) = (path.display().to_string(), path.to_owned());
+    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
+    read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(|cause| {
+        let reason = format!("the `{option}` {shown} cannot be read: {cause}");
+        Error::new(ErrorKind::Rejected, "connect to", &settings.place, reason).because(cause)
+    })
 }

@@ -12,8 +12,10 @@ use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::bindings::{self, Watched};
+use crate::config::Topology;
 use crate::connection::Link;
-use crate::error::{call, stopped, unavailable};
+use crate::error::{stopped, unavailable};
 use crate::hold::{Hold, Limits};
 use crate::intake::{Intake, subject};
 use crate::topology;
@@ -25,7 +27,8 @@ pub(crate) struct RabbitConsumer {
     channel: Channel,
     hold: Arc<Hold>,
     intake: AbortHandle,
-    bindings: AbortHandle,
+    /// Kept bound, unless the broker's operators see to that.
+    bindings: Option<(AbortHandle, Arc<Watched>)>,
     closed: watch::Receiver<bool>,
     /// Keep the connection and the runtime that drives it.
     link: Arc<Link>,
@@ -36,19 +39,20 @@ impl RabbitConsumer {
     /// Declares what is missing and begins to consume. Call it on the transport's own runtime.
     pub(crate) async fn open(shared: Arc<Shared>, link: Arc<Link>, wanted: Subscription) -> Result<Self> {
         let settings = &shared.settings;
-        let failed = |cause| call("subscribe to", subject(&wanted.group, settings), cause, "");
-        let channel = link.channel().await.map_err(failed)?;
-        topology::declare_exchange(&channel, settings).await?;
-        topology::declare_queue(&channel, settings, &wanted).await?;
-        topology::bind_queue(&channel, settings, &wanted).await?;
-        let bindings = topology::keep_bound(Arc::clone(&link), Arc::clone(settings), wanted.clone());
+        let channel = topology::prepare(&link, settings, &wanted).await?;
+        let is_kept = settings.topology() == Topology::Declare;
+        let watched = is_kept.then(|| shared.bindings.watch(wanted.topics.clone()));
+        let bindings = watched.map(|watched| {
+            let (link, settings, wanted) = (Arc::clone(&link), Arc::clone(settings), wanted.clone());
+            (bindings::keep(link, settings, wanted, Arc::clone(&watched)), watched)
+        });
         let limits = Limits { count: wanted.prefetch.min(usize::from(u16::MAX)), bytes: wanted.prefetch_bytes };
         let (group, hold) = (wanted.group, Arc::new(Hold::new(limits)));
         let (settings, sizes) = (Arc::clone(settings), shared.sizes(&group));
         let intake =
             Intake::begin(settings, group.clone(), channel.clone(), Arc::clone(&hold), sizes, Arc::clone(&link));
         let intake = tokio::spawn(intake.await?.run()).abort_handle();
-        let bindings = tokio::spawn(bindings).abort_handle();
+        let bindings = bindings.map(|(keeping, watched)| (tokio::spawn(keeping).abort_handle(), watched));
         let closed = shared.closed();
         Ok(Self { group, channel, hold, intake, bindings, closed, link, shared })
     }
@@ -105,7 +109,9 @@ impl RabbitConsumer {
 impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         self.intake.abort();
-        self.bindings.abort();
+        if let Some((keeping, _)) = &self.bindings {
+            keeping.abort();
+        }
         // Whatever it was about to ask for: what is unacknowledged goes back now.
         self.link.end_channel(self.channel.clone());
     }

@@ -9,10 +9,11 @@ use lapin::options::ConfirmSelectOptions;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
+use crate::bindings::Bindings;
 use crate::blame::{self, Broken, Forbidden};
 use crate::connection::Link;
 use crate::flight::{Flight, Unanswered};
-use crate::parcel::Parcel;
+use crate::parcel::{Answer, Parcel};
 use crate::quarantine::Quarantine;
 use crate::refusals::Refusals;
 use crate::settings::Settings;
@@ -36,6 +37,7 @@ pub(crate) struct Road {
     /// Set for all lanes of a connection: send nothing more on it.
     pub(crate) retired: Arc<AtomicBool>,
     pub(crate) quarantine: Arc<Quarantine>,
+    pub(crate) bindings: Arc<Bindings>,
 }
 
 impl Road {
@@ -107,7 +109,7 @@ impl Lane {
 
     fn settle(&mut self) {
         for (parcel, answer) in self.flight.settle() {
-            parcel.settle(&self.road.settings, answer);
+            answered(&self.road.settings, &self.road.bindings, parcel, answer);
         }
     }
 
@@ -163,6 +165,14 @@ impl Lane {
         let (unanswered, _) = self.flight.into_unanswered();
         refuse_all(self.inbox, unanswered, reason);
     }
+}
+
+/// Reports what the broker answered, and has bindings made again if it shows that some are gone.
+pub(crate) fn answered(settings: &Settings, bindings: &Bindings, parcel: Parcel, answer: Answer) {
+    if matches!(answer, Answer::Returned(_)) {
+        bindings.missed(&parcel.message.topic);
+    }
+    parcel.settle(settings, answer);
 }
 
 /// Counts a channel that ended with the message on its way.

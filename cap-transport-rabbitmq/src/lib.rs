@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
+mod bindings;
 mod blame;
 mod config;
 mod connection;
@@ -22,12 +24,14 @@ mod quarantine;
 mod refusals;
 mod routes;
 mod settings;
+mod silence;
 mod sizes;
 mod topology;
 mod transport;
 mod verdicts;
+mod version;
 mod wakes;
 mod wire;
 
-pub use config::{QueueType, RabbitMqOptions, Unroutable};
+pub use config::{QueueType, RabbitMqOptions, Topology};
 pub use transport::RabbitMq;

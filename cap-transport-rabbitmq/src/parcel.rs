@@ -6,7 +6,6 @@ use cap_core::transport::Confirm;
 use cap_core::{Error, ErrorKind, Message, Result};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::config::Unroutable;
 use crate::error::unavailable;
 use crate::settings::Settings;
 
@@ -64,7 +63,10 @@ impl Parcel {
     pub(crate) fn settle(mut self, settings: &Settings, answer: Answer) {
         let outcome = match answer {
             Answer::Taken => Ok(()),
-            Answer::Returned(reply) => self.unroutable(settings, &reply),
+            Answer::Returned(reply) => {
+                let reason = format!("no queue is bound for it on exchange `{}`: {reply}", settings.exchange);
+                Err(Error::new(ErrorKind::Unroutable, "send", self.subject(), reason))
+            }
             Answer::Refused => {
                 // No refusal of the message: the same one is taken when the queue has room or its leader is back.
                 let reason =
@@ -73,20 +75,6 @@ impl Parcel {
             }
         };
         self.report(outcome);
-    }
-
-    fn unroutable(&self, settings: &Settings, reply: &str) -> Result<()> {
-        match settings.unroutable() {
-            Unroutable::Retry => {
-                let reason = format!("no queue is bound for it on exchange `{}`: {reply}", settings.exchange);
-                Err(Error::new(ErrorKind::Unroutable, "send", self.subject(), reason))
-            }
-            Unroutable::Drop => {
-                let (id, topic) = (self.message.id.as_str(), self.message.topic.as_str());
-                tracing::warn!(message = id, topic, "dropped: no queue is bound for it");
-                Ok(())
-            }
-        }
     }
 }
 

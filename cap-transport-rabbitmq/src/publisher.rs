@@ -11,6 +11,7 @@ use lapin::options::ConfirmSelectOptions;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::bindings::Bindings;
 use crate::connection::Link;
 use crate::driver::Alive;
 use crate::error::{call, in_setup, unavailable};
@@ -34,12 +35,13 @@ impl Publisher {
         settings: &Arc<Settings>,
         closed: watch::Receiver<bool>,
         quarantine: Arc<Quarantine>,
+        bindings: Arc<Bindings>,
         alive: Alive,
     ) -> Result<Self> {
         let link = Arc::new(Link::open(settings, "publisher", alive).await?);
         let (settings, retired) = (Arc::clone(settings), Arc::new(AtomicBool::new(false)));
         let (place, limit) = (settings.place.clone(), settings.connect_timeout());
-        let road = Road { settings, link, closed, retired, quarantine };
+        let road = Road { settings, link, closed, retired, quarantine, bindings };
         let opened = tokio::time::timeout(limit, Self::open_lanes(road)).await;
         opened.unwrap_or_else(|_| {
             let reason = format!("it did not open channels or declare the exchange within {limit:?}");

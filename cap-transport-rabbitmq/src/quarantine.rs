@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use crate::bindings::Bindings;
 use crate::blame::{self, Broken};
 use crate::connection::Link;
 use crate::driver::Alive;
 use crate::flight::{Flight, Unanswered};
-use crate::lane::{CONNECTION_LOST, Road, convict, is_set, open_channel, sleep_until};
+use crate::lane::{CONNECTION_LOST, Road, answered, convict, is_set, open_channel, sleep_until};
 use crate::parcel::Parcel;
 use crate::refusals::Refusals;
 use crate::settings::Settings;
@@ -149,6 +150,7 @@ impl Quarantine {
 struct Worker {
     quarantine: Arc<Quarantine>,
     settings: Arc<Settings>,
+    bindings: Arc<Bindings>,
     closed: watch::Receiver<bool>,
     alive: Alive,
     link: Option<Arc<Link>>,
@@ -161,8 +163,9 @@ struct Worker {
 impl Worker {
     fn new(quarantine: Arc<Quarantine>, road: &Road) -> Self {
         let (settings, closed, alive) = (Arc::clone(&road.settings), road.closed.clone(), road.link.alive());
+        let bindings = Arc::clone(&road.bindings);
         let (link, flight, batch, deaths, lacks_exchange) = (None, None, 1, 0, false);
-        Self { quarantine, settings, closed, alive, link, flight, batch, deaths, lacks_exchange }
+        Self { quarantine, settings, bindings, closed, alive, link, flight, batch, deaths, lacks_exchange }
     }
 
     async fn run(mut self) {
@@ -229,7 +232,7 @@ impl Worker {
             }
             for (parcel, answer) in flight.settle() {
                 self.quarantine.refusals.clear(&parcel.message);
-                parcel.settle(&self.settings, answer);
+                answered(&self.settings, &self.bindings, parcel, answer);
             }
             self.expire();
             let alarm = self.link.as_ref().and_then(|link| link.alarm());

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cap_core::{Error, Result, Version};
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::AMQPUri;
 
-use crate::config::{QueueType, RabbitMqOptions, Unroutable};
+use crate::address::{Address, Files};
+use crate::config::{QueueType, RabbitMqOptions, Topology};
 use crate::management::Management;
 
 /// CAP's exchange for engines of version `v1`.
@@ -19,8 +21,9 @@ const MAX_CHANNELS: usize = 2047;
 
 impl RabbitMqOptions {
     /// Checks everything and names all that is wrong.
-    pub(crate) fn check(self) -> Result<Settings> {
-        let uri = parse(&self.url)?;
+    pub(crate) fn check(mut self) -> Result<Settings> {
+        let mut address = Address::parse(&self.url)?;
+        self.take_over(&mut address);
         let mut faults = Vec::new();
         let mut require = |holds: bool, fault: String| {
             if !holds {
@@ -39,6 +42,14 @@ impl RabbitMqOptions {
         require(self.window >= 1, "window: it must be at least 1".into());
         let ttl_fits = self.message_ttl.is_none_or(|ttl| i32::try_from(ttl.as_millis()).is_ok());
         require(ttl_fits, "message_ttl: the broker takes at most 2147483647 milliseconds".into());
+        require(
+            self.certificate_file.is_some() == self.key_file.is_some(),
+            "certificate_file, key_file: one of them is nothing without the other".into(),
+        );
+        let needs_tls = self.certificate_file.is_some() && !address.uses_tls();
+        require(!needs_tls, "certificate_file: it is of no use without TLS (amqps://)".into());
+        let limit_is_sensible = self.delivery_limit.is_none_or(|limit| limit >= -1);
+        require(limit_is_sensible, "delivery_limit: it is a number of redeliveries, or -1 for no limit".into());
         let durations = [
             ("confirm_timeout", self.confirm_timeout),
             ("connect_timeout", self.connect_timeout),
@@ -50,7 +61,7 @@ impl RabbitMqOptions {
         }
         let heartbeat = self.heartbeat.as_secs();
         require((1..=3600).contains(&heartbeat), format!("heartbeat: {:?} is not between 1s and 1h", self.heartbeat));
-        let checked = |url| Management::check(url, &self, &uri, &exchange).map(Arc::new);
+        let checked = |url| Management::check(url, &self, &address.uris[0], &exchange).map(Arc::new);
         let management = self.management_url.as_deref().map(checked).transpose();
         if let Err(fault) = &management {
             require(false, format!("management_url: {fault}"));
@@ -58,9 +69,20 @@ impl RabbitMqOptions {
         let (true, Ok(management)) = (faults.is_empty(), management) else {
             return Err(Error::invalid("the RabbitMQ options", faults.join("; ")));
         };
-        let mut uri = uri;
-        uri.query.heartbeat = uri.query.heartbeat.or(u16::try_from(heartbeat).ok());
-        Ok(Settings { place: place(&uri), uri, exchange, management, options: self })
+        for uri in &mut address.uris {
+            uri.query.heartbeat = uri.query.heartbeat.or(u16::try_from(heartbeat).ok());
+        }
+        let first = AtomicUsize::new(0);
+        Ok(Settings { place: address.place(), address, first, exchange, management, options: self })
+    }
+
+    /// What the URL says wins.
+    fn take_over(&mut self, address: &mut Address) {
+        let Files { ca, certificate, key } = std::mem::take(&mut address.files);
+        self.ca_file = ca.or(self.ca_file.take());
+        self.certificate_file = certificate.or(self.certificate_file.take());
+        self.key_file = key.or(self.key_file.take());
+        self.connect_timeout = address.connect_timeout.unwrap_or(self.connect_timeout);
     }
 }
 
@@ -71,48 +93,13 @@ fn default_exchange(version: &Version) -> String {
     format!("{DEFAULT_EXCHANGE}.{version}")
 }
 
-/// The URL's parts. Errors never quote it, because it holds the password.
-fn parse(url: &str) -> Result<AMQPUri> {
-    let subject = "the RabbitMQ URL";
-    let mut uri: AMQPUri = url.parse().map_err(|reason: String| {
-        let reason = if reason.contains(url) { "it is incomplete" } else { &reason };
-        Error::invalid(subject, format!("{reason}; it is written as amqp://user:password@host:port/vhost"))
-    })?;
-    if let Some(host) = ipv6_host(url) {
-        uri.authority.host = host.into();
-    }
-    if uri.authority.host.is_empty() {
-        return Err(Error::invalid(subject, "it names no host"));
-    }
-    if uri.vhost.is_empty() {
-        uri.vhost = "/".into();
-    }
-    Ok(uri)
-}
-
-/// The host if it is written as `[…]`, which the parser takes for none.
-fn ipv6_host(url: &str) -> Option<&str> {
-    let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    host.strip_prefix('[')?.split_once(']').map(|(host, _)| host)
-}
-
-/// Kind and place, for people.
-fn place(uri: &AMQPUri) -> String {
-    let vhost = if uri.vhost == "/" { "" } else { &uri.vhost };
-    format!("rabbitmq {}:{}/{vhost}", uri.authority.host, uri.authority.port)
-}
-
-/// The place that a URL names, for `Debug` of options that were not checked.
-pub(crate) fn place_of(url: &str) -> String {
-    parse(url).map_or_else(|_| "not a URL".into(), |uri| place(&uri))
-}
-
 /// Options that were checked.
 pub(crate) struct Settings {
     /// Kind and place, for people.
     pub(crate) place: String,
-    pub(crate) uri: AMQPUri,
+    address: Address,
+    /// The host that was reached last.
+    first: AtomicUsize,
     pub(crate) exchange: String,
     /// The management API, if it is to be asked.
     pub(crate) management: Option<Arc<Management>>,
@@ -121,7 +108,18 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn uses_tls(&self) -> bool {
-        self.uri.scheme == AMQPScheme::AMQPS
+        self.address.uses_tls()
+    }
+
+    /// The hosts in the order in which they are to be tried, each with its place for [`Self::reached`].
+    pub(crate) fn hosts(&self) -> Vec<(usize, AMQPUri)> {
+        let (first, count) = (self.first.load(Ordering::Relaxed), self.address.uris.len());
+        (first..first + count).map(|place| (place % count, self.address.uris[place % count].clone())).collect()
+    }
+
+    /// The host at this place is the first to be tried from now on.
+    pub(crate) fn reached(&self, place: usize) {
+        self.first.store(place, Ordering::Relaxed);
     }
 
     pub(crate) fn queue_type(&self) -> QueueType {
@@ -132,12 +130,23 @@ impl Settings {
         self.options.message_ttl
     }
 
+    /// None: never.
     pub(crate) fn delivery_limit(&self) -> Option<i32> {
-        self.options.delivery_limit
+        self.options.delivery_limit.filter(|limit| *limit >= 0)
     }
 
-    pub(crate) fn unroutable(&self) -> Unroutable {
-        self.options.unroutable
+    /// Whether what is declared depends on the broker's version.
+    pub(crate) fn asks_version(&self) -> bool {
+        let is_declared = self.options.topology == Topology::Declare;
+        is_declared && self.options.queue_type == QueueType::Quorum && self.delivery_limit().is_none()
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        self.options.topology
+    }
+
+    pub(crate) fn driver_logs(&self) -> bool {
+        self.options.driver_logs
     }
 
     pub(crate) fn publish_channels(&self) -> usize {
@@ -167,6 +176,11 @@ impl Settings {
     pub(crate) fn ca_file(&self) -> Option<&PathBuf> {
         self.options.ca_file.as_ref()
     }
+
+    /// The client's certificate and its key.
+    pub(crate) fn identity_files(&self) -> Option<(&PathBuf, &PathBuf)> {
+        self.options.certificate_file.as_ref().zip(self.options.key_file.as_ref())
+    }
 }
 
 #[cfg(test)]
@@ -184,28 +198,29 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_taken_apart_and_described_without_secrets() {
-        let place = |url: &str| RabbitMqOptions::new(url).check().unwrap().place;
-        assert_eq!(place("amqp://u:s3cret@broker-1:5673/orders"), "rabbitmq broker-1:5673/orders");
-        assert_eq!(place("amqp://u:s3cret@broker-1"), "rabbitmq broker-1:5672/");
-        assert_eq!(place("amqps://u:s3cret@broker-1/"), "rabbitmq broker-1:5671/");
-        assert_eq!(place("amqp://u:s3cret@[::1]:5673/%2f"), "rabbitmq ::1:5673/");
+    fn what_the_url_says_wins() {
+        let url = "amqps://h?certfile=/c.pem&keyfile=/k.pem&connection_timeout=1500";
+        let settings = RabbitMqOptions::new(url).certificate_file("/other.pem").ca_file("/ca.pem").check().unwrap();
+        assert_eq!(settings.identity_files(), Some((&PathBuf::from("/c.pem"), &PathBuf::from("/k.pem"))));
+        assert_eq!(settings.ca_file(), Some(&PathBuf::from("/ca.pem")));
+        assert_eq!(settings.connect_timeout(), Duration::from_millis(1500));
     }
 
     #[test]
-    fn what_is_no_url_is_refused_without_quoting_it() {
-        for bad in ["amqp:s3cret", "http://u:s3cret@host", "amqp://u:s3cret@host:99999/", "s3cret"] {
-            let error = RabbitMqOptions::new(bad).check().err().expect(bad);
-            assert_eq!(error.kind(), cap_core::ErrorKind::Invalid);
-            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
-        }
+    fn the_host_that_was_reached_last_is_tried_first() {
+        let settings = RabbitMqOptions::new("amqp://a,b,c").check().unwrap();
+        let order = || settings.hosts().into_iter().map(|(_, uri)| uri.authority.host).collect::<Vec<_>>();
+        assert_eq!(order(), ["a", "b", "c"]);
+        settings.reached(1);
+        assert_eq!(order(), ["b", "c", "a"]);
     }
 
     #[test]
     fn every_fault_is_named() {
         let options = RabbitMqOptions::default().publish_channels(0).window(0).heartbeat(Duration::ZERO);
+        let options = options.key_file("k.pem").delivery_limit(-2);
         let error = options.check().err().unwrap().to_string();
-        for name in ["publish_channels", "window", "heartbeat"] {
+        for name in ["publish_channels", "window", "heartbeat", "key_file", "delivery_limit"] {
             assert!(error.contains(name), "{error}");
         }
     }

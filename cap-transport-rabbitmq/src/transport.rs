@@ -14,8 +14,9 @@ use lapin::types::FieldTable;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::bindings::Bindings;
 use crate::config::RabbitMqOptions;
-use crate::connection::Link;
+use crate::connection::{CONSUMER, Link};
 use crate::consumer::RabbitConsumer;
 use crate::driver::{Alive, Driver};
 use crate::error::{NOT_FOUND, call, reply, stopped, unavailable};
@@ -57,8 +58,8 @@ impl RabbitMq {
         let (closed, _) = watch::channel(false);
         let (publisher, consumers) = (Slot::new(), Slot::new());
         let driver = Driver::new();
-        let (sending, quarantine, sizes) = Default::default();
-        let shared = Shared { settings, closed, publisher, sending, quarantine, consumers, sizes, driver };
+        let (sending, quarantine, bindings, sizes) = Default::default();
+        let shared = Shared { settings, closed, publisher, sending, quarantine, bindings, consumers, sizes, driver };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -258,6 +259,7 @@ pub(crate) struct Shared {
     /// The connection of the publisher, to ask it without waiting.
     sending: Mutex<Weak<Link>>,
     quarantine: Arc<Quarantine>,
+    pub(crate) bindings: Arc<Bindings>,
     consumers: Slot<Link>,
     /// How large the messages of the groups are that were consumed.
     sizes: Mutex<HashMap<Group, Arc<Mutex<Sizes>>>>,
@@ -279,8 +281,8 @@ impl Shared {
     async fn publisher(&self) -> Result<Arc<Publisher>> {
         let making = self.unless_closed(async {
             let (_, alive) = self.start("connect to", &self.settings.place)?;
-            let quarantine = Arc::clone(&self.quarantine);
-            let publisher = Publisher::open(&self.settings, self.closed(), quarantine, alive).await?;
+            let (quarantine, bindings) = (Arc::clone(&self.quarantine), Arc::clone(&self.bindings));
+            let publisher = Publisher::open(&self.settings, self.closed(), quarantine, bindings, alive).await?;
             *self.sending.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(publisher.link());
             Ok(publisher)
         });
@@ -290,7 +292,7 @@ impl Shared {
     async fn link(&self) -> Result<Arc<Link>> {
         let making = self.unless_closed(async {
             let (_, alive) = self.start("connect to", &self.settings.place)?;
-            Link::open(&self.settings, "consumer", alive).await
+            Link::open(&self.settings, CONSUMER, alive).await
         });
         self.consumers.get(Link::is_open, making).await
     }

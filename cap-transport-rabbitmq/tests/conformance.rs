@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Message, Result, Topic, Transport};
+use cap_core::{BoxFuture, Group, Message, Result, Topic, Transport};
 use cap_testkit::server;
 use cap_testkit::transport::TransportFixture;
 use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
@@ -65,6 +65,8 @@ impl RabbitMqFixture {
             false => support::url_at(place),
         };
         let options = self.names.options(&url).queue_type(self.queue_type);
+        // What is unbound stays so unless a message tells of it.
+        let options = options.bind_every(Duration::from_secs(3600));
         let options = options.confirm_timeout(CONFIRM_TIMEOUT).max_body(MAX_BODY);
         if !CHECKS_ROUTES {
             return options;
@@ -174,6 +176,17 @@ impl TransportFixture for RabbitMqFixture {
             self.shares_server.lock().unwrap_or_else(PoisonError::into_inner).take();
             *self.alone.lock().await = Some(server::lock().write_owned().await);
             SERVER.client(&["set_vm_memory_high_watermark", "0"]).await
+        })
+    }
+
+    fn can_unbind(&self) -> bool {
+        true
+    }
+
+    fn unbind(&self, group: Group, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            support::unbind(&self.names, group.as_str(), topic.as_str()).await;
+            Ok(())
         })
     }
 

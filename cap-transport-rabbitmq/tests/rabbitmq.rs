@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cap_core::transport::DeliveryTag;
 use cap_core::{ErrorKind, Message, Topic, Transport, headers};
-use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions, Unroutable};
+use cap_transport_rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions,
 };
@@ -163,15 +163,6 @@ async fn an_exchange_that_is_deleted_is_declared_anew() {
     let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.unwrap();
     send(&transport, vec![message(&topic, &[])]).await.remove(0).unwrap();
     receive(&mut *consumer, 1).await;
-    scene.names.clean_up().await;
-}
-
-#[tokio::test]
-async fn an_unroutable_message_may_be_dropped() {
-    let scene = Scene::new();
-    let transport = scene.open(scene.options().unroutable(Unroutable::Drop)).await;
-    let outcome = send(&transport, vec![message(&scene.topic("nobody"), &[])]).await.remove(0);
-    outcome.expect("it is confirmed, and gone");
     scene.names.clean_up().await;
 }
 

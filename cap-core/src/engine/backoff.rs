@@ -36,7 +36,12 @@ impl Pause {
 
     /// The next pause: half of the bound, and a random part of the other half.
     pub(crate) fn next(&mut self) -> Duration {
-        let pause = self.bound.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.next_within(self.max)
+    }
+
+    /// The same, with a bound of at most `longest` this time.
+    pub(crate) fn next_within(&mut self, longest: Duration) -> Duration {
+        let pause = self.bound.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0);
         self.bound = (self.bound * 2).min(self.max);
         pause
     }

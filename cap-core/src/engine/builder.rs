@@ -128,10 +128,10 @@ impl<S> CapBuilder<S> {
 
     /// Names topics that this service publishes, written as in [`Cap::publish`]; may be called more than once.
     ///
-    /// A message to a topic that has no queue stays in the outbox until a consumer of it has been started once. If the
-    /// transport can tell ([`checks_routes`](crate::transport::TransportCapabilities::checks_routes)), [`start`](Self::start)
-    /// logs those of these topics that have none, or fails with [`Options::require_routes`]; later, [`Cap::unrouted`]
-    /// tells. Topics that are not named can be published all the same.
+    /// A message to a topic that has no queue stays in the outbox until a consumer of it has been started once, unless
+    /// [`Options::unroutable`] says otherwise. If the transport can tell
+    /// ([`checks_routes`](crate::transport::TransportCapabilities::checks_routes)), [`start`](Self::start) logs those of
+    /// these topics that have none, or fails with [`Options::require_routes`]; later, [`Cap::unrouted`] tells. Topics that are not named can be published all the same.
     pub fn publishes<T: Into<String>>(mut self, topics: impl IntoIterator<Item = T>) -> Self {
         self.published.extend(topics.into_iter().map(Into::into));
         self
@@ -217,7 +217,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             suspects: Suspects::new(),
             runtime: tokio::runtime::Handle::current(),
             pulse: Pulse::new(),
-            relay: Relay::default(),
+            relay: Relay::new(options.unroutable_rules()?),
             relay_slots: Slots::fixed(options.relay_in_flight, options.in_flight_bytes),
             outbox_settler: Settler::default(),
             inbox_settler: Settler::default(),

@@ -146,7 +146,8 @@ impl<S: ?Sized> Cap<S> {
     }
 
     /// Which of the topics that this service [publishes](CapBuilder::publishes) have no queue now: what is published to
-    /// them stays in the outbox until a consumer of each has been started once.
+    /// them stays in the outbox until a consumer of each has been started once, unless [`Options::unroutable`](crate::Options)
+    /// says otherwise.
     ///
     /// # Errors
     /// `Unsupported` if the transport does not tell, otherwise what it says when it is asked; `Stopped`.

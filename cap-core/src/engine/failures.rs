@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
-use crate::engine::slots::Held;
+use crate::engine::held::Held;
 use crate::name::{Group, Topic};
 use crate::shown::shown;
 use crate::storage::Table;

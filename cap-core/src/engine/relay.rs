@@ -16,7 +16,8 @@ use crate::engine::step::Step;
 use crate::engine::topics::{Admission, Topics};
 use crate::engine::{Engine, suspects};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lifecycle::{self, Begin, Outcome, State};
+use crate::lifecycle::{self, Begin, Outcome, State, Unroutable, UnroutableRules};
+use crate::name::Topic;
 use crate::storage::{Claim, Record, Table};
 use crate::transport::{Confirm, Outgoing};
 
@@ -24,7 +25,7 @@ use crate::transport::{Confirm, Outgoing};
 pub(crate) const RELAY: &str = "relay";
 pub(crate) const BROKER: &str = "broker";
 
-/// How many records try whether the broker is back.
+/// How many records try whether the broker is back, or a topic takes some.
 const PROBE: usize = 8;
 /// After which a message is due again that the broker could not be asked to take.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(200);
@@ -40,9 +41,15 @@ pub(crate) struct Relay {
     topics: Topics,
     /// How many batches in a row brought nothing through because of their topics.
     fruitless: AtomicUsize,
+    /// What becomes of messages that no group wants.
+    unroutable: UnroutableRules,
 }
 
 impl Relay {
+    pub(crate) fn new(unroutable: UnroutableRules) -> Self {
+        Self { unroutable, ..Self::default() }
+    }
+
     /// The topics that take nothing at present.
     pub(crate) fn topics(&self) -> &Topics {
         &self.topics
@@ -102,10 +109,11 @@ async fn claim(engine: &Engine) -> Result<Option<Claimed>> {
             () = engine.stop.quiesce.cancelled() => return Ok(None),
             ready = ready => ready,
         };
-        if probing {
+        let open = engine.relay.topics.open();
+        if probing || open.some_are_tried {
             room.truncate(PROBE);
         }
-        match engine.claim(OUTBOX, &epoch, room.len(), room.bytes_left(), engine.relay.topics.open()).await {
+        match engine.claim(OUTBOX, &epoch, room.len(), room.bytes_left(), open.topics).await {
             Ok((claim, claimed)) => {
                 engine.relay_slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
                 let is_full = claimed.records.len() == room.len();
@@ -273,20 +281,40 @@ fn confirmed(batch: &Batch, held: Held, outcome: Result<()>) {
 /// or missing queue those of its topic.
 fn not_sent(batch: &Batch, held: &Held, error: Error) -> Outcome {
     match error.kind() {
+        ErrorKind::Unroutable => unroutable(batch, held, error),
         ErrorKind::Unavailable | ErrorKind::Stopped | ErrorKind::LeaseLost => {
             set(&batch.unavailable, error);
             Outcome::GivenBack(UNAVAILABLE_PAUSE)
         }
-        ErrorKind::Environment | ErrorKind::Unroutable => {
-            set(&batch.refused, error.clone());
-            let reason = error.to_string();
-            Outcome::Waits(batch.engine.relay.topics.refused(&held.topic, error), reason)
-        }
+        ErrorKind::Environment => waits(batch, &held.topic, error),
         ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::Corrupt => Outcome::Hopeless(error.to_string()),
         _ => {
             let reason = error.to_string();
             batch.engine.failures.note(Table::Outbox, held, &reason);
             Outcome::Failed(reason)
+        }
+    }
+}
+
+/// It waits for its topic.
+fn waits(batch: &Batch, topic: &Topic, error: Error) -> Outcome {
+    set(&batch.refused, error.clone());
+    let reason = error.to_string();
+    Outcome::Waits(batch.engine.relay.topics.refused(topic, error), reason)
+}
+
+/// No group wants it: what becomes of it is the user's choice.
+fn unroutable(batch: &Batch, held: &Held, error: Error) -> Outcome {
+    match batch.engine.relay.unroutable.choice(&held.topic) {
+        Unroutable::Wait => waits(batch, &held.topic, error),
+        Unroutable::Dead => {
+            batch.some_sent.store(true, Ordering::Relaxed);
+            Outcome::Hopeless(error.to_string())
+        }
+        Unroutable::Drop => {
+            batch.some_sent.store(true, Ordering::Relaxed);
+            tracing::info!(messaging.message.id = %held.message_id.shown(), messaging.destination.name = %held.topic.shown(), "dropped: no group wants it");
+            Outcome::Succeeded
         }
     }
 }

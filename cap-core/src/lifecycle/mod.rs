@@ -23,8 +23,11 @@ mod reason;
 mod retry;
 mod state;
 mod transition;
+mod unroutable;
 
 pub use reason::MAX_REASON;
 pub use retry::{Backoff, Limit, RetryPolicy};
 pub use state::{State, Status};
 pub use transition::{Begin, Begun, Outcome, Rules, begin, parked, received, requeued, scheduled, settle};
+pub use unroutable::Unroutable;
+pub(crate) use unroutable::UnroutableRules;

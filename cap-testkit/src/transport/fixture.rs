@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Error, Message, Result, Topic, Transport};
+use cap_core::{BoxFuture, Error, Group, Message, Result, Topic, Transport};
 
 use crate::check::{Fixture, Need};
 
@@ -109,6 +109,17 @@ pub trait TransportFixture: Send + Sync + 'static {
         Box::pin(async { Err(Error::unsupported("set an alarm of", "the broker of this fixture")) })
     }
 
+    /// Whether [`Self::unbind`] works.
+    fn can_unbind(&self) -> bool {
+        false
+    }
+
+    /// Takes away, as an operator would, what brings messages of this topic to the group that has subscribed it.
+    fn unbind(&self, group: Group, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        let _ = (group, topic);
+        Box::pin(async { Err(Error::unsupported("unbind", "a group of this fixture")) })
+    }
+
     /// Removes what the check left on the broker. Called after each check.
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
@@ -134,6 +145,8 @@ pub struct TransportAbilities {
     pub fill: bool,
     /// The fixture can set an alarm.
     pub alarm: bool,
+    /// The fixture can take a group's bindings away.
+    pub unbind: bool,
 }
 
 impl Fixture for dyn TransportFixture {
@@ -149,6 +162,7 @@ impl Fixture for dyn TransportFixture {
             poison: self.can_poison(),
             fill: self.can_fill(),
             alarm: self.can_set_alarm(),
+            unbind: self.can_unbind(),
         }
     }
 
@@ -181,3 +195,5 @@ pub(super) const POISON: TransportNeed =
     Need { name: "message for which the broker breaks off", declared: |able| able.poison };
 pub(super) const FULL: TransportNeed = Need { name: "queue that the fixture can fill", declared: |able| able.fill };
 pub(super) const ALARM: TransportNeed = Need { name: "alarm that the fixture can set", declared: |able| able.alarm };
+pub(super) const UNBIND: TransportNeed =
+    Need { name: "binding that the fixture can take away", declared: |able| able.unbind };

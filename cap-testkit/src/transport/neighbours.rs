@@ -104,6 +104,29 @@ pub(super) async fn an_alarm_is_told_while_it_lasts(fixture: &dyn TransportFixtu
     Ok(())
 }
 
+pub(super) async fn what_was_taken_away_is_made_again_when_a_message_comes_back(
+    fixture: &dyn TransportFixture,
+) -> CheckResult {
+    let scene = Scene::new(fixture);
+    let transport = scene.open().await?;
+    let topic = scene.topic("orders")?;
+    let mut consumer = scene.consumer(&transport, "billing", &topic).await?;
+    scene.within("the end of a binding", fixture.unbind(scene.group("billing")?, topic.clone())).await??;
+    let outcomes = scene.send(&transport, &[message(&topic)]).await?;
+    for outcome in scene.outcomes(outcomes).await? {
+        ensure_refused("the first message after a binding was taken away", outcome, ErrorKind::Unroutable)?;
+    }
+    let sent = scene
+        .eventually("a message that reaches the group again", || async {
+            let next = message(&topic);
+            let outcomes = scene.send(&transport, std::slice::from_ref(&next)).await.ok()?;
+            let is_confirmed = scene.outcomes(outcomes).await.ok()?.iter().all(Result::is_ok);
+            is_confirmed.then_some(next)
+        })
+        .await?;
+    take_each(&scene, &mut *consumer, &[sent]).await
+}
+
 /// Sends a few, until the transport tells of an obstacle.
 async fn tell(
     scene: &Scene<'_>,

@@ -20,6 +20,7 @@ pub const PROMISES: &[&str] = &[
     "send/6",
     "send/7",
     "send/8",
+    "send/9",
     "obstacle/1",
     "subscribe/1",
     "subscribe/2",
@@ -255,6 +256,10 @@ macro_rules! for_each_transport_check {
             "T-053" neighbours::an_alarm_is_told_while_it_lasts {
                 promises: ["obstacle/1", "send/5"], needs: ALARM,
                 catches: "a broker that takes nothing and looks healthy"
+            }
+            "T-054" neighbours::what_was_taken_away_is_made_again_when_a_message_comes_back {
+                promises: ["send/9"], needs: UNBIND,
+                catches: "a binding that an operator deleted, missing until a restart"
             }
         }
     };

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cap_core::MessageId;
 use cap_testkit::server::Server;
-use cap_transport_rabbitmq::{RabbitMqOptions, Unroutable};
+use cap_transport_rabbitmq::RabbitMqOptions;
 use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -79,7 +79,7 @@ impl Names {
 
     /// Options for this exchange on the server at `place`.
     pub(crate) fn options(&self, url: &str) -> RabbitMqOptions {
-        RabbitMqOptions::new(url).exchange(self.exchange()).unroutable(Unroutable::Retry)
+        RabbitMqOptions::new(url).exchange(self.exchange())
     }
 
     pub(crate) async fn clean_up(&self) {
@@ -127,6 +127,13 @@ pub(crate) async fn fill(names: &Names, topic: &str) {
             return;
         }
     }
+}
+
+/// Takes a binding away, as an operator would.
+pub(crate) async fn unbind(names: &Names, queue: &str, key: &str) {
+    let raw = Raw::open().await;
+    let unbinding = raw.channel.queue_unbind(queue.into(), names.exchange().into(), key.into(), FieldTable::default());
+    unbinding.await.expect("unbound");
 }
 
 /// A header of this name, passing through a [`Proxy`], makes RabbitMQ close the channel: it becomes a `BCC` that is no list.

@@ -25,4 +25,5 @@ mod suspects;
 mod telling;
 mod times;
 mod trust;
+mod unroutable;
 mod waking;

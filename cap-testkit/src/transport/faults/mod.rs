@@ -236,6 +236,17 @@ impl TransportFixture for FaultyFixture {
         })
     }
 
+    fn can_unbind(&self) -> bool {
+        self.is_server()
+    }
+
+    fn unbind(&self, _: Group, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.server.unbind(topic);
+            Ok(())
+        })
+    }
+
     fn can_open_nowhere(&self) -> bool {
         self.is_server()
     }

@@ -32,6 +32,7 @@ pub(super) struct Server {
     keepers: Mutex<Vec<(Subscription, Box<dyn Consumer>)>>,
     links: Mutex<Vec<Weak<ServerTransport>>>,
     full: Mutex<HashSet<Topic>>,
+    unbound: Mutex<HashSet<Topic>>,
     has_alarm: AtomicBool,
 }
 
@@ -51,6 +52,7 @@ impl Server {
             keepers: Mutex::default(),
             links: Mutex::default(),
             full: Mutex::default(),
+            unbound: Mutex::default(),
             has_alarm: false.into(),
         }
     }
@@ -75,6 +77,16 @@ impl Server {
         lock(&self.full).insert(topic);
     }
 
+    pub(super) fn unbind(&self, topic: Topic) {
+        lock(&self.unbound).insert(topic);
+    }
+
+    /// Whether a message comes back because its topic is unbound. Then it is bound again.
+    fn returns(&self, topic: &Topic) -> bool {
+        let mut unbound = lock(&self.unbound);
+        if self.has(TransportFault::LeavesUnbound) { unbound.contains(topic) } else { unbound.remove(topic) }
+    }
+
     pub(super) fn set_alarm(&self, is_on: bool) {
         let remembers = self.fault == Some(TransportFault::RemembersAlarms);
         self.has_alarm.fetch_or(is_on, Ordering::SeqCst);
@@ -94,6 +106,9 @@ impl Server {
         }
         if message.headers.get(POISON).is_some() {
             return Some((unless(KeepsThePoisonsReason, ErrorKind::Rejected), "it breaks off for it"));
+        }
+        if self.returns(&message.topic) {
+            return Some((ErrorKind::Unroutable, "no group is bound to it"));
         }
         let is_full = lock(&self.full).contains(&message.topic);
         is_full.then(|| (unless(TakesFullForAway, ErrorKind::Environment), "a queue is full"))

@@ -105,6 +105,7 @@ faults! {
         TakesFullForAway: "T-050", "Reports a full queue as `Unavailable`.";
         HidesAlarms: "T-053", "Tells of no alarm.";
         RemembersAlarms: "T-053", "Tells of an alarm that is over.";
+        LeavesUnbound: "T-054", "Does not bind again what somebody has unbound.";
         LosesItsQueuesOnRestart: "T-042", "Forgets its queues when it restarts.";
     }
     Poor {

@@ -10,7 +10,9 @@ mod held;
 mod losses;
 mod pools;
 mod pulse;
+mod room;
 mod server;
+mod supply;
 
 pub use fault::{Fallible, Fault};
 pub use pools::{Limits, Pools, Via, Work};

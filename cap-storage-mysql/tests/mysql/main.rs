@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod few;
 mod load;
 mod locks;
 mod net_cap;
@@ -11,4 +12,5 @@ mod running;
 mod schema;
 #[path = "../support/mod.rs"]
 mod support;
+mod switchover;
 mod transactions;

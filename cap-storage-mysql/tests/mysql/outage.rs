@@ -49,6 +49,10 @@ impl Server {
         script
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("mysql://cap:cap@127.0.0.1:{}/cap", self.port)
     }

@@ -30,6 +30,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// How long a notification that we send ourselves may be under way.
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the connection that listens may take to be made; one of the pool is held meanwhile.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
 /// How often a server that gave no connection to listen on is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -176,8 +179,12 @@ async fn listen(storage: &PostgresStorage) -> Result<Start> {
 
 async fn listen_beside(connection: &mut PgConnection, storage: &PostgresStorage) -> Fallible<Start> {
     let options = PgConnectOptions::clone(&storage.pool().connect_options());
-    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(PING_LIMIT).connect_lazy_with(options);
-    let mut listener = PgListener::connect_with(&own).await?;
+    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_LIMIT).connect_lazy_with(options);
+    let mut listener = match PgListener::connect_with(&own).await {
+        // Somebody else was quicker.
+        Err(sqlx::Error::PoolTimedOut) if storage.pools().gives_no_more().await => return Ok(Start::Full),
+        listener => listener?,
+    };
     for _ in 0..3 {
         let session: i32 = sqlx::raw_sql(sql::SESSION).fetch_one(&mut listener).await?.try_get(0)?;
         if session == pooler::session(connection).await? {

@@ -13,7 +13,7 @@ use crate::server::{Connection, Server};
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long one look takes at most.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The least time between two looks.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -98,9 +98,12 @@ impl Room {
     /// Why there was no connection within the limit.
     pub(crate) fn no_connection(&self, limit: Duration) -> Fault {
         let known = self.known();
-        let is_recent = is_within(known.looked, limit + PAUSE) || is_within(known.full, limit + FULL_FOR);
-        let reason = known.reason.as_deref().filter(|_| is_recent);
-        let reason = reason.unwrap_or("all stayed busy: make the pool greater, or handlers shorter");
+        let is_known = is_within(known.looked, limit + PAUSE) || is_within(known.full, limit + FULL_FOR);
+        let reason = match &known.reason {
+            Some(reason) if is_known => reason,
+            None if is_known => "all stayed busy: make the pool greater, or handlers shorter",
+            _ => "all stayed busy, or none could be opened in time",
+        };
         Fault::said(cap_core::ErrorKind::Unavailable, format!("no connection within {limit:?}: {reason}"))
     }
 }

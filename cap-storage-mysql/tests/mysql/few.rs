@@ -9,8 +9,8 @@ use cap_storage_mysql::{MySqlOptions, MySqlStorage};
 use crate::support::{Database, on_server};
 use cap_testkit::storage::scene::{LEASE, ids, in_flight, message, node, request};
 
-const TASKS: usize = 8;
-const EACH: usize = 5;
+const TASKS: usize = 6;
+const EACH: usize = 4;
 
 async fn give(database: &Database, connections: i32) {
     on_server(format!("ALTER USER {} WITH MAX_USER_CONNECTIONS {connections}", database.name)).await;
@@ -30,7 +30,8 @@ async fn beat(storage: &MySqlStorage, node: cap_core::NodeId) -> cap_core::Resul
 async fn works(connections: i32) {
     let database = Database::create().await;
     give(&database, connections).await;
-    let storage = MySqlStorage::connect(&database.url()).await.unwrap();
+    let options = MySqlOptions::new(database.url()).connect_timeout(Duration::from_secs(60));
+    let storage = MySqlStorage::connect_with(options).await.unwrap();
     storage.prepare().await.unwrap();
     let node = node(&storage).await;
     let publishers: Vec<_> = (0..TASKS)
@@ -75,7 +76,7 @@ async fn a_server_that_gives_no_connection_is_told_with_its_own_reason() {
     let database = Database::create().await;
     give(&database, 1).await;
     let other = database.connection().await;
-    let options = MySqlOptions::new(database.url()).connect_timeout(Duration::from_secs(1));
+    let options = MySqlOptions::new(database.url()).connect_timeout(Duration::from_secs(8));
     let storage = MySqlStorage::connect_lazy(options).unwrap();
     let lazily = storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap_err();
     let prepared = storage.prepare().await.unwrap_err();

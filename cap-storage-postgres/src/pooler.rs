@@ -16,14 +16,18 @@ use tokio::time::timeout;
 use crate::session::PostgresServer;
 use crate::sql;
 
-/// How often it is looked whether two connections have one session, or one connection several.
-const LOOKS: usize = 3;
+/// How often it is looked whether two connections have one session, or one connection several. Where many start at once
+/// behind a pooler, a connection may be lent the same session a few times.
+const LOOKS: usize = 30;
 
 /// How long one step may take: a pooler with a single session lets the second transaction wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether sessions are lent and nothing is kept in them.
 pub(crate) async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
+    if is_direct(options).await.unwrap_or(false) {
+        return Ok(false);
+    }
     let mut one = PgConnection::connect_with(options).await?;
     let mut other = match PgConnection::connect_with(options).await {
         Ok(other) => other,
@@ -43,11 +47,22 @@ pub(crate) async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
 /// Whether sessions are lent to connections in turn.
 async fn lends_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Fallible<bool> {
     let (first, second) = (session(one).await?, session(other).await?);
-    let mut is_lent = first == second;
     for _ in 1..LOOKS {
-        is_lent |= session(one).await? != first || session(other).await? != second;
+        if first == second || session(one).await? != first || session(other).await? != second {
+            return Ok(true);
+        }
     }
-    Ok(is_lent)
+    Ok(first == second)
+}
+
+/// Whether a setting that a connection begins with reaches its session. Poolers refuse it, or pass over it: their sessions
+/// were there before.
+async fn is_direct(options: &PgConnectOptions) -> Fallible<bool> {
+    let options = options.clone().options([(sql::MARK, "yes")]);
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let mark: Option<String> = sqlx::raw_sql(sql::IS_MARKED).fetch_one(&mut connection).await?.try_get(0)?;
+    connection.close().await?;
+    Ok(mark.as_deref() == Some("yes"))
 }
 
 /// The session that the connection has now.

@@ -50,6 +50,11 @@ pub(crate) const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 /// The session that a connection has.
 pub(crate) const SESSION: &str = "SELECT pg_backend_pid()";
 
+/// A setting of nobody's.
+pub(crate) const MARK: &str = "cap.direct";
+
+pub(crate) const IS_MARKED: &str = "SELECT current_setting('cap.direct', true)";
+
 /// A statement to be prepared, which tells whether it was this one that ran, and in which session.
 pub(crate) const ECHO: &str = "SELECT $1::integer, pg_backend_pid()";
 

@@ -103,3 +103,20 @@ async fn what_is_locked_behind_a_pooler_holds_up_nothing_beside_it() {
     storage.rollback(handler).await.unwrap();
     database.drop().await;
 }
+
+#[tokio::test]
+async fn many_that_start_at_once_behind_a_pooler_all_find_it_out() {
+    let database = Database::create().await;
+    let starting = (0..TASKS).map(|number| {
+        let url = url(&SERVER.url(), &database);
+        tokio::spawn(async move {
+            let storage = PostgresStorage::connect(&url).await.unwrap();
+            storage.prepare().await.unwrap();
+            storage.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await.unwrap();
+        })
+    });
+    for task in starting.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    database.drop().await;
+}

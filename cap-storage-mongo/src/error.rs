@@ -135,7 +135,7 @@ const NO_SUCH_TRANSACTION: i32 = 251;
 const NO_RIGHTS: i32 = 13;
 const WRONG_CREDENTIALS: i32 = 18;
 /// Not primary, shutting down, recovering, stepping down, no primary, network, time limits, locks, snapshots.
-const LATER: [i32; 25] = [
+const LATER: [i32; 26] = [
     6,
     7,
     LOCK_TIMEOUT,
@@ -156,6 +156,7 @@ const LATER: [i32; 25] = [
     262,
     290,
     9001,
+    10058,
     10107,
     11600,
     11602,
@@ -351,7 +352,7 @@ mod tests {
     #[test]
     fn each_class_of_codes_says_what_the_caller_can_do() {
         for (codes, kind) in [
-            (&[112, 251, 91, 10107, 13435, 50, 64][..], ErrorKind::Unavailable),
+            (&[112, 251, 91, 189, 10058, 10107, 11602, 13435, 13436, 50, 64][..], ErrorKind::Unavailable),
             (&[2, 14, 121, 10334, 11000, 17280], ErrorKind::Rejected),
             (&[1, 8, 13, 18, 20, 26, 27, 85, 86, 14031, 987_654], ErrorKind::Environment),
         ] {

@@ -61,9 +61,13 @@ const STILL_IN_TRANSACTION: u16 = 1568;
 const NO_SAVEPOINT: u16 = 1305;
 const VICTIM: [u16; 4] = [DEADLOCK, LOCK_WAIT_TIMEOUT, CHANGED_SINCE_READ, STILL_IN_TRANSACTION];
 /// The server ends the session: it stops, was told to kill it, or has waited too long for it.
-const SHUTDOWN: [u16; 4] = [1053, 1152, 1927, 4031];
+const SHUTDOWN: [u16; 4] = [1053, 1152, 1927, IDLE];
+/// The session was idle for longer than `wait_timeout`. (MariaDB says nothing.)
+const IDLE: u16 = 4031;
 /// A table, a column, or an index that a statement wants to be used.
 const MISSING: [u16; 3] = [1146, 1054, 1176];
+/// Too many connections of all, or of this user.
+const FULL: [u16; 3] = [1040, 1203, 1226];
 /// No connection or no memory is left, the server or its cluster is not ready, the network failed, a statement was
 /// interrupted or took too long, or another transaction has what it would not wait for.
 const BUSY: [u16; 20] = [
@@ -71,7 +75,7 @@ const BUSY: [u16; 20] = [
     1038,
     1040,
     1041,
-    1047,
+    NO_CLUSTER,
     1135,
     1158,
     1159,
@@ -90,6 +94,8 @@ const BUSY: [u16; 20] = [
 ];
 /// The server takes no writes: it is a replica, or was made read-only.
 const READ_ONLY: [u16; 4] = [1290, 1792, 1836, 3858];
+/// A node of a Galera cluster that has lost its cluster: what leads to the cluster leads to another node.
+const NO_CLUSTER: u16 = 1047;
 /// A prepared statement is not there: a proxy gave the session away.
 const POOLED_AWAY: [u16; 2] = [1243, 1615];
 /// The packet is too large, a value that has no place in its column, JSON or a constraint that says no, a row that is too
@@ -137,8 +143,17 @@ impl Errors for MySqlServer {
         number(error).is_some_and(|number| SHUTDOWN.contains(&number))
     }
 
+    fn is_undone(error: &sqlx::Error) -> bool {
+        number(error) == Some(IDLE)
+    }
+
     fn is_stale(error: &sqlx::Error) -> bool {
-        number(error).is_some_and(|number| READ_ONLY.contains(&number) || POOLED_AWAY.contains(&number))
+        let is_stale = |number| number == NO_CLUSTER || READ_ONLY.contains(&number) || POOLED_AWAY.contains(&number);
+        number(error).is_some_and(is_stale)
+    }
+
+    fn is_full(error: &sqlx::Error) -> bool {
+        number(error).is_some_and(|number| FULL.contains(&number))
     }
 
     fn is_no_entry(error: &sqlx::Error) -> bool {
@@ -172,7 +187,10 @@ fn advice_on_number(number: u16) -> Option<&'static str> {
         }
         1046 => "name a database in the URL",
         1142 | 1143 | 1227 | 1370 => "the user lacks the right: have it granted, see the README on rights",
-        1040 | 1203 | 1226 => "too many connections: make the pools smaller or the server's `max_connections` greater",
+        number if FULL.contains(&number) => {
+            "make the pools smaller, or greater what the server allows: its `max_connections`, or the user's \
+             MAX_USER_CONNECTIONS"
+        }
         1021 | 1114 => "make room on the server's disk; until then nothing can be stored",
         number if READ_ONLY.contains(&number) => "the server takes no writes: is it a replica?",
         1153 => "the message is larger than the server takes: make its `max_allowed_packet` greater",

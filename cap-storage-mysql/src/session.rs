@@ -35,9 +35,20 @@ impl Server for MySqlServer {
         })
     }
 
+    fn begin_limited(_statement_timeout: Duration) -> String {
+        sql::BEGIN.to_owned()
+    }
+
     fn greet(connection: &mut MySqlConnection) -> BoxFuture<'_, Fallible<()>> {
         Box::pin(async move {
             server::ask(connection).await?;
+            Ok(())
+        })
+    }
+
+    fn end_session(connection: &mut MySqlConnection) -> BoxFuture<'_, sqlx::Result<()>> {
+        Box::pin(async move {
+            sqlx::raw_sql(sql::END_SESSION).execute(connection).await?;
             Ok(())
         })
     }
@@ -51,9 +62,14 @@ impl Server for MySqlServer {
     }
 }
 
-/// Begins a handler's transaction, whose statements wait as long as is usual on the server.
-pub(crate) async fn begin(pools: &Pools) -> Fallible<Transaction<'static, MySql>> {
-    pools.begin(if pools.is_own() { sql::BEGIN_HANDLER_UNHURRIED } else { sql::BEGIN_HANDLER }).await
+/// Begins a handler's transaction, whose statements wait as long as is usual on the server, and does `work` in it.
+pub(crate) async fn begin<C, T>(
+    pools: &Pools,
+    context: &C,
+    work: Work<C, T>,
+) -> Fallible<(Transaction<'static, MySql>, T)> {
+    let statement = if pools.is_own() { sql::BEGIN_HANDLER_UNHURRIED } else { sql::BEGIN_HANDLER };
+    pools.begin(statement, context, work).await
 }
 
 /// Makes the session of a handler's transaction what it was.

@@ -61,6 +61,9 @@ pub(crate) const COMMIT: &str = "COMMIT";
 
 pub(crate) const ROLLBACK: &str = "ROLLBACK";
 
+/// The connection's own session, after a transaction has failed.
+pub(crate) const END_SESSION: &str = "ROLLBACK; KILL CONNECTION_ID()";
+
 /// For a handler's own work, at the level that the session has.
 pub(crate) const BEGIN_HANDLER: &str = "START TRANSACTION";
 

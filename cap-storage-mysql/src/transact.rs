@@ -70,9 +70,11 @@ impl MySqlStorage {
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &MySqlStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, MySql>>> {
-    let mut tx = session::begin(storage.pools()).await?;
-    let settlements = std::slice::from_ref(settlement);
-    let settled = settle::settle(&mut tx, &storage.sql().received, settlements, Within::Handler).await?;
+    let context = (&storage.sql().received, std::slice::from_ref(settlement));
+    let begin = session::begin(storage.pools(), &context, |connection, (sql, settlement)| {
+        Box::pin(settle::settle(connection, sql, settlement, Within::Handler))
+    });
+    let (tx, settled) = begin.await?;
     if settled != [Settled::Written] {
         rollback(storage, tx).await?;
         return Ok(None);

@@ -97,7 +97,7 @@ impl PostgresOptions {
 
     /// The greatest number of connections of the storage's own pool; 10 by default. Every transactional handler at
     /// work needs one. Up to four more are used beside the pool: three for leases, so that a busy pool never costs
-    /// a node its life, and one that listens.
+    /// a node its life, and one that listens; a server that gives fewer is no failure.
     #[must_use]
     pub fn pool_size(mut self, pool_size: u32) -> Self {
         self.pool_size = pool_size;

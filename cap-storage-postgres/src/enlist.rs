@@ -5,15 +5,15 @@ use std::sync::Arc;
 use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
-use cap_storage_sqlx::Fault;
+use cap_storage_sqlx::{Errors, Fallible, Fault};
 use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
-use crate::error::{is_aborted, is_missing};
-use crate::record;
+use crate::error::{is_aborted, is_missing, is_outside_of_transaction};
 use crate::session::PostgresServer;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;
+use crate::{record, sql};
 
 /// One statement, so that it is all or nothing also outside of a transaction.
 fn enlist<'c>(
@@ -25,13 +25,42 @@ fn enlist<'c>(
     Box::pin(async move {
         let inserted = async {
             record::check(Table::Outbox, &records, None)?;
-            record::publish(connection, &sql, &records).await
+            if sql.names.lending.is_on() {
+                return publish_lent(connection, &sql, &records).await;
+            }
+            record::publish(&mut *connection, &sql, &records).await
         };
+        let inserted = inserted.await;
+        if inserted.as_ref().is_err_and(is_stale) {
+            // The connection is the caller's: all that can be done is not to use what was prepared in it again.
+            drop(connection.clear_cached_statements().await);
+        }
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's postgres connection";
         let attempt = Attempt::on("publish to", Table::Outbox);
-        inserted.await.map_err(|fault| explain(fault, &sql).into_error::<PostgresServer>(attempt, place))
+        inserted.map_err(|fault| explain(fault, &sql).into_error::<PostgresServer>(attempt, place))
     })
+}
+
+/// Where sessions are lent a statement needs a transaction: that of the caller, or one of its own.
+async fn publish_lent(connection: &mut PgConnection, sql: &Sql, records: &[NewRecord]) -> Fallible<Vec<Inserted>> {
+    match sqlx::raw_sql(sql::IN_TRANSACTION).execute(&mut *connection).await {
+        Ok(_) => {
+            sqlx::raw_sql(sql::FORGET_SAVEPOINT).execute(&mut *connection).await?;
+            record::publish(connection, sql, records).await
+        }
+        Err(error) if is_outside_of_transaction(&error) => {
+            let mut tx = connection.begin().await?;
+            let inserted = record::publish(&mut tx, sql, records).await?;
+            tx.commit().await?;
+            Ok(inserted)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_stale(fault: &Fault) -> bool {
+    fault.driver().is_some_and(PostgresServer::is_stale)
 }
 
 fn explain(fault: Fault, sql: &Sql) -> Fault {

@@ -10,8 +10,15 @@ const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
 /// The server ends the session: by an administrator's word, after a crash, or because it is about to start or stop.
 const SHUTDOWN: [&str; 3] = ["57P01", "57P02", "57P03"];
+/// The session was idle for longer than `idle_session_timeout`.
+const IDLE: &str = "57P05";
 const ABORTED_TRANSACTION: &str = "25P02";
+const NO_TRANSACTION: &str = "25P01";
 const READ_ONLY: &str = "25006";
+/// Of the server, of a database or of a role.
+const TOO_MANY_CONNECTIONS: &str = "53300";
+/// Among others, parameters that do not fit the statement: a pooler gave the session away, and the statement is another one.
+const PROTOCOL_VIOLATION: &str = "08P01";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const NO_RIGHTS: &str = "42501";
 /// An undefined schema, table, column, function or sequence, or an index that `ON CONFLICT` needs.
@@ -42,6 +49,11 @@ pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     code(error) == Some(ABORTED_TRANSACTION)
 }
 
+/// Whether a savepoint was to be made where no transaction is open.
+pub(crate) fn is_outside_of_transaction(error: &sqlx::Error) -> bool {
+    code(error) == Some(NO_TRANSACTION)
+}
+
 impl Errors for PostgresServer {
     fn kind(error: &sqlx::Error) -> ErrorKind {
         code(error).map_or(ErrorKind::Environment, kind_of_code)
@@ -59,11 +71,26 @@ impl Errors for PostgresServer {
     }
 
     fn is_farewell(error: &sqlx::Error) -> bool {
-        code(error).is_some_and(|code| SHUTDOWN.contains(&code))
+        code(error).is_some_and(|code| code == IDLE || SHUTDOWN.contains(&code))
+    }
+
+    fn is_undone(error: &sqlx::Error) -> bool {
+        code(error) == Some(IDLE)
     }
 
     fn is_stale(error: &sqlx::Error) -> bool {
-        code(error).is_some_and(|code| code == READ_ONLY || code == CHANGED_PLAN || POOLED_AWAY.contains(&code))
+        let is_stale =
+            |code| [READ_ONLY, CHANGED_PLAN, PROTOCOL_VIOLATION].contains(&code) || POOLED_AWAY.contains(&code);
+        code(error).is_some_and(is_stale)
+    }
+
+    fn is_full(error: &sqlx::Error) -> bool {
+        match code(error) {
+            Some(TOO_MANY_CONNECTIONS) => true,
+            // PgBouncer.
+            Some(PROTOCOL_VIOLATION) => error.to_string().contains("no more connections allowed"),
+            _ => false,
+        }
     }
 
     fn is_no_entry(error: &sqlx::Error) -> bool {
@@ -74,7 +101,7 @@ impl Errors for PostgresServer {
 fn kind_of_code(code: &str) -> ErrorKind {
     match code {
         // Too little memory, too many connections, or a lock that somebody else has.
-        "53200" | "53300" | LOCK_NOT_AVAILABLE => ErrorKind::Unavailable,
+        "53200" | TOO_MANY_CONNECTIONS | LOCK_NOT_AVAILABLE => ErrorKind::Unavailable,
         READ_ONLY => ErrorKind::Environment,
         code => match code.get(..2).unwrap_or_default() {
             // Connection, operator intervention, victim of a conflict.
@@ -94,7 +121,10 @@ fn advice_on_code(code: &str) -> Option<&'static str> {
         "28000" => "the server's rules (pg_hba.conf) do not let this role in from here, or there is no such role",
         "3D000" => "the database is not there: create it, or name another",
         NO_RIGHTS => "the role lacks the right: have it granted, see the README on roles",
-        "53300" => "too many connections: make the pools smaller or the server's `max_connections` greater",
+        TOO_MANY_CONNECTIONS => {
+            "make the pools smaller, or greater what the server allows: its `max_connections`, or the CONNECTION LIMIT of \
+             the role or the database"
+        }
         "53100" => "make room on the server's disk; until then nothing can be stored",
         READ_ONLY => "the server takes no writes: is it a standby?",
         "57014" => "it took longer than the statement timeout",

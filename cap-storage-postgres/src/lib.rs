@@ -47,7 +47,7 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `schema`
-//! (migrations applied), `session` (pools, time limits), `record` (rows), `floor`, `storage`, `enlist`, `transact`, `watch`,
+//! (migrations applied), `session` (pools, time limits), `pooler`, `record` (rows), `floor`, `storage`, `enlist`, `transact`, `watch`,
 //! `error`.
 
 mod config;
@@ -56,6 +56,7 @@ mod error;
 mod floor;
 #[cfg(test)]
 mod plans;
+mod pooler;
 mod record;
 mod schema;
 mod session;

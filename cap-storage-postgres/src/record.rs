@@ -17,7 +17,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres, Row, Type, ValueRef};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction, Type, ValueRef};
 use uuid::Uuid;
 
 use crate::error::is_lock_timeout;
@@ -100,11 +100,27 @@ pub(crate) async fn insert(
     records: &[NewRecord],
     claim: Option<Claim>,
 ) -> Fallible<Vec<Inserted>> {
-    let outcome = match insert_within(connection, sql, table, records, claim, Some(PATIENCE)).await {
+    let inserted = if sql.names.lending.is_on() {
+        let mut savepoint = connection.begin().await?;
+        let inserted = insert_within(&mut savepoint, sql, table, records, claim, Some(PATIENCE)).await;
+        end(savepoint, inserted).await
+    } else {
+        insert_within(connection, sql, table, records, claim, Some(PATIENCE)).await
+    };
+    let outcome = match inserted {
         Err(fault) if is_locked(&fault) => insert_unknown(connection, sql, table, records, claim).await,
         outcome => outcome,
     };
     shrink(connection, records.iter().map(|record| record.content.len()).sum());
+    outcome
+}
+
+/// Ends a savepoint, which what is done next in the transaction needs if this has failed.
+async fn end<T>(savepoint: Transaction<'_, Postgres>, outcome: Fallible<T>) -> Fallible<T> {
+    match outcome {
+        Ok(_) => savepoint.commit().await?,
+        Err(_) => savepoint.rollback().await?,
+    }
     outcome
 }
 
@@ -362,7 +378,14 @@ pub(crate) async fn settle(
     sql: &TableSql,
     settlements: &[Settlement],
 ) -> Fallible<Vec<Settled>> {
-    match settle_within(connection, sql, settlements, Some(PATIENCE)).await {
+    let settled = if sql.settle.lending().is_on() {
+        let mut savepoint = connection.begin().await?;
+        let settled = settle_within(&mut savepoint, sql, settlements, Some(PATIENCE)).await;
+        end(savepoint, settled).await
+    } else {
+        settle_within(connection, sql, settlements, Some(PATIENCE)).await
+    };
+    match settled {
         Err(fault) if is_locked(&fault) => settle_unlocked(connection, sql, settlements).await,
         outcome => outcome,
     }

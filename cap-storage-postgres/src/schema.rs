@@ -21,7 +21,7 @@ pub(crate) async fn apply(connection: &mut PgConnection, sql: &Sql) -> Fallible<
     }
     let mut tx = connection.begin().await?;
     run(&mut tx, sql::NO_TIME_LIMIT).await?;
-    sqlx::query(sql::LOCK_MIGRATION).bind(lock_key(&sql.names.plain)).execute(&mut *tx).await?;
+    sqlx::query(sql::LOCK_MIGRATION).persistent(false).bind(lock_key(&sql.names.plain)).execute(&mut *tx).await?;
     migrate(&mut tx, sql).await?;
     check(&mut tx, sql).await?;
     Ok(tx.commit().await?)
@@ -69,7 +69,7 @@ pub(crate) async fn check(connection: &mut PgConnection, sql: &Sql) -> Fallible<
 /// Whether the database can store ASCII alone, as far as we know: its encoding is not Unicode. (One without an encoding
 /// stores whatever it is given.)
 pub(crate) async fn is_ascii_only(connection: &mut PgConnection) -> Fallible<bool> {
-    let encoding: String = sqlx::query_scalar(sql::ENCODING).fetch_one(connection).await?;
+    let encoding: String = sqlx::query_scalar(sql::ENCODING).persistent(false).fetch_one(connection).await?;
     Ok(!["UTF8", "SQL_ASCII"].contains(&&*encoding))
 }
 
@@ -112,6 +112,7 @@ async fn left_behind(connection: &mut PgConnection, sql: &Sql) -> Fallible<Vec<L
             continue;
         }
         let known: i64 = sqlx::query_scalar(sql::CAP_COLUMNS_THERE)
+            .persistent(false)
             .bind(&sql.names.plain)
             .bind(table.as_str())
             .fetch_one(&mut *connection)
@@ -143,12 +144,13 @@ async fn version(connection: &mut PgConnection, sql: &Sql) -> Fallible<i64> {
 }
 
 async fn is_there(connection: &mut PgConnection, sql: &Sql) -> Fallible<bool> {
-    let found: i64 = sqlx::query_scalar(sql::SCHEMA_THERE).bind(&sql.names.plain).fetch_one(connection).await?;
+    let found: i64 =
+        sqlx::query_scalar(sql::SCHEMA_THERE).persistent(false).bind(&sql.names.plain).fetch_one(connection).await?;
     Ok(found > 0)
 }
 
 async fn tables(connection: &mut PgConnection, sql: &Sql, names: &[&str]) -> Fallible<i64> {
-    let query = sqlx::query_scalar(sql::TABLES_THERE).bind(&sql.names.plain).bind(names);
+    let query = sqlx::query_scalar(sql::TABLES_THERE).persistent(false).bind(&sql.names.plain).bind(names);
     Ok(query.fetch_one(connection).await?)
 }
 

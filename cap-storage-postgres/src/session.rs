@@ -8,6 +8,8 @@ use cap_storage_sqlx::Server;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
+use crate::sql;
+
 pub(crate) enum PostgresServer {}
 
 pub(crate) type Pools = cap_storage_sqlx::Pools<PostgresServer>;
@@ -30,6 +32,17 @@ impl Server for PostgresServer {
         Box::pin(async move {
             let limit = format!("SET statement_timeout = {}", statement_timeout.as_millis());
             sqlx::raw_sql(AssertSqlSafe(limit)).execute(connection).await?;
+            Ok(())
+        })
+    }
+
+    fn begin_limited(statement_timeout: Duration) -> String {
+        format!("BEGIN; SET LOCAL statement_timeout = {}", statement_timeout.as_millis())
+    }
+
+    fn end_session(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<()>> {
+        Box::pin(async move {
+            sqlx::raw_sql(sql::END_SESSION).execute(connection).await?;
             Ok(())
         })
     }

@@ -17,6 +17,7 @@
 //!   row, which is seldom needed, would cost every settlement a second write.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cap_core::storage::Table;
 use sqlx::postgres::PgArguments;
@@ -48,6 +49,33 @@ pub(crate) const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 
 /// The session that a connection has.
 pub(crate) const SESSION: &str = "SELECT pg_backend_pid()";
+
+/// A setting of nobody's.
+pub(crate) const MARK: &str = "cap.direct";
+
+pub(crate) const IS_MARKED: &str = "SELECT current_setting('cap.direct', true)";
+
+/// A statement to be prepared, which tells whether it was this one that ran, and in which session.
+pub(crate) const ECHO: &str = "SELECT $1::integer, pg_backend_pid()";
+
+/// The name is the driver's, of the first statement that a connection prepares.
+pub(crate) const FORGET_ECHO: &str = "DEALLOCATE sqlx_s_1";
+
+pub(crate) const HOLD: &str = "BEGIN READ ONLY";
+
+pub(crate) const ROLLBACK: &str = "ROLLBACK";
+
+/// The first fails outside of a transaction; together they leave it as it was.
+pub(crate) const IN_TRANSACTION: &str = "SAVEPOINT cap_publish";
+
+pub(crate) const FORGET_SAVEPOINT: &str = "RELEASE SAVEPOINT cap_publish";
+
+/// A session that is not closed as idle. Servers before version 14 do not know the setting.
+pub(crate) const MAY_BE_IDLE: &str =
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
+
+/// The connection's own session, after a transaction has failed.
+pub(crate) const END_SESSION: &str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";
 
 /// Whether the transaction still is what it was begun as: it has written, so it has an id. From here on `$1` is the
 /// time limit again.
@@ -446,16 +474,37 @@ SELECT EXISTS (SELECT FROM taken) FROM live
 
 /// A statement whose text was made from templates of this file and the name of a schema that was checked.
 #[derive(Debug, Clone)]
-pub(crate) struct Statement(Arc<str>);
+pub(crate) struct Statement {
+    text: Arc<str>,
+    lending: Lending,
+}
+
+/// Whether a pooler lends sessions and keeps nothing in them, so that statements have no names there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lending(Arc<AtomicBool>);
+
+impl Lending {
+    pub(crate) fn turn_on(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl Statement {
-    /// A query that the driver prepares once for each connection.
+    /// A query that the driver prepares once for each connection, or each time where sessions are lent.
     pub(crate) fn query<'q>(&self) -> Query<'q, Postgres, PgArguments> {
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.0)))
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.text))).persistent(!self.lending.is_on())
     }
 
     pub(crate) fn text(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    pub(crate) fn lending(&self) -> &Lending {
+        &self.lending
     }
 }
 
@@ -470,6 +519,7 @@ pub(crate) struct Names {
     nodes: String,
     chores: String,
     pub(crate) versions: String,
+    pub(crate) lending: Lending,
 }
 
 impl Names {
@@ -484,6 +534,7 @@ impl Names {
             nodes: name("nodes"),
             chores: name("chores"),
             versions: name("schema"),
+            lending: Lending::default(),
         }
     }
 
@@ -504,7 +555,7 @@ impl Names {
             .replace("{schema}", &self.schema)
             .replace("{now}", NOW)
             .replace("{utc}", UTC);
-        Statement(text.into())
+        Statement { text: text.into(), lending: self.lending.clone() }
     }
 }
 

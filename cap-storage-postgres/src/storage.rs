@@ -14,13 +14,17 @@ use cap_core::storage::{
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{Connection, PgConnection, PgPool, Row};
+use tokio::time::timeout;
 
 use crate::config::PostgresOptions;
 use crate::floor::{Floor, Floors};
 use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
-use crate::{record, schema};
+use crate::{pooler, record, schema};
+
+/// How long finding out about a pooler may take altogether.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A storage in a PostgreSQL database. A handle: cheap to clone, and any number of handles on one database, in this
 /// process or in others, work together.
@@ -39,7 +43,7 @@ use crate::{record, schema};
 pub struct PostgresStorage(Arc<Shared>);
 
 struct Shared {
-    pools: Pools,
+    pools: Arc<Pools>,
     sql: Arc<Sql>,
     migrate: bool,
     notifier: Notifier,
@@ -70,6 +74,7 @@ impl PostgresStorage {
     pub async fn connect_with(options: PostgresOptions) -> Result<Self> {
         let storage = Self::connect_lazy(options.clone())?;
         storage.0.pools.try_connect().await?;
+        storage.find_pooler().await;
         Ok(storage)
     }
 
@@ -103,7 +108,8 @@ impl PostgresStorage {
     }
 
     fn over(pools: Pools, options: &PostgresOptions) -> Self {
-        let notifier = Notifier::new(pools.work().clone(), &options.schema);
+        let pools = Arc::new(pools);
+        let notifier = Notifier::new(Arc::clone(&pools), &options.schema);
         let sql = Arc::new(Sql::new(&options.schema));
         Self(Arc::new(Shared {
             pools,
@@ -142,6 +148,23 @@ impl PostgresStorage {
 
     async fn beat<C, T>(&self, attempt: Attempt, context: C, work: Work<C, T>) -> Result<T> {
         self.0.pools.run(Via::Pulse, attempt, context, work).await
+    }
+
+    /// Whoever cannot connect is told so by what comes next.
+    async fn find_pooler(&self) {
+        let Shared { pools, sql, .. } = &*self.0;
+        let options = self.pool().connect_options();
+        if pools.is_lent() || !matches!(timeout(PATIENCE, pooler::lends(&options)).await, Ok(Ok(true))) {
+            return;
+        }
+        sql.names.lending.turn_on();
+        pools.lend();
+        tracing::warn!(
+            place = %pools.place(),
+            "a pooler in transaction mode stands before the server and keeps no prepared statements: each statement is \
+             prepared again in a transaction of its own, which is slower; let the pooler keep them (PgBouncer from 1.21, \
+             `max_prepared_statements`), use its session mode, or connect to the server itself"
+        );
     }
 
     /// Tells others of records that are due again.
@@ -184,6 +207,7 @@ impl Storage for PostgresStorage {
         Box::pin(async {
             let Shared { pools, sql, migrate, ascii_only, .. } = &*self.0;
             let attempt = Attempt::on_database("prepare the tables of");
+            self.find_pooler().await;
             let prepare = pools.run_unlimited(attempt, (sql, migrate), |connection, (sql, migrate)| {
                 Box::pin(async move {
                     if **migrate {

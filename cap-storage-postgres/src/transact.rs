@@ -50,9 +50,11 @@ impl TransactAsync for PostgresStorage {
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
-    let mut tx = storage.pools().begin(sql::BEGIN).await?;
-    let settled =
-        record::settle_within(&mut tx, &storage.sql().received, std::slice::from_ref(settlement), None).await?;
+    let context = (&storage.sql().received, std::slice::from_ref(settlement));
+    let begin = storage.pools().begin(sql::BEGIN, &context, |connection, (sql, settlement)| {
+        Box::pin(record::settle_within(connection, sql, settlement, None))
+    });
+    let (tx, settled) = begin.await?;
     if settled != [Settled::Written] {
         tx.rollback().await?;
         return Ok(None);
@@ -67,7 +69,8 @@ async fn commit(
 ) -> Fallible<()> {
     // PostgreSQL answers the COMMIT of a transaction that has failed by rolling back, without an error.
     let limit = storage.pools().statement_timeout().as_millis().to_string();
-    let row = sqlx::query(sql::STILL_OPEN).bind(limit).fetch_one(&mut *tx).await?;
+    let still_open = sqlx::query(sql::STILL_OPEN).persistent(!storage.pools().is_lent()).bind(limit);
+    let row = still_open.fetch_one(&mut *tx).await?;
     if !row.try_get::<bool, _>(0)? {
         let reason = "the transaction was over when the handler returned: it ran COMMIT or ROLLBACK, which it must not";
         return Err(Fault::said(ErrorKind::Rejected, reason));

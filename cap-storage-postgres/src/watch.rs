@@ -11,21 +11,30 @@ use std::time::Duration;
 use cap_core::backend::Attempt;
 use cap_core::storage::{Table, Wake};
 use cap_core::{Error, ErrorKind, Result};
+use cap_storage_sqlx::{Fallible, Via};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use crate::sql;
+use crate::session::Pools;
 use crate::storage::PostgresStorage;
+use crate::{pooler, sql};
 
 const WATCH: Attempt = Attempt::on_database("watch for commits in");
+const TELL: Attempt = Attempt::on_database("tell others of commits in");
 
 /// The least time between two notifications about one table.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a notification that we send ourselves may be under way.
 const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the connection that listens may take to be made; one of the pool is held meanwhile.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How often a server that gave no connection to listen on is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The longest name of a channel, in bytes.
 const MAX_CHANNEL: usize = 63;
@@ -41,8 +50,8 @@ fn channel(schema: &str) -> String {
 
 /// Tells other processes of our commits, at most once in [`INTERVAL`] for each table. Never waits and never fails.
 pub(crate) struct Notifier {
-    pool: PgPool,
-    channel: String,
+    pools: Arc<Pools>,
+    channel: Arc<str>,
     outbox: Arc<Bell>,
     inbox: Arc<Bell>,
 }
@@ -55,8 +64,8 @@ struct Bell {
 }
 
 impl Notifier {
-    pub(crate) fn new(pool: PgPool, schema: &str) -> Self {
-        Self { pool, channel: channel(schema), outbox: Arc::default(), inbox: Arc::default() }
+    pub(crate) fn new(pools: Arc<Pools>, schema: &str) -> Self {
+        Self { pools, channel: channel(schema).into(), outbox: Arc::default(), inbox: Arc::default() }
     }
 
     /// Something may be due in `table`. What it is about is committed.
@@ -66,19 +75,25 @@ impl Notifier {
             Table::Inbox => &self.inbox,
         };
         if !bell.is_pulled.swap(true, Ordering::SeqCst) {
-            let (pool, channel, bell) = (self.pool.clone(), self.channel.clone(), Arc::clone(bell));
-            tokio::spawn(async move { bell.ring(&pool, &channel, table).await });
+            let (pools, channel, bell) = (Arc::clone(&self.pools), Arc::clone(&self.channel), Arc::clone(bell));
+            tokio::spawn(async move { bell.ring(&pools, &channel, table).await });
         }
-    }
-
-    async fn ping(&self, nonce: &str) -> sqlx::Result<()> {
-        sqlx::query(sql::NOTIFY).bind(&self.channel).bind(nonce).execute(&self.pool).await?;
-        Ok(())
     }
 }
 
+async fn notify(pools: &Pools, attempt: Attempt, channel: &str, payload: &str) -> Result<()> {
+    let context = (channel, payload, !pools.is_lent());
+    let notify = pools.run(Via::Work, attempt, context, |connection, (channel, payload, is_named)| {
+        Box::pin(async move {
+            sqlx::query(sql::NOTIFY).persistent(*is_named).bind(channel).bind(payload).execute(connection).await?;
+            Ok(())
+        })
+    });
+    notify.await
+}
+
 impl Bell {
-    async fn ring(&self, pool: &PgPool, channel: &str, table: Table) {
+    async fn ring(&self, pools: &Pools, channel: &str, table: Table) {
         let rung = *self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(rung) = rung {
             tokio::time::sleep_until(rung + INTERVAL).await;
@@ -86,8 +101,7 @@ impl Bell {
         *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // From here on a commit may be too late for this one, and pulls again.
         self.is_pulled.store(false, Ordering::SeqCst);
-        let notify = sqlx::query(sql::NOTIFY).bind(channel).bind(table.as_str()).execute(pool);
-        if let Err(error) = notify.await {
+        if let Err(error) = notify(pools, TELL, channel, table.as_str()).await {
             tracing::debug!(%table, %error, "could not notify others of a commit: they will find it when they poll");
         }
     }
@@ -97,13 +111,15 @@ impl Bell {
 pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     let notifier = storage.notifier();
     let failed = |error: sqlx::Error| storage.pools().explain(error.into(), WATCH);
-    let Some(mut listener) = listen(&notifier.pool, &notifier.channel).await.map_err(failed)? else {
-        return without_listening(&storage).await;
+    let mut listener = match listen(&storage).await? {
+        Start::Listens(listener) => *listener,
+        Start::Shared => return without_listening(&storage).await,
+        Start::Full => return without_a_connection(&storage).await,
     };
 
     // Whatever is between us and the server: only what arrives is proof.
     let nonce = Uuid::new_v4().to_string();
-    notifier.ping(&nonce).await.map_err(failed)?;
+    notify(storage.pools(), WATCH, &notifier.channel, &nonce).await?;
     let deadline = Instant::now() + PING_LIMIT;
     loop {
         match timeout_at(deadline, listener.try_recv()).await {
@@ -123,7 +139,11 @@ pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     wake.wake(Table::Outbox);
     wake.wake(Table::Inbox);
     loop {
-        let Some(notification) = listener.try_recv().await.map_err(failed)? else { return Err(lost(&storage)) };
+        let received = tokio::select! {
+            received = listener.try_recv() => received.map_err(failed)?,
+            () = storage.pools().left() => return Err(left(&storage)),
+        };
+        let Some(notification) = received else { return Err(lost(&storage)) };
         let tables = [Table::Outbox, Table::Inbox];
         if let Some(table) = tables.into_iter().find(|table| table.as_str() == notification.payload()) {
             wake.wake(table);
@@ -131,37 +151,74 @@ pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     }
 }
 
-/// On a connection beside the pool, which has it for as long as it listens. `None` where listening does not work.
-async fn listen(pool: &PgPool, channel: &str) -> sqlx::Result<Option<PgListener>> {
-    let options = PgConnectOptions::clone(&pool.connect_options());
-    let own = PgPoolOptions::new().max_connections(2).acquire_timeout(PING_LIMIT).connect_lazy_with(options);
-    if shares_sessions(&own).await? {
-        return Ok(None);
-    }
-    let mut listener = PgListener::connect_with(&own).await?;
-    listener.eager_reconnect(false);
-    listener.listen(channel).await?;
-    Ok(Some(listener))
+/// What came of an attempt to listen.
+enum Start {
+    Listens(Box<PgListener>),
+    /// A pooler lends each session in turn: a `LISTEN` would belong to whoever has it next.
+    Shared,
+    /// The server gives no connection.
+    Full,
 }
 
-/// Whether two open connections have one session: a pooler lends it to each in turn. A `LISTEN` would then belong to
-/// whoever has it next.
-async fn shares_sessions(pool: &PgPool) -> sqlx::Result<bool> {
-    let (mut one, mut other) = (pool.acquire().await?, pool.acquire().await?);
-    let mut is_shared = false;
+/// On a connection beside the pool, which has it for as long as it listens. One for work is held until it has, so that it
+/// is never the last one.
+async fn listen(storage: &PostgresStorage) -> Result<Start> {
+    if storage.pools().is_lent() {
+        return Ok(Start::Shared);
+    }
+    let listen = storage.pools().run(Via::Work, WATCH, storage, |connection, storage| {
+        Box::pin(async move {
+            if storage.pools().gives_no_more().await {
+                return Ok(Start::Full);
+            }
+            listen_beside(connection, storage).await
+        })
+    });
+    listen.await
+}
+
+async fn listen_beside(connection: &mut PgConnection, storage: &PostgresStorage) -> Fallible<Start> {
+    let options = PgConnectOptions::clone(&storage.pool().connect_options());
+    let own = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_LIMIT).connect_lazy_with(options);
+    let mut listener = match PgListener::connect_with(&own).await {
+        // Somebody else was quicker.
+        Err(sqlx::Error::PoolTimedOut) if storage.pools().gives_no_more().await => return Ok(Start::Full),
+        listener => listener?,
+    };
     for _ in 0..3 {
-        is_shared |= session(&mut one).await? == session(&mut other).await?;
+        let session: i32 = sqlx::raw_sql(sql::SESSION).fetch_one(&mut listener).await?.try_get(0)?;
+        if session == pooler::session(connection).await? {
+            return Ok(Start::Shared);
+        }
     }
-    other.close().await?;
-    Ok(is_shared)
-}
-
-async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
-    sqlx::raw_sql(sql::SESSION).fetch_one(connection).await?.try_get(0)
+    // Whoever listens is idle for as long as nothing happens.
+    sqlx::raw_sql(sql::MAY_BE_IDLE).execute(&mut listener).await?;
+    listener.eager_reconnect(false);
+    listener.listen(&storage.notifier().channel).await?;
+    Ok(Start::Listens(Box::new(listener)))
 }
 
 fn lost(storage: &PostgresStorage) -> Error {
     WATCH.failed(ErrorKind::Unavailable, storage.pools().place(), "the connection that listens was lost")
+}
+
+fn left(storage: &PostgresStorage) -> Error {
+    let reason = "another session was found to be of no more use: this one listens to the same server";
+    WATCH.failed(ErrorKind::Unavailable, storage.pools().place(), reason)
+}
+
+/// As long as the server gives no more connections polling covers what is not told.
+async fn without_a_connection(storage: &PostgresStorage) -> Result<()> {
+    tracing::warn!(
+        place = %storage.pools().place(),
+        "the server gives no connection to listen on: commits of other processes are found by polling only"
+    );
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        if !storage.pools().gives_no_more().await {
+            return Err(WATCH.failed(ErrorKind::Unavailable, storage.pools().place(), "there may be a connection now"));
+        }
+    }
 }
 
 /// Polling covers what is not told.

@@ -63,6 +63,11 @@ impl Fault {
         self.driver().is_some_and(S::is_stale)
     }
 
+    /// Whether the session had ended before anything was asked in it.
+    pub(crate) fn is_undone<S: Errors>(&self) -> bool {
+        self.driver().is_some_and(S::is_undone)
+    }
+
     /// Whether the connection is gone, or of no more use.
     pub(crate) fn is_lost_connection<S: Errors>(&self) -> bool {
         self.driver().is_some_and(|error| {
@@ -110,6 +115,15 @@ fn text_of(error: &sqlx::Error) -> String {
         sqlx::Error::Database(error) => error.message().to_owned(),
         sqlx::Error::Io(error) => error.to_string(),
         other => other.to_string(),
+    }
+}
+
+/// The error with what to do about it, as a part of a sentence.
+pub(crate) fn explained<S: Errors>(error: &sqlx::Error) -> String {
+    let text = text_of(error);
+    match S::advice(error).or_else(|| advice(error)) {
+        Some(advice) => format!("{text}: {advice}"),
+        None => text,
     }
 }
 

@@ -10,7 +10,9 @@ mod held;
 mod losses;
 mod pools;
 mod pulse;
+mod room;
 mod server;
+mod supply;
 mod takeover;
 
 pub use fault::{Fallible, Fault};

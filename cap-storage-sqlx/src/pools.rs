@@ -1,18 +1,18 @@
 //! Connections of the storage's own, and what it means to run something over one.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cap_core::backend::Attempt;
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
-use sqlx::pool::PoolOptions;
-use sqlx::{Connection as _, Pool, SqlSafeStr, Transaction};
+use sqlx::pool::MaybePoolConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Pool, SqlSafeStr, Transaction};
 
 use crate::fault::{Fallible, Fault, When};
 use crate::held::Held;
-use crate::losses::Losses;
-use crate::pulse::Pulse;
 use crate::server::{Connection, Options, Server};
+use crate::supply::Supply;
 
 /// How often something is done that the database takes back as the victim of a deadlock.
 const TRIES: u32 = 5;
@@ -22,9 +22,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// How much longer than the statement timeout an answer may take, so that it is the server who gives up first.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// Connections that only leases use, however busy the pool is.
-const KEEPERS: u32 = 2;
 
 /// What a storage's options say about its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,17 +52,13 @@ pub type Work<S, C, T> = for<'c> fn(&'c mut Connection<S>, &'c C) -> BoxFuture<'
 /// The pools, and the rules by which they are used.
 pub struct Pools<S: Server> {
     place: String,
-    work: Pool<S::Db>,
-    is_own: bool,
-    keepers: Pool<S::Db>,
-    pulse: Pulse<S::Db>,
-    losses: Losses,
+    supply: Supply<S>,
     limits: Limits,
 }
 
 impl<S: Server> fmt::Debug for Pools<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, is_own, limits, .. } = self;
+        let Self { place, limits, supply: Supply { is_own, .. } } = self;
         f.debug_struct("Pools").field("place", place).field("is_own", is_own).field("limits", limits).finish()
     }
 }
@@ -73,21 +66,17 @@ impl<S: Server> fmt::Debug for Pools<S> {
 impl<S: Server> Pools<S> {
     /// Over a pool of the user's, whose sessions are left as they are. It does no I/O.
     pub fn over(work: Pool<S::Db>, limits: Limits) -> Self {
-        Self::new(work, false, limits, Losses::default())
+        Self::new(Supply::over(work, limits), limits)
     }
 
     /// Over a pool of the storage's own. It connects when it is first used. Must be called within a Tokio runtime.
     pub fn own(connect: Options<S>, limits: Limits) -> Self {
-        let losses = Losses::default();
-        let work = pool::<S>(connect, limits.pool_size, limits, true, &losses);
-        Self::new(work, true, limits, losses)
+        Self::new(Supply::own(connect, limits), limits)
     }
 
-    fn new(work: Pool<S::Db>, is_own: bool, limits: Limits, losses: Losses) -> Self {
-        let connect = Options::<S>::clone(&work.connect_options());
-        let place = S::place(&connect);
-        let keepers = pool::<S>(connect, KEEPERS, limits, is_own || S::LIMITS_BESIDE_POOL, &losses);
-        Self { place, work, is_own, keepers, pulse: Pulse::default(), losses, limits }
+    fn new(supply: Supply<S>, limits: Limits) -> Self {
+        let place = S::place(&supply.work.connect_options());
+        Self { place, supply, limits }
     }
 
     /// Kind and address, for people.
@@ -97,12 +86,12 @@ impl<S: Server> Pools<S> {
 
     /// The pool for work: the user's, or the storage's own.
     pub fn work(&self) -> &Pool<S::Db> {
-        &self.work
+        &self.supply.work
     }
 
     /// Whether it is the storage's own, so that its sessions are limited.
     pub fn is_own(&self) -> bool {
-        self.is_own
+        self.supply.is_own
     }
 
     /// How long the server may take.
@@ -121,7 +110,7 @@ impl<S: Server> Pools<S> {
     /// As the server or the driver say; `Unavailable` after the connect timeout.
     pub async fn try_connect(&self) -> Result<()> {
         let attempt = Attempt::on_database("connect to");
-        let options = self.work.connect_options();
+        let options = self.supply.work.connect_options();
         let limit = self.limits.connect_timeout;
         let tried = async {
             let mut connection = Connection::<S>::connect_with(&options).await?;
@@ -141,21 +130,26 @@ impl<S: Server> Pools<S> {
     }
 
     /// Runs `work` over a connection, within the time limit, and again if the database took it back for the sake of
-    /// another transaction, unless that took too long already.
+    /// another transaction, unless that took too long already; and over another connection if this one had a session that
+    /// is of no more use, or had been closed before anything was asked.
     ///
     /// # Errors
     /// What `work` answers at last; `Unavailable` if there was no connection or no answer in time.
     pub async fn run<C, T>(&self, via: Via, attempt: Attempt, context: C, work: Work<S, C, T>) -> Result<T> {
         let begun = Instant::now();
         let mut tries = 1;
+        let mut others = 0;
         loop {
             let fault = match self.once(via, &context, work).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
+            if self.may_do_on_another(via, &fault, &mut others) {
+                continue;
+            }
             let is_victim = fault.driver().is_some_and(S::is_victim);
             if !is_victim || tries == TRIES || begun.elapsed() >= self.limits.statement_timeout {
-                return Err(self.explain(fault, attempt));
+                return Err(self.explain_when(When::AtWork, fault, attempt));
             }
             tracing::debug!(operation = attempt.operation(), place = %self.place, ?fault, "done again after a conflict");
             tokio::time::sleep(PAUSE * tries).await;
@@ -167,12 +161,12 @@ impl<S: Server> Pools<S> {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let tried = async {
-            let outcome = work(&mut held, context).await;
+            let outcome = self.within(&mut held, context, work).await;
             let is_clean = outcome.is_ok() || S::clear(&mut held).await.is_ok();
             (outcome, is_clean)
         };
         let Ok((outcome, is_clean)) = tokio::time::timeout(limit, tried).await else {
-            self.losses.note();
+            self.supply.losses.note();
             return Err(Fault::no_answer(limit));
         };
         if outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
@@ -181,7 +175,7 @@ impl<S: Server> Pools<S> {
             held.give_back();
         }
         if outcome.as_ref().is_err_and(Fault::is_lost_connection::<S>) {
-            self.losses.note();
+            self.supply.losses.note();
         }
         outcome
     }
@@ -192,49 +186,128 @@ impl<S: Server> Pools<S> {
     /// # Errors
     /// As [`run`](Self::run), and why it cannot connect, if it cannot.
     pub async fn run_unlimited<C, T>(&self, attempt: Attempt, context: C, work: Work<S, C, T>) -> Result<T> {
-        let outcome = async {
-            let mut held = self.acquire(Via::Work).await?;
-            let answer = work(&mut held, &context).await?;
-            held.close().await;
-            Ok(answer)
+        let failed = |fault| self.explain_when(When::Connecting, fault, attempt);
+        let mut held = match self.acquire(Via::Work).await {
+            Ok(held) => held,
+            Err(fault) => {
+                // Another one may say more plainly why not.
+                self.try_connect().await?;
+                return Err(failed(fault));
+            }
         };
-        let fault = match outcome.await {
-            Ok(answer) => return Ok(answer),
-            Err(fault) => fault,
+        let answer = if self.is_lent() {
+            in_transaction::<S, C, T>(&mut held, "BEGIN".to_owned(), &context, work).await
+        } else {
+            work(&mut held, &context).await
         };
-        if matches!(fault, Fault::Sqlx(sqlx::Error::PoolTimedOut)) {
-            // The pool does not say why: another connection may.
-            self.try_connect().await?;
+        let answer = answer.map_err(failed)?;
+        held.close().await;
+        Ok(answer)
+    }
+
+    /// A session that is lent is the same one only within a transaction.
+    async fn within<C, T>(&self, connection: &mut Connection<S>, context: &C, work: Work<S, C, T>) -> Fallible<T> {
+        if self.is_lent() {
+            let begin = S::begin_limited(self.limits.statement_timeout);
+            return in_transaction::<S, C, T>(connection, begin, context, work).await;
         }
-        Err(self.explain_when(When::Connecting, fault, attempt))
+        work(connection, context).await
+    }
+
+    /// From now on sessions are taken to be lent by a pooler, for one transaction at a time: whatever is done is done in a
+    /// transaction, and no session gets a setting.
+    pub fn lend(&self) {
+        self.supply.is_lent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether sessions are lent by a pooler.
+    pub fn is_lent(&self) -> bool {
+        self.supply.is_lent.load(Ordering::Relaxed)
     }
 
     async fn acquire(&self, via: Via) -> Fallible<Held<S::Db>> {
-        let acquired = match via {
-            Via::Work => self.work.acquire().await?,
-            Via::Keepers => self.keepers.acquire().await?,
-            Via::Pulse => self.pulse().acquire().await?,
-        };
-        Ok(Held::new(acquired))
+        Ok(Held::new(self.supply.acquire(via).await?))
     }
 
-    fn pulse(&self) -> Pool<S::Db> {
-        self.pulse.here(|| {
-            let connect = Options::<S>::clone(&self.work.connect_options());
-            pool::<S>(connect, 1, self.limits, self.is_own || S::LIMITS_BESIDE_POOL, &self.losses)
-        })
+    /// Whether what has failed is to be done on another connection: nothing of it was done on this one. Where the server
+    /// was left, the connections that are with it are used no more. `others` counts the connections after the first one.
+    fn may_do_on_another(&self, via: Via, fault: &Fault, others: &mut u32) -> bool {
+        let is_stale = fault.is_stale::<S>();
+        if !is_stale && !fault.is_undone::<S>() {
+            return false;
+        }
+        if !is_stale {
+            self.supply.losses.note();
+        } else if *others == 0 {
+            self.supply.losses.leave();
+        }
+        // In a pool of our own the next one is new. Of a user's pool each idle connection may have to be closed first.
+        let is_users = via == Via::Work && !self.supply.is_own;
+        let most = if is_users { self.supply.work.options().get_max_connections() } else { 1 };
+        let may = *others < most;
+        *others += 1;
+        if may {
+            tracing::debug!(place = %self.place, ?fault, "done again on another connection");
+        }
+        may
     }
 
-    /// Begins a handler's transaction with this statement, over the pool for work.
+    /// Begins a handler's transaction with this statement, over the pool for work, and does `work` in it. On another
+    /// connection if the first one had a session that is of no more use, or had been closed before anything was asked.
     ///
     /// # Errors
-    /// The driver's.
-    pub async fn begin(&self, statement: impl SqlSafeStr) -> Fallible<Transaction<'static, S::Db>> {
-        Ok(self.work.begin_with(statement).await?)
+    /// The driver's, and what `work` answers at last; the transaction is taken back.
+    pub async fn begin<C, T>(
+        &self,
+        statement: &'static str,
+        context: &C,
+        work: Work<S, C, T>,
+    ) -> Fallible<(Transaction<'static, S::Db>, T)> {
+        let mut others = 0;
+        loop {
+            let fault = match self.begin_once(statement, context, work).await {
+                Ok(begun) => return Ok(begun),
+                Err(fault) => fault,
+            };
+            if !self.may_do_on_another(Via::Work, &fault, &mut others) {
+                return Err(fault);
+            }
+        }
     }
 
-    /// The error of it, as the caller sees it.
+    async fn begin_once<C, T>(
+        &self,
+        statement: &'static str,
+        context: &C,
+        work: Work<S, C, T>,
+    ) -> Fallible<(Transaction<'static, S::Db>, T)> {
+        let connection = MaybePoolConnection::PoolConnection(self.supply.acquire(Via::Work).await?);
+        // As the pool's own `begin_with` does once it has a connection.
+        let mut tx = Transaction::begin(connection, Some(statement.into_sql_str())).await?;
+        let outcome = work(&mut tx, context).await;
+        if !self.supply.is_own && outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
+            // A transaction does not part from its connection, and nobody else keeps a user's pool from lending it again.
+            drop(tokio::time::timeout(self.limit(), S::end_session(&mut tx)).await);
+        }
+        Ok((tx, outcome?))
+    }
+
+    /// Looks whether the server gives no more connections, for whoever wants one beside the pools.
+    pub async fn gives_no_more(&self) -> bool {
+        self.supply.room.look::<S>(&self.supply.work).await
+    }
+
+    /// Waits until a session was found to be of no more use. Whoever keeps a connection beside the pools closes it then: it
+    /// is probably with the same server.
+    pub async fn left(&self) {
+        self.supply.losses.left().await;
+    }
+
+    /// The error of it, as the caller sees it. If a session was of no more use, neither are the others that are as old.
     pub fn explain(&self, fault: Fault, attempt: Attempt) -> Error {
+        if fault.is_stale::<S>() {
+            self.supply.losses.leave();
+        }
         self.explain_when(When::AtWork, fault, attempt)
     }
 
@@ -243,30 +316,23 @@ impl<S: Server> Pools<S> {
     }
 }
 
-/// A pool of the storage's own. It connects when it is first used.
-fn pool<S: Server>(connect: Options<S>, size: u32, limits: Limits, is_limited: bool, losses: &Losses) -> Pool<S::Db> {
-    let losses = losses.clone();
-    PoolOptions::<S::Db>::new()
-        .max_connections(size)
-        .acquire_timeout(limits.connect_timeout)
-        // A round trip for each statement would be too much: what was used a moment ago still lives, mostly.
-        .test_before_acquire(false)
-        .before_acquire(move |connection, found| {
-            let is_doubtful = losses.concern(found.idle_for);
-            Box::pin(async move {
-                if is_doubtful {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                if is_limited {
-                    S::limit(connection, limits.statement_timeout).await?;
-                }
-                Ok(())
-            })
-        })
-        .connect_lazy_with(connect)
+async fn in_transaction<S: Server, C, T>(
+    connection: &mut Connection<S>,
+    begin: String,
+    context: &C,
+    work: Work<S, C, T>,
+) -> Fallible<T> {
+    let mut tx = connection.begin_with(AssertSqlSafe(begin)).await?;
+    let outcome = work(&mut tx, context).await;
+    match outcome {
+        Ok(answer) => {
+            tx.commit().await?;
+            Ok(answer)
+        }
+        Err(fault) => {
+            // If this fails, too, the connection is cut off with what failed before.
+            drop(tx.rollback().await);
+            Err(fault)
+        }
+    }
 }

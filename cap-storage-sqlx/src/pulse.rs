@@ -35,4 +35,10 @@ impl<Db: Database> Pulse<Db> {
         pools.push((here, pool.clone()));
         pool
     }
+
+    /// Those of all runtimes.
+    pub(crate) fn all(&self) -> Vec<Pool<Db>> {
+        let pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().map(|(_, pool)| pool.clone()).collect()
+    }
 }

@@ -28,9 +28,16 @@ pub trait Errors {
     /// Whether the server ends the session with it.
     fn is_farewell(error: &sqlx::Error) -> bool;
 
+    /// Whether the server had ended the session before it read what was asked, so that nothing of that was done: it had
+    /// waited too long for the next statement.
+    fn is_undone(error: &sqlx::Error) -> bool;
+
     /// Whether the session is to be closed although the server goes on with it: it takes no writes any more, or has lost
     /// what was prepared in it. Another one may be with another server.
     fn is_stale(error: &sqlx::Error) -> bool;
+
+    /// Whether the server gives no more connections, to anybody or to this user.
+    fn is_full(error: &sqlx::Error) -> bool;
 
     /// Whether the server does not let anybody in who comes like this: a wrong password, a database that is not there.
     fn is_no_entry(error: &sqlx::Error) -> bool;
@@ -51,10 +58,18 @@ pub trait Server: Errors + Send + Sync + 'static {
     /// Lets the server itself give up what takes longer. Called once for each new connection of the storage's own.
     fn limit(connection: &mut Connection<Self>, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>>;
 
+    /// Begins a transaction in which each statement is given up after that time: instead of [`limit`](Self::limit), where
+    /// a pooler lends sessions.
+    fn begin_limited(statement_timeout: Duration) -> String;
+
     /// Refuses a server that cannot be used, when a storage connects for the first time. By default all can.
     fn greet(_connection: &mut Connection<Self>) -> BoxFuture<'_, Fallible<()>> {
         Box::pin(async { Ok(()) })
     }
+
+    /// Ends the session from within, after a statement of a transaction has failed: for connections that a pool of the
+    /// user's would lend again.
+    fn end_session(connection: &mut Connection<Self>) -> BoxFuture<'_, sqlx::Result<()>>;
 
     /// Takes back what failed work may have left open, before its connection goes back to the pool. By default nothing is:
     /// a `sqlx::Transaction` takes itself back. If this fails, the connection is cut off.

@@ -28,12 +28,18 @@ rabbitmq_bin() {
   done
 }
 
+pgbouncer_program() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v pgbouncer || true; }
+
 mariadb_program() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mariadbd || true; }
 
 # The Debian packages that a server needs and that are not there.
 missing_packages() {
   case $1 in
     postgres) [ -n "$(postgres_bin)" ] || echo postgresql ;;
+    pgbouncer)
+      [ -n "$(postgres_bin)" ] || echo postgresql
+      [ -n "$(pgbouncer_program)" ] || echo pgbouncer
+      ;;
     mariadb) [ -n "$(mariadb_program)" ] || echo mariadb-server ;;
     rabbitmq) [ -n "$(rabbitmq_bin)" ] || echo rabbitmq-server ;;
     kafka)

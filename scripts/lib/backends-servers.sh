@@ -55,6 +55,54 @@ answers_postgres() { PGCONNECT_TIMEOUT=3 timeout 5 "$(postgres_bin)/psql" -XAtq 
 
 client_postgres() { "$(postgres_bin)/psql" "$(own_url postgres)" "$@"; }
 
+# --- PgBouncer before our own PostgreSQL, whoever comes and for any database of it: in transaction mode, and in session mode
+# on the port above
+
+user_pgbouncer() { echo postgres; }
+ports_pgbouncer() { echo "$1 $(($1 + 1))"; }
+
+prepare_pgbouncer() {
+  local home=$1 port=$2 mode
+  for mode in transaction session; do
+    cat >"$home/$mode.ini" <<INI
+[databases]
+* = host=127.0.0.1 port=$(port_of postgres) user=cap password=cap
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $port
+unix_socket_dir =
+auth_type = any
+pool_mode = $mode
+default_pool_size = 20
+max_client_conn = 300
+ignore_startup_parameters = extra_float_digits
+INI
+    port=$((port + 1))
+  done
+}
+
+# It refuses to run as root, too.
+start_pgbouncer() {
+  local home=$1 switch=() mode
+  ! as_root || switch=(setpriv --reuid=postgres --regid=postgres --init-groups)
+  for mode in session transaction; do
+    launch pgbouncer "$home" "${switch[@]}" "$(pgbouncer_program)" "$home/$mode.ini"
+  done
+}
+
+# Its own console, so that it is up whether the server behind it is or not.
+pgbouncer_console() { PGCONNECT_TIMEOUT=3 timeout 5 "$(postgres_bin)/psql" -XAtq "${1%/cap}/pgbouncer" "${@:2}"; }
+
+answers_pgbouncer() {
+  local url
+  for url in "$1" "$(own_session_url)"; do
+    pgbouncer_console "$url" -c 'SHOW VERSION' || return 1
+  done
+}
+
+client_pgbouncer() { pgbouncer_console "$(own_url pgbouncer)" "$@"; }
+
 # --- MariaDB: a user cap/cap with all rights and a database cap
 
 user_mariadb() { echo mysql; }

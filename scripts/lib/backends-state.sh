@@ -6,7 +6,7 @@
 #   state/NAME.home   its folder, when that cannot be below here (its user could not reach it)
 #   data/NAME, logs/NAME.log, software/
 
-names=(postgres mariadb rabbitmq kafka mongo)
+names=(postgres pgbouncer mariadb rabbitmq kafka mongo)
 
 dir=${CAP_BACKENDS_DIR:-$(dirname "$(dirname "$script")")/target/backends}
 mkdir -p "$dir/state" "$dir/data" "$dir/logs" "$dir/software"
@@ -45,6 +45,7 @@ home_of() {
 default_port() {
   case $1 in
     postgres) echo 28432 ;;
+    pgbouncer) echo 28434 ;;
     mariadb) echo 28306 ;;
     rabbitmq) echo 28672 ;;
     kafka) echo 28092 ;;
@@ -78,13 +79,16 @@ own_url() {
   local port
   port=$(port_of "$1")
   case $1 in
-    postgres) echo "postgres://cap:cap@127.0.0.1:$port/cap" ;;
+    postgres | pgbouncer) echo "postgres://cap:cap@127.0.0.1:$port/cap" ;;
     mariadb) echo "mysql://cap:cap@127.0.0.1:$port/cap" ;;
     rabbitmq) echo "amqp://guest:guest@127.0.0.1:$port/%2f" ;;
     kafka) echo "127.0.0.1:$port" ;;
     mongo) echo "mongodb://127.0.0.1:$port/?replicaSet=secantus" ;;
   esac
 }
+
+# Beside PgBouncer's own address, which is in transaction mode: that in session mode.
+own_session_url() { echo "postgres://cap:cap@127.0.0.1:$(($(port_of pgbouncer) + 1))/cap"; }
 
 management_port() { echo $(($(port_of rabbitmq) + 3)); }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod few;
 mod golden;
 mod load;
 mod locks;
@@ -12,4 +13,5 @@ mod running;
 mod schema;
 #[path = "../support/mod.rs"]
 mod support;
+mod switchover;
 mod transactions;

@@ -49,6 +49,10 @@ impl Server {
         script
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("mysql://cap:cap@127.0.0.1:{}/cap", self.port)
     }
@@ -83,6 +87,8 @@ struct Progress {
     settled: AtomicUsize,
     failed: AtomicUsize,
     is_over: AtomicBool,
+    /// Nothing is published any more.
+    is_published: AtomicBool,
 }
 
 impl Progress {
@@ -141,7 +147,7 @@ async fn publish(storage: MySqlStorage, progress: Arc<Progress>) -> BTreeSet<Str
 async fn work(storage: MySqlStorage, progress: Arc<Progress>) {
     let node = node(&storage).await;
     loop {
-        let is_over = progress.is_over.load(Ordering::SeqCst);
+        let is_published = progress.is_published.load(Ordering::SeqCst);
         let claim = request(node, Lane::Outbox, 10);
         let Some(claimed) = progress.note(storage.claim(claim.clone()).await) else {
             while progress.note(storage.release(Table::Outbox, claim.claim).await).is_none() {}
@@ -155,7 +161,7 @@ async fn work(storage: MySqlStorage, progress: Arc<Progress>) {
         let settlements: Vec<_> = claimed.records.iter().map(settle).collect();
         while progress.note(storage.settle(Table::Outbox, settlements.clone()).await).is_none() {}
         progress.settled.fetch_add(settlements.len(), Ordering::SeqCst);
-        if is_over && settlements.is_empty() {
+        if is_published && settlements.is_empty() {
             return;
         }
     }
@@ -185,6 +191,7 @@ async fn a_server_that_is_killed_restarted_and_frozen_comes_back_and_nothing_is_
     }
     progress.is_over.store(true, Ordering::SeqCst);
     let stored = publishing.await.unwrap();
+    progress.is_published.store(true, Ordering::SeqCst);
     working.await.unwrap();
 
     let mut found = BTreeSet::new();

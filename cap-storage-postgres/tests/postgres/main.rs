@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connecting;
+mod few;
 mod golden;
 mod locks;
 mod net_cap;
+mod pooler;
 mod refused;
 mod running;
 mod schema;
 #[path = "../support/mod.rs"]
 mod support;
+mod switchover;
 mod transactions;

@@ -1,0 +1,133 @@
+//! Servers that change while sessions are open: what one session learns of it, and what becomes of the others.
+
+use std::net::SocketAddr;
+
+use cap_core::storage::{Lease, Storage, Table, TransactAsync};
+use cap_storage_mysql::sqlx::{self, Connection, MySqlConnection, MySqlPool};
+use cap_storage_mysql::{MySqlOptions, MySqlStorage};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::outage::Server;
+use crate::support::{Database, PASSWORD, run, server};
+use cap_testkit::storage::scene::{LEASE, ids, in_flight, message, node};
+
+const SESSIONS: u32 = 5;
+
+/// An address that leads to a server, and from some time on to another one. Connections stay where they are.
+struct Address {
+    place: SocketAddr,
+    server: watch::Sender<(String, u16)>,
+}
+
+impl Address {
+    async fn of(server: (String, u16)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = listener.local_addr().unwrap();
+        let server = watch::Sender::new(server);
+        let leads_to = server.subscribe();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let server = leads_to.borrow().clone();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(server).await?;
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { place, server }
+    }
+}
+
+/// Fills the pool with idle sessions, and says this in each of them.
+async fn in_all_sessions(pool: &MySqlPool, sql: &str) {
+    let mut all = Vec::new();
+    for _ in 0..SESSIONS {
+        all.push(pool.acquire().await.unwrap());
+    }
+    for connection in &mut all {
+        run(connection, sql).await;
+    }
+    for mut connection in all {
+        connection.return_to_pool().await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_leads_to_another_primary_costs_no_call() {
+    let old = Server::start("old-primary");
+    let mut admin = MySqlConnection::connect(&old.url()).await.unwrap();
+    let database = Database::create().await;
+    let name = &database.name;
+    let account = format!("CREATE USER {name} IDENTIFIED BY '{PASSWORD}'; CREATE DATABASE {name}");
+    run(&mut admin, format!("{account}; GRANT ALL ON {name}.* TO {name}")).await;
+    let new = database.storage();
+    new.prepare().await.unwrap();
+
+    let address = Address::of(("127.0.0.1".to_owned(), old.port())).await;
+    let url = format!("mysql://{name}:{PASSWORD}@{}/{name}", address.place);
+    let storage = MySqlStorage::connect_with(MySqlOptions::new(url).pool_size(SESSIONS)).await.unwrap();
+    storage.prepare().await.unwrap();
+    let node = node(&storage).await;
+    storage.heartbeat(node, LEASE).await.unwrap();
+    in_all_sessions(storage.pool(), "SELECT 1").await;
+
+    run(&mut admin, "SET GLOBAL read_only = 1").await;
+    let primary = server();
+    address.server.send_replace((primary.get_host().to_owned(), primary.get_port()));
+
+    for number in 0..2 * SESSIONS {
+        storage.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await.unwrap();
+    }
+    assert_eq!(ids(&new, Table::Outbox).await.len(), 2 * SESSIONS as usize, "they went to the new one");
+    // The new one was no replica of the old one here, and does not know the node.
+    assert!(matches!(storage.heartbeat(node, LEASE).await, Ok(Lease::Lost)), "leases are asked for at the new one");
+    storage.take_over().await.unwrap();
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn sessions_that_take_no_writes_any_more_are_left_and_no_call_fails() {
+    let database = Database::create().await;
+    let own = MySqlStorage::connect_with(MySqlOptions::new(database.url()).pool_size(SESSIONS)).await.unwrap();
+    own.prepare().await.unwrap();
+    let users = MySqlStorage::new(database.pool(SESSIONS));
+    users.prepare().await.unwrap();
+    for (round, storage) in [own, users].into_iter().enumerate() {
+        let node = node(&storage).await;
+        let settlement = in_flight(&storage, node, &format!("handled {round}")).await;
+
+        in_all_sessions(storage.pool(), "SET SESSION TRANSACTION READ ONLY").await;
+        let tx = storage.begin(settlement).await.unwrap().expect("the lease is live");
+        storage.commit(tx, vec![message(&format!("by the handler {round}"))]).await.unwrap();
+
+        in_all_sessions(storage.pool(), "SET SESSION TRANSACTION READ ONLY").await;
+        for number in 0..2 * SESSIONS {
+            storage.insert(Table::Outbox, vec![message(&format!("{round} {number}"))], None).await.unwrap();
+        }
+        for _ in 0..SESSIONS {
+            let read_only = sqlx::query_scalar("SELECT CAST(@@SESSION.tx_read_only AS SIGNED)");
+            let read_only: i64 = read_only.fetch_one(storage.pool()).await.unwrap();
+            assert_eq!(read_only, 0, "one of its sessions is still in the pool");
+        }
+    }
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn sessions_that_the_server_has_closed_as_idle_cost_no_call() {
+    let database = Database::create().await;
+    let storage = MySqlStorage::connect_with(MySqlOptions::new(database.url()).pool_size(SESSIONS)).await.unwrap();
+    storage.prepare().await.unwrap();
+    in_all_sessions(storage.pool(), "SET SESSION wait_timeout = 1").await;
+    let mut other = MySqlConnection::connect_with(&server()).await.unwrap();
+    let open = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE DB = ?";
+    while sqlx::query_scalar::<_, i64>(open).bind(&database.name).fetch_one(&mut other).await.unwrap() > 0 {
+        run(&mut other, "DO SLEEP(0.02)").await;
+    }
+    for number in 0..2 * SESSIONS {
+        storage.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await.unwrap();
+    }
+    database.drop().await;
+}

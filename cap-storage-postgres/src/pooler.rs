@@ -1,0 +1,104 @@
+//! Whether a pooler stands before the server that lends its sessions but does not keep what is prepared in them.
+//!
+//! Such a pooler (PgBouncer in transaction mode, before version 1.21 or without `max_prepared_statements`) sends a statement's
+//! parameters to whatever statement has that name in the session that happens to be free: in the worst case one that writes
+//! something else. So it is found out with statements that only read, before any that writes. The storage's statements have no
+//! names then, and each is prepared and carried out within one transaction.
+
+use std::time::Duration;
+
+use cap_core::ErrorKind;
+use cap_storage_sqlx::{Errors, Fallible, Fault};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection, Row};
+use tokio::time::timeout;
+
+use crate::session::PostgresServer;
+use crate::sql;
+
+/// How often it is looked whether two connections have one session, or one connection several. Where many start at once
+/// behind a pooler, a connection may be lent the same session a few times.
+const LOOKS: usize = 30;
+
+/// How long one step may take: a pooler with a single session lets the second transaction wait.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether sessions are lent and nothing is kept in them.
+pub(crate) async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
+    if is_direct(options).await.unwrap_or(false) {
+        return Ok(false);
+    }
+    let mut one = PgConnection::connect_with(options).await?;
+    let mut other = match PgConnection::connect_with(options).await {
+        Ok(other) => other,
+        // Whoever is given a single connection has a session of their own: a pooler would let them wait.
+        Err(error) if PostgresServer::is_full(&error) => {
+            one.close().await?;
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let lends = lends_sessions(&mut one, &mut other).await? && !keeps_statements(&mut one, &mut other).await;
+    // The server notices in any case.
+    drop((one.close().await, other.close().await));
+    Ok(lends)
+}
+
+/// Whether sessions are lent to connections in turn.
+async fn lends_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Fallible<bool> {
+    let (first, second) = (session(one).await?, session(other).await?);
+    for _ in 1..LOOKS {
+        if first == second || session(one).await? != first || session(other).await? != second {
+            return Ok(true);
+        }
+    }
+    Ok(first == second)
+}
+
+/// Whether a setting that a connection begins with reaches its session. Poolers refuse it, or pass over it: their sessions
+/// were there before.
+async fn is_direct(options: &PgConnectOptions) -> Fallible<bool> {
+    let options = options.clone().options([(sql::MARK, "yes")]);
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let mark: Option<String> = sqlx::raw_sql(sql::IS_MARKED).fetch_one(&mut connection).await?.try_get(0)?;
+    connection.close().await?;
+    Ok(mark.as_deref() == Some("yes"))
+}
+
+/// The session that the connection has now.
+pub(crate) async fn session(connection: &mut PgConnection) -> Fallible<i32> {
+    Ok(sqlx::raw_sql(sql::SESSION).fetch_one(connection).await?.try_get(0)?)
+}
+
+/// Whether a statement that was prepared in one session is also there in another one. In doubt it is not.
+async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> bool {
+    let Ok(Ok(prepared_in)) = timeout(PATIENCE, echo(one, 1)).await else { return false };
+    // The session stays with the other connection until its transaction ends, so that the first has to be lent another one.
+    let Ok(Ok(())) = timeout(PATIENCE, hold(other, prepared_in)).await else { return false };
+    let keeps = matches!(timeout(PATIENCE, echo(one, 2)).await, Ok(Ok(session)) if session != prepared_in);
+    if !keeps {
+        // What was prepared there is nobody's, and its name may be wanted.
+        drop(timeout(PATIENCE, sqlx::raw_sql(sql::FORGET_ECHO).execute(&mut *other)).await);
+    }
+    keeps
+}
+
+/// Runs a prepared statement with a parameter, and answers the session that it ran in.
+async fn echo(connection: &mut PgConnection, given: i32) -> Fallible<i32> {
+    let row = sqlx::query(sql::ECHO).bind(given).fetch_one(connection).await?;
+    if row.try_get::<i32, _>(0)? != given {
+        return Err(Fault::said(ErrorKind::Corrupt, "the answer belongs to another statement"));
+    }
+    Ok(row.try_get(1)?)
+}
+
+/// Begins a transaction in this session.
+async fn hold(connection: &mut PgConnection, wanted: i32) -> Fallible<()> {
+    loop {
+        sqlx::raw_sql(sql::HOLD).execute(&mut *connection).await?;
+        if session(connection).await? == wanted {
+            return Ok(());
+        }
+        sqlx::raw_sql(sql::ROLLBACK).execute(&mut *connection).await?;
+    }
+}

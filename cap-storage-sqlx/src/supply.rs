@@ -1,0 +1,219 @@
+//! Where connections come from.
+//!
+//! The driver's pool goes on opening a connection for as long as it may take, although others come back meanwhile, and in the
+//! end says only that it took too long. So what takes long is looked into (`Room`). Where the server gives no more, nobody
+//! opens one for a while: whoever needs one waits for one that comes back, and all share those of the pool for work.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sqlx::Pool;
+use sqlx::pool::{PoolConnection, PoolOptions};
+
+use crate::fault::{Fallible, Fault};
+use crate::losses::Losses;
+use crate::pools::{Limits, Via};
+use crate::pulse::Pulse;
+use crate::room::Room;
+use crate::server::{Options, Server};
+
+/// Connections that only leases use, however busy the pool is.
+const KEEPERS: u32 = 2;
+
+/// With so few connections for work, leases have none of their own but for the heartbeats.
+const SCARCE: u32 = 1;
+
+/// How often somebody who waits for a connection looks whether one has come back: the pool tells nobody.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How long one that has come back, or that has to be opened since there is none, may take to be had.
+const BRIEFLY: Duration = Duration::from_secs(1);
+
+/// How long a pool without any connection waits before it asks for one again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The pools.
+pub(crate) struct Supply<S: Server> {
+    pub(crate) work: Pool<S::Db>,
+    /// Whether that is the storage's own.
+    pub(crate) is_own: bool,
+    keepers: Pool<S::Db>,
+    pulse: Pulse<S::Db>,
+    pub(crate) losses: Losses,
+    pub(crate) room: Room,
+    /// Whether a pooler lends sessions for a transaction at a time: then none is limited, as it would be so for others.
+    pub(crate) is_lent: Arc<AtomicBool>,
+    limits: Limits,
+}
+
+impl<S: Server> Supply<S> {
+    /// Over a pool of the user's.
+    pub(crate) fn over(work: Pool<S::Db>, limits: Limits) -> Self {
+        Self::new(work, false, limits, Losses::default(), Arc::default())
+    }
+
+    /// Over a pool of its own.
+    pub(crate) fn own(connect: Options<S>, limits: Limits) -> Self {
+        let (losses, is_lent) = (Losses::default(), Arc::default());
+        let work = pool::<S>(connect, limits.pool_size, limits, Limited::Unless(&is_lent), &losses);
+        Self::new(work, true, limits, losses, is_lent)
+    }
+
+    fn new(work: Pool<S::Db>, is_own: bool, limits: Limits, losses: Losses, is_lent: Arc<AtomicBool>) -> Self {
+        let connect = Options::<S>::clone(&work.connect_options());
+        let limited = if is_own || S::LIMITS_BESIDE_POOL { Limited::Unless(&is_lent) } else { Limited::Never };
+        let keepers = pool::<S>(connect, KEEPERS, limits, limited, &losses);
+        Self { work, is_own, keepers, pulse: Pulse::default(), losses, room: Room::default(), is_lent, limits }
+    }
+
+    /// A connection, at the latest when the time limit of its pool is over.
+    pub(crate) async fn acquire(&self, via: Via) -> Fallible<PoolConnection<S::Db>> {
+        let limit = match via {
+            Via::Work => self.work.options().get_acquire_timeout(),
+            Via::Keepers | Via::Pulse => self.limits.connect_timeout,
+        };
+        let acquiring = async {
+            match via {
+                Via::Work => self.for_work().await,
+                Via::Keepers => self.beside(&self.keepers).await,
+                Via::Pulse => self.beside(&self.pulse()).await,
+            }
+        };
+        match tokio::time::timeout(limit, acquiring).await {
+            Ok(Err(Fault::Sqlx(sqlx::Error::PoolTimedOut))) | Err(_) => Err(self.room.no_connection(limit)),
+            Ok(acquired) => acquired,
+        }
+    }
+
+    async fn for_work(&self) -> Fallible<PoolConnection<S::Db>> {
+        loop {
+            let acquired = if self.room.is_full() { self.shared().await } else { self.opened(&self.work).await };
+            if let Some(connection) = acquired? {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// From a pool beside that for work, or from that one if the server gives no more.
+    async fn beside(&self, pool: &Pool<S::Db>) -> Fallible<PoolConnection<S::Db>> {
+        loop {
+            let may_open = !self.room.is_full() || self.work.size() == 0;
+            let acquired = if may_open || pool.num_idle() > 0 { self.opened(pool).await } else { self.shared().await };
+            if let Some(connection) = acquired? {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// An idle one, or a new one; nothing if the server gives no more.
+    async fn opened(&self, pool: &Pool<S::Db>) -> Fallible<Option<PoolConnection<S::Db>>> {
+        let mut acquiring = pin!(pool.acquire());
+        loop {
+            tokio::select! {
+                biased;
+                acquired = &mut acquiring => return self.unless_full(pool, acquired),
+                is_full = self.room.look_later::<S>(pool) => if is_full { return Ok(None) },
+            }
+        }
+    }
+
+    /// One of those for work that has come back; nothing if there was none, and it is to be tried again.
+    async fn shared(&self) -> Fallible<Option<PoolConnection<S::Db>>> {
+        let _turn = self.room.turn.lock().await;
+        self.make_room().await;
+        let begun = Instant::now();
+        while self.work.num_idle() == 0 && self.room.is_full() {
+            if self.work.size() == 0 && begun.elapsed() > PAUSE {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        match tokio::time::timeout(BRIEFLY, self.work.acquire()).await {
+            Ok(acquired) => self.unless_full(&self.work, acquired),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn unless_full(
+        &self,
+        pool: &Pool<S::Db>,
+        acquired: sqlx::Result<PoolConnection<S::Db>>,
+    ) -> Fallible<Option<PoolConnection<S::Db>>> {
+        match acquired {
+            Err(error) if S::is_full(&error) => {
+                self.room.fill::<S>(&error, pool);
+                Ok(None)
+            }
+            acquired => Ok(Some(acquired?)),
+        }
+    }
+
+    /// What leases have for themselves is given up where the server gives hardly any: that of the heartbeats only if there is
+    /// no other.
+    async fn make_room(&self) {
+        let mut spared = Vec::new();
+        if self.work.size() <= SCARCE {
+            spared.push(self.keepers.clone());
+        }
+        if self.work.size() == 0 {
+            spared.extend(self.pulse.all());
+        }
+        for pool in spared {
+            while let Some(connection) = pool.try_acquire() {
+                // The server notices in any case.
+                drop(connection.close().await);
+            }
+        }
+    }
+
+    fn pulse(&self) -> Pool<S::Db> {
+        self.pulse.here(|| {
+            let connect = Options::<S>::clone(&self.work.connect_options());
+            let limited =
+                if self.is_own || S::LIMITS_BESIDE_POOL { Limited::Unless(&self.is_lent) } else { Limited::Never };
+            pool::<S>(connect, 1, self.limits, limited, &self.losses)
+        })
+    }
+}
+
+/// Whether the sessions of a pool have the statement timeout as their own limit.
+enum Limited<'a> {
+    Never,
+    Unless(&'a Arc<AtomicBool>),
+}
+
+/// A pool of the storage's own. It connects when it is first used.
+fn pool<S: Server>(
+    connect: Options<S>,
+    size: u32,
+    limits: Limits,
+    limited: Limited<'_>,
+    losses: &Losses,
+) -> Pool<S::Db> {
+    let losses = losses.clone();
+    let limited = match limited {
+        Limited::Never => None,
+        Limited::Unless(is_lent) => Some(Arc::clone(is_lent)),
+    };
+    PoolOptions::<S::Db>::new()
+        .max_connections(size)
+        .acquire_timeout(limits.connect_timeout)
+        // A round trip for each statement would be too much: what was used a moment ago still lives, mostly.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, found| {
+            let losses = losses.clone();
+            Box::pin(async move { losses.allow(connection, found).await })
+        })
+        .after_connect(move |connection, _| {
+            let is_limited = limited.as_ref().is_some_and(|is_lent| !is_lent.load(Ordering::Relaxed));
+            Box::pin(async move {
+                if is_limited {
+                    S::limit(connection, limits.statement_timeout).await?;
+                }
+                Ok(())
+            })
+        })
+        .connect_lazy_with(connect)
+}

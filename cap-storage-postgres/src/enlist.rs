@@ -1,7 +1,5 @@
 //! Publishing inside the caller's own transaction.
 
-use std::sync::Arc;
-
 use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
@@ -10,27 +8,27 @@ use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::error::{is_aborted, is_missing};
-use crate::record;
 use crate::session::PostgresServer;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;
+use crate::{publish, record};
 
-/// One statement, so that it is all or nothing also outside of a transaction.
+/// One statement, so that it is all or nothing also outside of a transaction (but see `publish.rs`).
 fn enlist<'c>(
     storage: &PostgresStorage,
     connection: &'c mut PgConnection,
     records: Vec<NewRecord>,
 ) -> BoxFuture<'c, Result<Vec<Inserted>>> {
-    let sql = Arc::clone(storage.sql());
+    let storage = storage.clone();
     Box::pin(async move {
         let inserted = async {
             record::check(Table::Outbox, &records, None)?;
-            record::publish(connection, &sql, &records).await
+            publish::publish(connection, &storage, &records).await
         };
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's postgres connection";
         let attempt = Attempt::on("publish to", Table::Outbox);
-        inserted.await.map_err(|fault| explain(fault, &sql).into_error::<PostgresServer>(attempt, place))
+        inserted.await.map_err(|fault| explain(fault, storage.sql()).into_error::<PostgresServer>(attempt, place))
     })
 }
 

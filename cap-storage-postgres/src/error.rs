@@ -10,6 +10,11 @@ const DEADLOCK: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
 /// The server ends the session: by an administrator's word, after a crash, or because it is about to start or stop.
 const SHUTDOWN: [&str; 3] = ["57P01", "57P02", "57P03"];
+const QUERY_CANCELED: &str = "57014";
+const UNIQUE_VIOLATION: &str = "23505";
+/// What a session may answer whose defaults are not what a statement of ours needs: it is as isolated as to fail beside others,
+/// reads only, or does not wait for long.
+pub(crate) const OF_TERMS: [&str; 4] = [SERIALIZATION_FAILURE, READ_ONLY, LOCK_NOT_AVAILABLE, QUERY_CANCELED];
 const ABORTED_TRANSACTION: &str = "25P02";
 const READ_ONLY: &str = "25006";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -35,6 +40,17 @@ pub(crate) fn is_missing(error: &sqlx::Error) -> bool {
 /// Whether somebody else kept a lock for longer than the statement would wait.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     code(error) == Some(LOCK_NOT_AVAILABLE)
+}
+
+/// Whether the address that a row was to have is taken: what else is unique is never an error of ours.
+pub(crate) fn is_taken_address(error: &sqlx::Error) -> bool {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    code(error) == Some(UNIQUE_VIOLATION) && constraint.is_some_and(|constraint| constraint.ends_with("_pkey"))
+}
+
+/// Whether the role lacks a right.
+pub(crate) fn is_no_right(error: &sqlx::Error) -> bool {
+    code(error) == Some(NO_RIGHTS)
 }
 
 /// Whether it was said inside a transaction that had failed before.
@@ -97,7 +113,7 @@ fn advice_on_code(code: &str) -> Option<&'static str> {
         "53300" => "too many connections: make the pools smaller or the server's `max_connections` greater",
         "53100" => "make room on the server's disk; until then nothing can be stored",
         READ_ONLY => "the server takes no writes: is it a standby?",
-        "57014" => "it took longer than the statement timeout",
+        QUERY_CANCELED => "it took longer than the statement timeout",
         ABORTED_TRANSACTION => "a statement before it failed, and the transaction went on all the same",
         code if MISSING.contains(&code) => {
             "the tables are missing or of another schema: call `prepare`, or apply the printed schema"

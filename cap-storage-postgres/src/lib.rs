@@ -56,8 +56,11 @@ mod error;
 mod floor;
 #[cfg(test)]
 mod plans;
+mod policy;
+mod publish;
 mod record;
 mod schema;
+mod sequence;
 mod session;
 mod sql;
 mod storage;

@@ -7,7 +7,7 @@ use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{Postgres, Row, Transaction};
 
 use crate::storage::PostgresStorage;
-use crate::{record, sql};
+use crate::{publish, record, sql};
 
 const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
 const COMMIT: Attempt = Attempt::on("commit a handler's work with", Table::Inbox);
@@ -50,14 +50,27 @@ impl TransactAsync for PostgresStorage {
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
-    let mut tx = storage.pools().begin(sql::BEGIN).await?;
-    let settled =
-        record::settle_within(&mut tx, &storage.sql().received, std::slice::from_ref(settlement), None).await?;
-    if settled != [Settled::Written] {
+    let place = if storage.pools().has_terms() { find(storage, settlement).await? } else { None };
+    let mut tx = storage.pools().begin(sql::BEGIN_HANDLER).await?;
+    let received = &storage.sql().received;
+    let is_settled = match place {
+        Some(place) => record::settle_at(&mut tx, received, settlement, &place).await?,
+        None => false,
+    };
+    if !is_settled
+        && record::settle_within(&mut tx, received, std::slice::from_ref(settlement), None).await? != [Settled::Written]
+    {
         tx.rollback().await?;
         return Ok(None);
     }
     Ok(Some(tx))
+}
+
+/// Where the record is, as seen from outside of the transaction.
+async fn find(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<String>> {
+    let find = storage.sql().received.place.query().bind(settlement.record.0);
+    let place = find.fetch_optional(storage.pool()).await?;
+    Ok(place.map(|place| place.try_get(0)).transpose()?)
 }
 
 async fn commit(
@@ -73,6 +86,6 @@ async fn commit(
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
     record::check(Table::Outbox, records, None)?;
-    record::publish(&mut tx, storage.sql(), records).await?;
+    publish::publish(&mut tx, storage, records).await?;
     Ok(tx.commit().await?)
 }

@@ -1,12 +1,13 @@
 //! Connections of the storage's own, and what it means to run something over one.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cap_core::backend::Attempt;
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::pool::PoolOptions;
-use sqlx::{Connection as _, Pool, SqlSafeStr, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Pool, SqlSafeStr, Transaction};
 
 use crate::fault::{Fallible, Fault, When};
 use crate::held::Held;
@@ -60,6 +61,8 @@ pub struct Pools<S: Server> {
     keepers: Pool<S::Db>,
     pulse: Pulse<S::Db>,
     losses: Losses,
+    /// Whether what runs over them has to say what it needs, as the sessions' defaults are others.
+    has_terms: AtomicBool,
     limits: Limits,
 }
 
@@ -87,7 +90,16 @@ impl<S: Server> Pools<S> {
         let connect = Options::<S>::clone(&work.connect_options());
         let place = S::place(&connect);
         let keepers = pool::<S>(connect, KEEPERS, limits, is_own || S::LIMITS_BESIDE_POOL, &losses);
-        Self { place, work, is_own, keepers, pulse: Pulse::default(), losses, limits }
+        Self {
+            place,
+            work,
+            is_own,
+            keepers,
+            pulse: Pulse::default(),
+            losses,
+            has_terms: AtomicBool::new(false),
+            limits,
+        }
     }
 
     /// Kind and address, for people.
@@ -149,10 +161,14 @@ impl<S: Server> Pools<S> {
         let begun = Instant::now();
         let mut tries = 1;
         loop {
+            let had_terms = self.has_terms();
             let fault = match self.once(via, &context, work).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
+            if self.has_terms() && !had_terms {
+                continue;
+            }
             let is_victim = fault.driver().is_some_and(S::is_victim);
             if !is_victim || tries == TRIES || begun.elapsed() >= self.limits.statement_timeout {
                 return Err(self.explain(fault, attempt));
@@ -167,7 +183,14 @@ impl<S: Server> Pools<S> {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let tried = async {
-            let outcome = work(&mut held, context).await;
+            let outcome = match S::terms(self.limits.statement_timeout).filter(|_| self.has_terms()) {
+                Some(begin) => on_terms::<S, _, _>(&mut held, begin, context, work).await,
+                None => work(&mut held, context).await,
+            };
+            if outcome.as_ref().err().and_then(Fault::driver).is_some_and(S::doubts_terms) {
+                // Whatever this answers, the first error is the one to tell.
+                drop(self.learn_terms(&mut held).await);
+            }
             let is_clean = outcome.is_ok() || S::clear(&mut held).await.is_ok();
             (outcome, is_clean)
         };
@@ -186,6 +209,26 @@ impl<S: Server> Pools<S> {
         outcome
     }
 
+    /// Whether sessions have defaults that are not what the storage's statements need, as far as is known: then
+    /// [`run`](Self::run) begins transactions on [terms](Server::terms) of its own.
+    pub fn has_terms(&self) -> bool {
+        self.has_terms.load(Ordering::Relaxed)
+    }
+
+    /// Asks a session whether its defaults are what the storage's statements need. If not, these run in transactions from
+    /// now on that say so: the sessions themselves stay as they are, since others may use them, too.
+    async fn learn_terms(&self, connection: &mut Connection<S>) -> Fallible<()> {
+        if !self.has_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
+            tracing::info!(
+                place = %self.place,
+                "the database's defaults for transactions are unusual: every call says what it needs, which costs it a round \
+                 trip or two more"
+            );
+            self.has_terms.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Runs `work`, a migration, without a time limit. Its connection is closed afterwards: it may have settings of its
     /// own.
     ///
@@ -195,6 +238,7 @@ impl<S: Server> Pools<S> {
         let outcome = async {
             let mut held = self.acquire(Via::Work).await?;
             let answer = work(&mut held, &context).await?;
+            self.learn_terms(&mut held).await?;
             held.close().await;
             Ok(answer)
         };
@@ -240,6 +284,27 @@ impl<S: Server> Pools<S> {
 
     fn explain_when(&self, when: When, fault: Fault, attempt: Attempt) -> Error {
         fault.into_error_when::<S>(when, attempt, &self.place)
+    }
+}
+
+/// Runs `work` in a transaction that says what it needs.
+async fn on_terms<S: Server, C, T>(
+    connection: &mut Connection<S>,
+    begin: AssertSqlSafe<String>,
+    context: &C,
+    work: Work<S, C, T>,
+) -> Fallible<T> {
+    let mut tx = connection.begin_with(begin).await?;
+    match work(&mut tx, context).await {
+        Ok(answer) => {
+            tx.commit().await?;
+            Ok(answer)
+        }
+        Err(fault) => {
+            // The first error is the one to tell.
+            drop(tx.rollback().await);
+            Err(fault)
+        }
     }
 }
 

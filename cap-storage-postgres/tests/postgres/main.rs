@@ -4,9 +4,13 @@
 mod connecting;
 mod locks;
 mod net_cap;
+mod policy;
 mod refused;
 mod running;
 mod schema;
+mod sequence;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod transactions;

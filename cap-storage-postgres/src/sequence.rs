@@ -28,7 +28,7 @@ const MANY: i64 = 1_000_000;
 /// Brings the sequence of a table up to it.
 pub(crate) async fn catch_up(connection: &mut PgConnection, sql: &Sql, table: Table) -> Fallible<()> {
     let sql = sql.table(table);
-    let behind: i64 = sql.behind.query().fetch_one(&mut *connection).await?.try_get(0)?;
+    let behind = behind(connection, sql).await?;
     if behind <= 0 {
         return Ok(());
     }
@@ -40,6 +40,26 @@ pub(crate) async fn catch_up(connection: &mut PgConnection, sql: &Sql, table: Ta
         if has_right { "" } else { "; let this role set it, too: GRANT UPDATE ON ALL SEQUENCES IN SCHEMA …" };
     tracing::warn!(%table, behind, "the sequence of the table's addresses stood behind its rows, and was set{advice}");
     Ok(())
+}
+
+/// By how much the table is ahead.
+async fn behind(connection: &mut PgConnection, sql: &TableSql) -> Fallible<i64> {
+    let row = sql.last.query().fetch_one(&mut *connection).await?;
+    let (greatest, last): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    if let Some(last) = last {
+        return Ok(greatest - last);
+    }
+    if greatest == 0 {
+        return Ok(0);
+    }
+    match sql.before_first.query().fetch_one(&mut *connection).await {
+        Ok(row) => Ok(greatest - row.try_get::<i64, _>(0)?),
+        Err(error) if is_no_right(&error) => {
+            take_back(connection).await?;
+            Ok(greatest)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether the role may do so.

@@ -173,11 +173,14 @@ ON CONFLICT DO NOTHING
 RETURNING "Id"
 "#;
 
-/// By how much the greatest address of the table is ahead of the sequence that makes them (see `sequence.rs`).
-const BEHIND: &str = r#"
-SELECT coalesce(max("Id"), 0) - coalesce(pg_sequence_last_value('{sequence}'::regclass), 0)
-FROM {table} WHERE "Id" < {first_of_cap}
+/// The greatest address of the table, and the last one of the sequence that makes them, if it has made any yet (see
+/// `sequence.rs`).
+const LAST: &str = r#"
+SELECT coalesce(max("Id"), 0), pg_sequence_last_value('{sequence}'::regclass) FROM {table} WHERE "Id" < {first_of_cap}
 "#;
+
+/// The one before the first that it makes. Who may only use the sequence may not ask this.
+const BEFORE_FIRST: &str = r#"SELECT last_value - 1 FROM {sequence}"#;
 
 /// So far nobody can be hindered by it, whatever others do meanwhile, and no right is needed but that to insert.
 const ADVANCE: &str = "SELECT count(nextval('{sequence}')) FROM generate_series(1, $1::bigint)";
@@ -637,7 +640,8 @@ pub(crate) struct TableSql {
     pub(crate) try_insert: Statement,
     pub(crate) try_update: Statement,
     pub(crate) try_delete: Statement,
-    pub(crate) behind: Statement,
+    pub(crate) last: Statement,
+    pub(crate) before_first: Statement,
     pub(crate) advance: Statement,
     pub(crate) catch_up: Statement,
 }
@@ -736,7 +740,8 @@ impl TableSql {
             try_insert: fill(TRY_INSERT),
             try_update: fill(TRY_UPDATE),
             try_delete: fill(TRY_DELETE),
-            behind: fill(BEHIND),
+            last: fill(LAST),
+            before_first: fill(BEFORE_FIRST),
             advance: fill(ADVANCE),
             catch_up: fill(CATCH_UP),
         }

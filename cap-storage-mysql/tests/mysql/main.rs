@@ -9,6 +9,8 @@ mod outage;
 mod refused;
 mod running;
 mod schema;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod transactions;

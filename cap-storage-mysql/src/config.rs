@@ -1,17 +1,36 @@
 //! Options: where the database is and how it is used.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use cap_core::{Error, Result};
-use cap_storage_sqlx::Limits;
+use cap_storage_sqlx::{Limits, check_url, has_parameter, without_brackets};
 use serde::Deserialize;
 use sqlx::ConnectOptions;
-use sqlx::mysql::MySqlConnectOptions;
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 
 /// The longest prefix, in characters: the name of a table has 64 at most, and ours end with `.published`.
 const MAX_PREFIX: usize = 54;
+
+/// The parameters of a URL that the driver knows.
+const PARAMETERS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslca",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "charset",
+    "collation",
+    "statement-cache-capacity",
+    "socket",
+    "timezone",
+    "time-zone",
+];
 
 /// The longest time limit.
 const MAX_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -40,6 +59,9 @@ pub struct MySqlOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) statement_timeout: Duration,
     pub(crate) pool_size: u32,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) certificate_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 impl Default for MySqlOptions {
@@ -52,13 +74,17 @@ impl Default for MySqlOptions {
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
             pool_size: 10,
+            ca_file: None,
+            certificate_file: None,
+            key_file: None,
         }
     }
 }
 
 impl MySqlOptions {
     /// The defaults for the database at `url`: `mysql://user:password@host:3306/database`, with the driver's parameters
-    /// (`?ssl-mode=VERIFY_IDENTITY&ssl-ca=/etc/ca.pem`).
+    /// (`?ssl-mode=VERIFY_IDENTITY&ssl-ca=/etc/ca.pem&ssl-cert=/etc/me.pem&ssl-key=/etc/me.key`). Others are refused by name,
+    /// and so are several hosts.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
     }
@@ -106,6 +132,30 @@ impl MySqlOptions {
         self
     }
 
+    /// A file of certificates in PEM form that are trusted beside those of the system: the server has to show one that is
+    /// signed by one of them. Unless the URL says otherwise (`ssl-mode`), the connection then has to be encrypted, and the
+    /// certificate has to be that of the host.
+    #[must_use]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+
+    /// A file with the certificate of this client in PEM form, with which it shows who it is; it needs
+    /// [`key_file`](Self::key_file). Unless the URL says otherwise (`ssl-mode`), the connection then has to be encrypted.
+    #[must_use]
+    pub fn certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificate_file = Some(path.into());
+        self
+    }
+
+    /// A file with the private key of the client's certificate in PEM form, which has no password.
+    #[must_use]
+    pub fn key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key_file = Some(path.into());
+        self
+    }
+
     /// The SQL that makes the tables from nothing, or from those of .NET CAP, for those who apply it themselves (with the
     /// `mysql` or `mariadb` client, for instance) and set [`migrate`](Self::migrate) to `false`. Tables of an older version
     /// need what comes after it: each begins with a comment, `-- Version 2`.
@@ -135,13 +185,40 @@ impl MySqlOptions {
         if !["mysql://", "mariadb://"].iter().any(|scheme| self.url.starts_with(scheme)) {
             return refuse("it does not begin with mysql:// or mariadb://".into());
         }
-        match MySqlConnectOptions::from_str(&self.url) {
+        if let Err(reason) = check_url(&self.url, PARAMETERS) {
+            return refuse(reason);
+        }
+        let options = match MySqlConnectOptions::from_str(&self.url) {
             Ok(options) if options.get_database().is_none() => {
-                refuse("it names no database; write mysql://user:password@host:3306/database".into())
+                return refuse("it names no database; write mysql://user:password@host:3306/database".into());
             }
-            Ok(options) => Ok(options.disable_statement_logging()),
-            Err(sqlx::Error::Configuration(error)) => refuse(error.to_string()),
-            Err(error) => refuse(error.to_string()),
+            Ok(options) => self.with_certificates(options)?.disable_statement_logging(),
+            Err(sqlx::Error::Configuration(error)) => return refuse(error.to_string()),
+            Err(error) => return refuse(error.to_string()),
+        };
+        match without_brackets(options.get_host()).map(str::to_owned) {
+            Some(host) => Ok(options.host(&host)),
+            None => Ok(options),
+        }
+    }
+
+    fn with_certificates(&self, mut options: MySqlConnectOptions) -> Result<MySqlConnectOptions> {
+        let has_mode = has_parameter(&self.url, &["sslmode", "ssl-mode"]);
+        let is_named = self.ca_file.is_some() || self.certificate_file.is_some();
+        if is_named && matches!(options.get_ssl_mode(), MySqlSslMode::Disabled) {
+            let reason = "the connection would not be encrypted: remove `ssl-mode` from the URL";
+            return Err(Error::invalid("ca_file, certificate_file", reason));
+        }
+        if let Some(ca) = &self.ca_file {
+            options = options.ssl_ca(ca);
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate_file, &self.key_file) {
+            options = options.ssl_client_cert(certificate).ssl_client_key(key);
+        }
+        match (has_mode, &self.ca_file) {
+            (false, Some(_)) => Ok(options.ssl_mode(MySqlSslMode::VerifyIdentity)),
+            (false, None) if is_named => Ok(options.ssl_mode(MySqlSslMode::Required)),
+            _ => Ok(options),
         }
     }
 
@@ -158,6 +235,9 @@ impl MySqlOptions {
         if self.pool_size == 0 {
             return Err(Error::invalid("pool size 0", "the pool would have no connection"));
         }
+        if self.certificate_file.is_some() != self.key_file.is_some() {
+            return Err(Error::invalid("certificate_file, key_file", "one of them is nothing without the other"));
+        }
         Ok(())
     }
 }
@@ -170,6 +250,9 @@ impl fmt::Debug for MySqlOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("pool_size", &self.pool_size)
+            .field("ca_file", &self.ca_file)
+            .field("certificate_file", &self.certificate_file)
+            .field("key_file", &self.key_file)
             .finish_non_exhaustive()
     }
 }
@@ -233,6 +316,48 @@ mod tests {
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
         MySqlOptions::new("mariadb://u:p@db/o").connect_options().unwrap();
+    }
+
+    #[test]
+    fn a_parameter_of_the_url_that_is_not_known_is_refused_by_name() {
+        for (parameter, named) in
+            [("useSSL=true", "`useSSL`"), ("tls=1", "`tls`"), ("sslkey=k&sslmod=REQUIRED", "`sslmod`")]
+        {
+            let url = format!("mysql://u:hunter2@db/o?{parameter}");
+            let error = MySqlOptions::new(url).connect_options().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(named) && !error.to_string().contains("hunter2"), "{error}");
+        }
+        let error = MySqlOptions::new("mysql://u:hunter2@a:1,b:2/o").connect_options().unwrap_err();
+        assert!(error.to_string().contains("several hosts"), "{error}");
+        let all =
+            "mysql://u@db/o?ssl-mode=DISABLED&charset=utf8mb4&collation=utf8mb4_bin&timezone=%2B00:00&socket=/run/m";
+        MySqlOptions::new(all).connect_options().unwrap();
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_understood() {
+        for (url, host) in [("mysql://u@[::1]:77/o", "::1"), ("mariadb://u@[2001:db8::7]/o", "2001:db8::7")] {
+            assert_eq!(MySqlOptions::new(url).connect_options().unwrap().get_host(), host);
+        }
+    }
+
+    #[test]
+    fn certificates_make_the_connection_an_encrypted_one() {
+        let mode = |options: MySqlOptions| options.connect_options().unwrap().get_ssl_mode();
+        let (plain, chosen) = ("mysql://u@db/o", "mysql://u@db/o?ssl-mode=VERIFY_CA");
+        let of_client = |url: &str| MySqlOptions::new(url).certificate_file("me.pem").key_file("me.key");
+        assert!(matches!(mode(MySqlOptions::new(plain)), MySqlSslMode::Preferred));
+        assert!(matches!(mode(MySqlOptions::new(plain).ca_file("ca.pem")), MySqlSslMode::VerifyIdentity));
+        assert!(matches!(mode(of_client(plain)), MySqlSslMode::Required));
+        assert!(matches!(mode(of_client(chosen).ca_file("ca.pem")), MySqlSslMode::VerifyCa));
+        let url = of_client(plain).ca_file("ca.pem").connect_options().unwrap().to_url_lossy();
+        for file in ["ssl-ca=file%3A+ca.pem", "ssl-cert=file%3A+me.pem", "ssl-key=file%3A+me.key"] {
+            assert!(url.as_str().contains(file), "{url}");
+        }
+        let error = of_client("mysql://u@db/o?ssl-mode=DISABLED").connect_options().unwrap_err();
+        assert!(error.to_string().contains("not be encrypted"), "{error}");
+        MySqlOptions::new(plain).certificate_file("me.pem").check().unwrap_err();
     }
 
     #[test]

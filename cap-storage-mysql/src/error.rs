@@ -42,9 +42,14 @@ impl Numbered for Fault {
 
     fn is_duplicate_message(&self) -> bool {
         let Some(error) = self.driver().and_then(sqlx::Error::as_database_error) else { return false };
-        // MySQL names the table before the key. The value that comes before both is anybody's.
-        self.number() == Some(DUPLICATE) && error.message().ends_with("_message'")
+        self.number() == Some(DUPLICATE) && names_key_of_message(error.message())
     }
+}
+
+/// In every language of a server the value comes first, which is anybody's, and then the key, both in quotes. MySQL names the
+/// table before the key.
+fn names_key_of_message(message: &str) -> bool {
+    message.rsplit('\'').nth(1).is_some_and(|key| key.ends_with("_message"))
 }
 
 const DUPLICATE: u16 = 1062;
@@ -213,6 +218,23 @@ fn advice_on_number(number: u16) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duplicate_is_known_in_every_language() {
+        for message in [
+            "Duplicate entry 'a' for key 'published_message'",
+            "Duplicate entry 'it's' for key 'cap.received.received_message'",
+            "'a' は索引 'published_message' で重複しています。",
+            "Duplikalt bejegyzes 'a' a 'published_message' kulcs szerint",
+        ] {
+            assert!(names_key_of_message(message), "{message}");
+        }
+        for message in
+            ["Duplicate entry 'a_message' for key 'PRIMARY'", "'a_message' は索引 'mine' で重複しています。", ""]
+        {
+            assert!(!names_key_of_message(message), "{message}");
+        }
+    }
 
     #[test]
     fn each_error_of_the_server_says_what_the_caller_can_do() {

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row};
 
 use crate::schema;
 use crate::script::{Script, bytes, text};
-use crate::sql::{Sql, Statement};
+use crate::sql::{Sql, Statement, TERMS};
 
 const SERVER: Server = Server {
     variable: "CAP_TEST_MYSQL_URL",
@@ -111,7 +111,7 @@ async fn what_runs_often_uses_its_index_in_small_tables_and_in_large_ones() {
             ];
             for (statement, index) in statements {
                 let script = Script::default().then(statement, &values);
-                let explain = format!("EXPLAIN {}", script.text().trim());
+                let explain = format!("EXPLAIN {}", script.text().trim().trim_start_matches(TERMS[0]));
                 let steps = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
                 let said = || format!("with {size}: {}", script.text());
                 let column = |step: &MySqlRow, name: &str| step.get::<Option<String>, _>(name).unwrap_or_default();

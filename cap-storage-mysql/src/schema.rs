@@ -50,7 +50,7 @@ pub(crate) async fn apply(connection: &mut MySqlConnection, sql: &Sql) -> Fallib
 /// What the tables can hold. They may have been made by somebody else, or altered.
 async fn learn(connection: &mut MySqlConnection, sql: &Sql, at_once: u64) -> Fallible<Learnt> {
     let names = [&sql.names.published, &sql.names.received].map(|name| text(Some(name.trim_matches('`'))));
-    let script = Script::default().plain_with(sql::TEXTS, &[("tables", &names.join(","))]);
+    let script = Script::default().then(&sql.texts, &[("tables", &names.join(","))]);
     let answers = script.run(connection).await?;
     let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(record::out_of_step()) };
     let content = record::maybe_integer(row, 1)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX);

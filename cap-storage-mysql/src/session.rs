@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cap_core::BoxFuture;
-use cap_storage_sqlx::{Fallible, Server};
+use cap_storage_sqlx::{Fallible, Server, host_and_port};
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::{MySql, MySqlConnection, Transaction};
 
@@ -24,19 +24,15 @@ impl Server for MySqlServer {
         let database = options.get_database().unwrap_or_default();
         match options.get_socket().map(|socket| Path::display(socket)) {
             Some(socket) => format!("mysql {socket}/{database}"),
-            None => format!("mysql {}:{}/{database}", options.get_host(), options.get_port()),
+            None => format!("mysql {}/{database}", host_and_port(options.get_host(), options.get_port())),
         }
     }
 
     fn limit(connection: &mut MySqlConnection, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>> {
         Box::pin(async move {
-            sqlx::raw_sql(sql::wait_at_most(lock_wait(statement_timeout))).execute(connection).await?;
+            sqlx::raw_sql(sql::session(lock_wait(statement_timeout))).execute(connection).await?;
             Ok(())
         })
-    }
-
-    fn begin_limited(_statement_timeout: Duration) -> String {
-        sql::BEGIN.to_owned()
     }
 
     fn greet(connection: &mut MySqlConnection) -> BoxFuture<'_, Fallible<()>> {

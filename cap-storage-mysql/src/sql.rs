@@ -52,29 +52,53 @@ pub(crate) const LIST: usize = 500;
 /// The most rows in one `INSERT`. A batch is cut into powers of two, so that few statements serve any size.
 pub(crate) const MOST_ROWS: usize = 256;
 
-pub(crate) const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
+pub(crate) const BEGIN: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE";
 
 /// Of reading alone.
 pub(crate) const BEGIN_READING: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ ONLY";
 
-pub(crate) const COMMIT: &str = "COMMIT";
+/// Whatever the session's `completion_type` is.
+pub(crate) const COMMIT: &str = "COMMIT AND NO CHAIN NO RELEASE";
 
-pub(crate) const ROLLBACK: &str = "ROLLBACK";
+pub(crate) const ROLLBACK: &str = "ROLLBACK AND NO CHAIN NO RELEASE";
 
 /// The connection's own session, after a transaction has failed.
 pub(crate) const END_SESSION: &str = "ROLLBACK; KILL CONNECTION_ID()";
 
 /// For a handler's own work, at the level that the session has.
-pub(crate) const BEGIN_HANDLER: &str = "START TRANSACTION";
+pub(crate) const BEGIN_HANDLER: &str = "START TRANSACTION READ WRITE";
 
 /// The same where sessions have a limit of our own.
 pub(crate) const BEGIN_HANDLER_UNHURRIED: &str = "
-SET SESSION innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT; START TRANSACTION
+SET SESSION innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT; START TRANSACTION READ WRITE
 ";
 
-/// How long a statement waits for a row, and for a table that is being altered.
-pub(crate) fn wait_at_most(seconds: u64) -> AssertSqlSafe<String> {
-    AssertSqlSafe(format!("SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}"))
+/// What the sessions of a pool of the storage's own are: how long a statement waits for a row, and for a table that is being
+/// altered; and what the driver's own `COMMIT` means.
+pub(crate) fn session(seconds: u64) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}, completion_type = 'NO_CHAIN', \
+         unique_checks = 1"
+    ))
+}
+
+/// What comes before a statement, so that it is carried out whatever the session says of large joins, of what a `SELECT`
+/// without a limit answers, and of changes without a key. MariaDB reads the first comment, MySQL the second, which follows
+/// the verb.
+pub(crate) const TERMS: [&str; 2] = [
+    "/*M! SET STATEMENT sql_big_selects = 1, sql_select_limit = DEFAULT, sql_safe_updates = 0 FOR */ ",
+    " /*+ SET_VAR(sql_big_selects = ON) SET_VAR(sql_select_limit = 18446744073709551615) SET_VAR(sql_safe_updates = OFF) */",
+];
+
+/// The statements of a template with their [`TERMS`].
+fn on_terms(template: &str) -> String {
+    let on_terms = |statement: &str| {
+        let verb = ["SELECT ", "UPDATE ", "DELETE "].into_iter().find(|verb| statement.trim_start().starts_with(verb));
+        let Some(verb) = verb else { return statement.to_owned() };
+        let [before, after] = TERMS;
+        statement.replacen(verb.trim_end(), &[before, verb.trim_end(), after].concat(), 1)
+    };
+    template.split(';').map(on_terms).collect::<Vec<_>>().join(";")
 }
 
 /// It is gone when the transaction is, whoever ended it.
@@ -94,8 +118,10 @@ pub(crate) const SERVER: &str = "SELECT VERSION(), @@max_allowed_packet";
 
 /// Migrations take as long as they need, and meet what older servers have let in: dates of zeros.
 pub(crate) const MIGRATION_SESSION: &str = "
-SET SESSION innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT, sql_safe_updates = 0,
-    sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION', group_concat_max_len = 65536
+SET SESSION autocommit = 1, innodb_lock_wait_timeout = DEFAULT, lock_wait_timeout = DEFAULT, sql_safe_updates = 0,
+    sql_big_selects = 1, sql_select_limit = DEFAULT, unique_checks = 1, group_concat_max_len = 65536,
+    sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION';
+SET SESSION TRANSACTION READ WRITE
 ";
 
 /// For at most a week. The name is the server's: it tells database and prefix apart.
@@ -123,7 +149,7 @@ SELECT 1 FROM {chores} LIMIT 0
 ";
 
 /// The charsets of what people write, and the most bytes of a content.
-pub(crate) const TEXTS: &str = "
+const TEXTS: &str = "
 SELECT COUNT(CASE WHEN CHARACTER_SET_NAME <> 'utf8mb4' THEN 1 END),
        CAST(MIN(CASE COLUMN_NAME WHEN 'Content' THEN CHARACTER_OCTET_LENGTH END) AS SIGNED)
 FROM information_schema.COLUMNS
@@ -463,6 +489,7 @@ pub(crate) struct Sql {
     pub(crate) schema_version: Statement,
     pub(crate) record_version: Statement,
     pub(crate) tables_there: Statement,
+    pub(crate) texts: Statement,
     pub(crate) migrations: Vec<Statement>,
 }
 
@@ -514,19 +541,20 @@ impl Sql {
             published: TableSql::new(&names, Table::Outbox),
             received: TableSql::new(&names, Table::Inbox),
             publish: names.fill(PUBLISH),
-            lock_lease: names.fill(LOCK_LEASE),
-            lock_node: names.fill(LOCK_NODE),
+            lock_lease: names.fill(&on_terms(LOCK_LEASE)),
+            lock_node: names.fill(&on_terms(LOCK_NODE)),
             join: names.fill(JOIN),
-            heartbeat: names.fill(HEARTBEAT),
-            signs: names.fill(SIGNS),
-            dead_nodes: names.fill(DEAD_NODES),
-            forget: names.fill(FORGET),
+            heartbeat: names.fill(&on_terms(HEARTBEAT)),
+            signs: names.fill(&on_terms(SIGNS)),
+            dead_nodes: names.fill(&on_terms(DEAD_NODES)),
+            forget: names.fill(&on_terms(FORGET)),
             know_chore: names.fill(KNOW_CHORE),
-            take_chore: names.fill(TAKE_CHORE),
+            take_chore: names.fill(&on_terms(TAKE_CHORE)),
             create_versions: names.fill(CREATE_VERSIONS),
-            schema_version: names.fill(SCHEMA_VERSION),
+            schema_version: names.fill(&on_terms(SCHEMA_VERSION)),
             record_version: names.fill(RECORD_VERSION),
-            tables_there: names.fill(TABLES_THERE),
+            texts: names.fill(&on_terms(TEXTS)),
+            tables_there: names.fill(&on_terms(TABLES_THERE)),
             migrations: MIGRATIONS.iter().map(|script| names.fill(script)).collect(),
             names,
         }
@@ -568,7 +596,7 @@ impl TableSql {
                 .replace("{due_index}", &index("due"))
                 .replace("{owner_index}", &index("owner"))
                 .replace("{expired_index}", &index("expired"));
-            names.fill(&template)
+            names.fill(&on_terms(&template))
         };
         let rows = |row: &str, number: usize| [INSERT, &vec![row; number].join(",")].concat();
         let inserts = |row: &str| {

@@ -1,17 +1,41 @@
 //! Options: where the database is and how it is used.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use cap_core::{Error, Result};
-use cap_storage_sqlx::Limits;
+use cap_storage_sqlx::{Limits, check_url, has_parameter, without_brackets};
 use serde::Deserialize;
 use sqlx::ConnectOptions;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// The longest name of a schema, in bytes: PostgreSQL cuts longer ones.
 const MAX_SCHEMA: usize = 63;
+
+/// The parameters of a URL that the driver knows.
+const PARAMETERS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "options[",
+];
 
 /// The longest time limit; PostgreSQL counts in milliseconds, as an `int`.
 const MAX_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -40,6 +64,9 @@ pub struct PostgresOptions {
     #[serde(with = "humantime_serde")]
     pub(crate) statement_timeout: Duration,
     pub(crate) pool_size: u32,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) certificate_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 impl Default for PostgresOptions {
@@ -52,13 +79,17 @@ impl Default for PostgresOptions {
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
             pool_size: 10,
+            ca_file: None,
+            certificate_file: None,
+            key_file: None,
         }
     }
 }
 
 impl PostgresOptions {
     /// The defaults for the database at `url`: `postgres://role:password@host:5432/database`, with the driver's
-    /// parameters (`?sslmode=verify-full&sslrootcert=/etc/ca.pem`).
+    /// parameters (`?sslmode=verify-full&sslrootcert=/etc/ca.pem&sslcert=/etc/me.pem&sslkey=/etc/me.key`). Others, such as
+    /// `target_session_attrs`, are refused by name, and so are several hosts.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
     }
@@ -104,6 +135,30 @@ impl PostgresOptions {
         self
     }
 
+    /// A file of certificates in PEM form that are trusted beside those of the system: the server has to show one that is
+    /// signed by one of them. Unless the URL says otherwise (`sslmode`), the connection then has to be encrypted, and the
+    /// certificate has to be that of the host.
+    #[must_use]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+
+    /// A file with the certificate of this client in PEM form, with which it shows who it is; it needs
+    /// [`key_file`](Self::key_file). Unless the URL says otherwise (`sslmode`), the connection then has to be encrypted.
+    #[must_use]
+    pub fn certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificate_file = Some(path.into());
+        self
+    }
+
+    /// A file with the private key of the client's certificate in PEM form, which has no password.
+    #[must_use]
+    pub fn key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key_file = Some(path.into());
+        self
+    }
+
     /// The SQL that makes the tables from nothing, or from those of .NET CAP, for those who apply it themselves (with
     /// `psql`, for instance) and set [`migrate`](Self::migrate) to `false`. Tables of an older version need what comes
     /// after it: each begins with a comment, `-- Version 2`.
@@ -133,13 +188,41 @@ impl PostgresOptions {
         if !["postgres://", "postgresql://"].iter().any(|scheme| self.url.starts_with(scheme)) {
             return refuse("it does not begin with postgres://".into());
         }
-        match PgConnectOptions::from_str(&self.url) {
-            Ok(options) if options.get_application_name().is_none() => {
-                Ok(options.application_name("cap").disable_statement_logging())
-            }
-            Ok(options) => Ok(options.disable_statement_logging()),
-            Err(sqlx::Error::Configuration(error)) => refuse(error.to_string()),
-            Err(error) => refuse(error.to_string()),
+        if let Err(reason) = check_url(&self.url, PARAMETERS) {
+            return refuse(reason);
+        }
+        let options = match PgConnectOptions::from_str(&self.url) {
+            Ok(options) => self.with_certificates(options)?.disable_statement_logging(),
+            Err(sqlx::Error::Configuration(error)) => return refuse(error.to_string()),
+            Err(error) => return refuse(error.to_string()),
+        };
+        let options = match without_brackets(options.get_host()).map(str::to_owned) {
+            Some(host) => options.host(&host),
+            None => options,
+        };
+        match options.get_application_name() {
+            None => Ok(options.application_name("cap")),
+            Some(_) => Ok(options),
+        }
+    }
+
+    fn with_certificates(&self, mut options: PgConnectOptions) -> Result<PgConnectOptions> {
+        let has_mode = has_parameter(&self.url, &["sslmode", "ssl-mode"]);
+        let is_named = self.ca_file.is_some() || self.certificate_file.is_some();
+        if is_named && matches!(options.get_ssl_mode(), PgSslMode::Disable) {
+            let reason = "the connection would not be encrypted: remove `sslmode` from the URL";
+            return Err(Error::invalid("ca_file, certificate_file", reason));
+        }
+        if let Some(ca) = &self.ca_file {
+            options = options.ssl_root_cert(ca);
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate_file, &self.key_file) {
+            options = options.ssl_client_cert(certificate).ssl_client_key(key);
+        }
+        match (has_mode, &self.ca_file) {
+            (false, Some(_)) => Ok(options.ssl_mode(PgSslMode::VerifyFull)),
+            (false, None) if is_named => Ok(options.ssl_mode(PgSslMode::Require)),
+            _ => Ok(options),
         }
     }
 
@@ -156,6 +239,9 @@ impl PostgresOptions {
         if self.pool_size == 0 {
             return Err(Error::invalid("pool size 0", "the pool would have no connection"));
         }
+        if self.certificate_file.is_some() != self.key_file.is_some() {
+            return Err(Error::invalid("certificate_file, key_file", "one of them is nothing without the other"));
+        }
         Ok(())
     }
 }
@@ -168,6 +254,9 @@ impl fmt::Debug for PostgresOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("statement_timeout", &self.statement_timeout)
             .field("pool_size", &self.pool_size)
+            .field("ca_file", &self.ca_file)
+            .field("certificate_file", &self.certificate_file)
+            .field("key_file", &self.key_file)
             .finish_non_exhaustive()
     }
 }
@@ -226,6 +315,52 @@ mod tests {
         }
         assert!(PostgresOptions::new("postgres://u:p@db:port/o").connect_options().is_err());
         assert!(PostgresOptions::new("db:5432").connect_options().is_err());
+    }
+
+    #[test]
+    fn a_parameter_of_the_url_that_is_not_known_is_refused_by_name() {
+        for (parameter, named) in [
+            ("target_session_attrs=read-write", "`target_session_attrs`"),
+            ("connect_timeout=5", "`connect_timeout`"),
+            ("sslmod=require", "`sslmod`"),
+            ("host=a,b", "`host` names several servers"),
+        ] {
+            let url = format!("postgres://u:hunter2@db/o?{parameter}");
+            let error = PostgresOptions::new(url).connect_options().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(named) && !error.to_string().contains("hunter2"), "{error}");
+        }
+        let error = PostgresOptions::new("postgres://u:hunter2@a,b/o").connect_options().unwrap_err();
+        assert!(error.to_string().contains("several hosts"), "{error}");
+        let all =
+            "postgres://u@db/o?sslmode=disable&options=-c%20geqo%3Doff&options[jit]=off&application_name=shop&user=v";
+        let options = PostgresOptions::new(all).connect_options().unwrap();
+        assert_eq!((options.get_username(), options.get_application_name()), ("v", Some("shop")));
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_understood() {
+        for (url, host) in [("postgres://u@[::1]:77/o", "::1"), ("postgres://u@[2001:db8::7]/o", "2001:db8::7")] {
+            assert_eq!(PostgresOptions::new(url).connect_options().unwrap().get_host(), host);
+        }
+    }
+
+    #[test]
+    fn certificates_make_the_connection_an_encrypted_one() {
+        let mode = |options: PostgresOptions| options.connect_options().unwrap().get_ssl_mode();
+        let (plain, chosen) = ("postgres://u@db/o", "postgres://u@db/o?sslmode=verify-ca");
+        let of_client = |url: &str| PostgresOptions::new(url).certificate_file("me.pem").key_file("me.key");
+        assert!(matches!(mode(PostgresOptions::new(plain)), PgSslMode::Prefer));
+        assert!(matches!(mode(PostgresOptions::new(plain).ca_file("ca.pem")), PgSslMode::VerifyFull));
+        assert!(matches!(mode(of_client(plain)), PgSslMode::Require));
+        assert!(matches!(mode(of_client(chosen).ca_file("ca.pem")), PgSslMode::VerifyCa));
+        let url = of_client(plain).ca_file("ca.pem").connect_options().unwrap().to_url_lossy();
+        for file in ["sslrootcert=file%3A+ca.pem", "sslcert=file%3A+me.pem", "sslkey=file%3A+me.key"] {
+            assert!(url.as_str().contains(file), "{url}");
+        }
+        let error = of_client("postgres://u@db/o?sslmode=disable").connect_options().unwrap_err();
+        assert!(error.to_string().contains("not be encrypted"), "{error}");
+        PostgresOptions::new(plain).certificate_file("me.pem").check().unwrap_err();
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Publishing inside the caller's own transaction.
 
-use std::sync::Arc;
-
 use cap_core::backend::Attempt;
 use cap_core::storage::{Enlist, Inserted, NewRecord, Table};
 use cap_core::{BoxFuture, ErrorKind, Result};
@@ -13,22 +11,22 @@ use crate::error::{is_aborted, is_missing, is_outside_of_transaction};
 use crate::session::PostgresServer;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;
-use crate::{record, sql};
+use crate::{publish, record, sql};
 
-/// One statement, so that it is all or nothing also outside of a transaction.
+/// One statement, so that it is all or nothing also outside of a transaction (but see `publish.rs`).
 fn enlist<'c>(
     storage: &PostgresStorage,
     connection: &'c mut PgConnection,
     records: Vec<NewRecord>,
 ) -> BoxFuture<'c, Result<Vec<Inserted>>> {
-    let sql = Arc::clone(storage.sql());
+    let storage = storage.clone();
     Box::pin(async move {
         let inserted = async {
             record::check(Table::Outbox, &records, None)?;
-            if sql.names.lending.is_on() {
-                return publish_lent(connection, &sql, &records).await;
+            if storage.sql().names.lending.is_on() {
+                return publish_lent(connection, &storage, &records).await;
             }
-            record::publish(&mut *connection, &sql, &records).await
+            publish::publish(&mut *connection, &storage, &records).await
         };
         let inserted = inserted.await;
         if inserted.as_ref().is_err_and(is_stale) {
@@ -38,20 +36,24 @@ fn enlist<'c>(
         // Where it was written the caller knows best: the connection is theirs.
         let place = "the caller's postgres connection";
         let attempt = Attempt::on("publish to", Table::Outbox);
-        inserted.map_err(|fault| explain(fault, &sql).into_error::<PostgresServer>(attempt, place))
+        inserted.map_err(|fault| explain(fault, storage.sql()).into_error::<PostgresServer>(attempt, place))
     })
 }
 
 /// Where sessions are lent a statement needs a transaction: that of the caller, or one of its own.
-async fn publish_lent(connection: &mut PgConnection, sql: &Sql, records: &[NewRecord]) -> Fallible<Vec<Inserted>> {
+async fn publish_lent(
+    connection: &mut PgConnection,
+    storage: &PostgresStorage,
+    records: &[NewRecord],
+) -> Fallible<Vec<Inserted>> {
     match sqlx::raw_sql(sql::IN_TRANSACTION).execute(&mut *connection).await {
         Ok(_) => {
             sqlx::raw_sql(sql::FORGET_SAVEPOINT).execute(&mut *connection).await?;
-            record::publish(connection, sql, records).await
+            publish::publish(connection, storage, records).await
         }
         Err(error) if is_outside_of_transaction(&error) => {
             let mut tx = connection.begin().await?;
-            let inserted = record::publish(&mut tx, sql, records).await?;
+            let inserted = publish::publish(&mut tx, storage, records).await?;
             tx.commit().await?;
             Ok(inserted)
         }

@@ -12,6 +12,11 @@ const SERIALIZATION_FAILURE: &str = "40001";
 const SHUTDOWN: [&str; 3] = ["57P01", "57P02", "57P03"];
 /// The session was idle for longer than `idle_session_timeout`.
 const IDLE: &str = "57P05";
+const QUERY_CANCELED: &str = "57014";
+const UNIQUE_VIOLATION: &str = "23505";
+/// What a session may answer whose defaults are not what a statement of ours needs: it is as isolated as to fail beside others,
+/// reads only, or does not wait for long.
+pub(crate) const OF_TERMS: [&str; 4] = [SERIALIZATION_FAILURE, READ_ONLY, LOCK_NOT_AVAILABLE, QUERY_CANCELED];
 const ABORTED_TRANSACTION: &str = "25P02";
 const NO_TRANSACTION: &str = "25P01";
 const READ_ONLY: &str = "25006";
@@ -42,6 +47,17 @@ pub(crate) fn is_missing(error: &sqlx::Error) -> bool {
 /// Whether somebody else kept a lock for longer than the statement would wait.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     code(error) == Some(LOCK_NOT_AVAILABLE)
+}
+
+/// Whether the address that a row was to have is taken: what else is unique is never an error of ours.
+pub(crate) fn is_taken_address(error: &sqlx::Error) -> bool {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    code(error) == Some(UNIQUE_VIOLATION) && constraint.is_some_and(|constraint| constraint.ends_with("_pkey"))
+}
+
+/// Whether the role lacks a right.
+pub(crate) fn is_no_right(error: &sqlx::Error) -> bool {
+    code(error) == Some(NO_RIGHTS)
 }
 
 /// Whether it was said inside a transaction that had failed before.
@@ -127,7 +143,7 @@ fn advice_on_code(code: &str) -> Option<&'static str> {
         }
         "53100" => "make room on the server's disk; until then nothing can be stored",
         READ_ONLY => "the server takes no writes: is it a standby?",
-        "57014" => "it took longer than the statement timeout",
+        QUERY_CANCELED => "it took longer than the statement timeout",
         ABORTED_TRANSACTION => "a statement before it failed, and the transaction went on all the same",
         code if MISSING.contains(&code) => {
             "the tables are missing or of another schema: call `prepare`, or apply the printed schema"

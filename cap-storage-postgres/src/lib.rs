@@ -56,9 +56,12 @@ mod error;
 mod floor;
 #[cfg(test)]
 mod plans;
+mod policy;
 mod pooler;
+mod publish;
 mod record;
 mod schema;
+mod sequence;
 mod session;
 mod sql;
 mod storage;

@@ -17,10 +17,12 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres, Row, Transaction, Type, ValueRef};
+use sqlx::{Connection, PgConnection, Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
-use crate::error::is_lock_timeout;
+use crate::error::{is_lock_timeout, is_taken_address};
+use crate::sequence;
+use crate::session::take_back;
 use crate::sql::{PATIENCE, Sql, Statement, TableSql};
 
 /// Times beyond this many microseconds (some 73 000 years) are cut to it, so that sums with the clock stay in range.
@@ -100,27 +102,25 @@ pub(crate) async fn insert(
     records: &[NewRecord],
     claim: Option<Claim>,
 ) -> Fallible<Vec<Inserted>> {
-    let inserted = if sql.names.lending.is_on() {
-        let mut savepoint = connection.begin().await?;
-        let inserted = insert_within(&mut savepoint, sql, table, records, claim, Some(PATIENCE)).await;
-        end(savepoint, inserted).await
-    } else {
-        insert_within(connection, sql, table, records, claim, Some(PATIENCE)).await
-    };
-    let outcome = match inserted {
-        Err(fault) if is_locked(&fault) => insert_unknown(connection, sql, table, records, claim).await,
-        outcome => outcome,
+    let (mut waits, mut taken) = (false, 0);
+    let outcome = loop {
+        let outcome = match waits {
+            false => insert_within(connection, sql, table, records, claim, Some(PATIENCE)).await,
+            true => insert_unknown(connection, sql, table, records, claim).await,
+        };
+        match outcome {
+            Err(fault) if is_locked(&fault) && !waits => waits = true,
+            Err(fault) if fault.driver().is_some_and(is_taken_address) && taken < sequence::TRIES => {
+                take_back(connection).await?;
+                sequence::catch_up(connection, sql, table).await?;
+                taken += 1;
+                continue;
+            }
+            outcome => break outcome,
+        }
+        take_back(connection).await?;
     };
     shrink(connection, records.iter().map(|record| record.content.len()).sum());
-    outcome
-}
-
-/// Ends a savepoint, which what is done next in the transaction needs if this has failed.
-async fn end<T>(savepoint: Transaction<'_, Postgres>, outcome: Fallible<T>) -> Fallible<T> {
-    match outcome {
-        Ok(_) => savepoint.commit().await?,
-        Err(_) => savepoint.rollback().await?,
-    }
     outcome
 }
 
@@ -132,21 +132,7 @@ async fn insert_unknown(
     records: &[NewRecord],
     claim: Option<Claim>,
 ) -> Fallible<Vec<Inserted>> {
-    let known = sql
-        .table(table)
-        .known
-        .query()
-        .bind(column(records, |record| record.message_id.as_str()))
-        .bind(column(records, |record| record.group.as_ref().map(Group::as_str)))
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut is_known = vec![false; records.len()];
-    for row in &known {
-        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
-        if let Some(known) = is_known.get_mut(place) {
-            *known = true;
-        }
-    }
+    let is_known = known(connection, sql.table(table), records).await?;
     let unknown = records.iter().zip(&is_known).filter(|(_, is_known)| !**is_known);
     let unknown: Vec<NewRecord> = unknown.map(|(record, _)| record.clone()).collect();
     // Also when none is left: it says whether the lease is live.
@@ -155,8 +141,26 @@ async fn insert_unknown(
     Ok(is_known.into_iter().map(answer).map(|stored| stored.unwrap_or(Inserted::Duplicate)).collect())
 }
 
-/// Inserts records in one statement, which waits for locks as long as `patience` says, in milliseconds, or as long as the
-/// session does.
+/// Which of them are there.
+pub(crate) async fn known(connection: &mut PgConnection, sql: &TableSql, records: &[NewRecord]) -> Fallible<Vec<bool>> {
+    let rows = sql
+        .known
+        .query()
+        .bind(column(records, |record| record.message_id.as_str()))
+        .bind(column(records, |record| record.group.as_ref().map(Group::as_str)))
+        .fetch_all(connection)
+        .await?;
+    let mut is_known = vec![false; records.len()];
+    for row in &rows {
+        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+        if let Some(known) = is_known.get_mut(place) {
+            *known = true;
+        }
+    }
+    Ok(is_known)
+}
+
+/// Inserts records in one statement, which waits for locks as long as `patience` says, in milliseconds.
 async fn insert_within(
     connection: &mut PgConnection,
     sql: &Sql,
@@ -226,7 +230,7 @@ fn all_in_flight(table: Table, records: &[NewRecord]) -> Option<&NewRecord> {
 
 /// What an insert answers for each record, from the rows that were stored: address, message id and, `by_group`, the
 /// group. A row without an address only says that the lease is live.
-fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec<Inserted>> {
+pub(crate) fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec<Inserted>> {
     let mut stored = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(id) = row.try_get::<Option<i64>, _>(0)? {
@@ -248,7 +252,7 @@ fn stored(records: &[NewRecord], rows: &[PgRow], by_group: bool) -> Fallible<Vec
 }
 
 /// A query over an `insert`, with the columns of the records.
-fn given<'q>(
+pub(crate) fn given<'q>(
     statement: &Statement,
     records: &'q [NewRecord],
     patience: Option<&'static str>,
@@ -273,36 +277,7 @@ fn given<'q>(
         .bind(patience)
 }
 
-/// Inserts records of the outbox that were checked, over the caller's connection.
-pub(crate) async fn publish(
-    connection: &mut PgConnection,
-    sql: &Sql,
-    records: &[NewRecord],
-) -> Fallible<Vec<Inserted>> {
-    let [record @ NewRecord { state, .. }] = records else {
-        return insert_within(connection, sql, Table::Outbox, records, None, None).await;
-    };
-    let (0, 0, None, None, Times { due_at: None, due_in: Some(due_in), .. }) =
-        (state.attempts(), state.crashes(), state.expires(), state.reason(), Times::of(state, &RANGE))
-    else {
-        return insert_within(connection, sql, Table::Outbox, records, None, None).await;
-    };
-    let row = sql
-        .publish
-        .query()
-        .bind(record.message_id.as_str())
-        .bind(record.topic.as_str())
-        .bind(&*record.content)
-        .bind(record.version.as_str())
-        .bind(state.status().as_str())
-        .bind(due_in)
-        .fetch_optional(connection)
-        .await?;
-    let id = row.map(|row| row.try_get(0)).transpose()?;
-    Ok(vec![id.map_or(Inserted::Duplicate, |id| Inserted::Stored(RecordId(id)))])
-}
-
-fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
+pub(crate) fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
@@ -378,15 +353,11 @@ pub(crate) async fn settle(
     sql: &TableSql,
     settlements: &[Settlement],
 ) -> Fallible<Vec<Settled>> {
-    let settled = if sql.settle.lending().is_on() {
-        let mut savepoint = connection.begin().await?;
-        let settled = settle_within(&mut savepoint, sql, settlements, Some(PATIENCE)).await;
-        end(savepoint, settled).await
-    } else {
-        settle_within(connection, sql, settlements, Some(PATIENCE)).await
-    };
-    match settled {
-        Err(fault) if is_locked(&fault) => settle_unlocked(connection, sql, settlements).await,
+    match settle_within(connection, sql, settlements, Some(PATIENCE)).await {
+        Err(fault) if is_locked(&fault) => {
+            take_back(connection).await?;
+            settle_unlocked(connection, sql, settlements).await
+        }
         outcome => outcome,
     }
 }
@@ -437,6 +408,19 @@ pub(crate) async fn settle_within(
         false => Settled::Lost,
     };
     Ok(column(settlements, answer))
+}
+
+/// Writes the outcome of a record that was seen at this place; answers whether it was there, and held.
+pub(crate) async fn settle_at(
+    connection: &mut PgConnection,
+    sql: &TableSql,
+    Settlement { record, token, state }: &Settlement,
+    place: &str,
+) -> Fallible<bool> {
+    let Times { due_at, due_in, expires_in } = Times::of(state, &RANGE);
+    let query = sql.settle_place.query().bind(place).bind(record.0).bind(Id(token.0)).bind(state.status().as_str());
+    let query = query.bind(attempts(state)).bind(due_at).bind(due_in).bind(expires_in).bind(reason(state));
+    Ok(query.bind(crashes(state)).execute(connection).await?.rows_affected() > 0)
 }
 
 /// Writes those that nobody has locked, and looks at who holds the others.

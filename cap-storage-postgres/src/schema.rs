@@ -3,8 +3,9 @@
 use cap_core::ErrorKind;
 use cap_core::storage::Table;
 use cap_storage_sqlx::{Fallible, Fault, LeftBehind, tell_of_takeover};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use crate::session;
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
 
 /// Our tables beside that of the versions.
@@ -19,7 +20,7 @@ pub(crate) async fn apply(connection: &mut PgConnection, sql: &Sql) -> Fallible<
     if version(connection, sql).await? == VERSION {
         return check(connection, sql).await;
     }
-    let mut tx = connection.begin().await?;
+    let mut tx = session::begin(connection).await?;
     run(&mut tx, sql::NO_TIME_LIMIT).await?;
     sqlx::query(sql::LOCK_MIGRATION).persistent(false).bind(lock_key(&sql.names.plain)).execute(&mut *tx).await?;
     migrate(&mut tx, sql).await?;

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use cap_core::BoxFuture;
-use cap_storage_sqlx::Server;
+use cap_storage_sqlx::{Fallible, Server, host_and_port};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
-use crate::sql;
+use crate::{error, sql};
 
 pub(crate) enum PostgresServer {}
 
@@ -24,20 +24,15 @@ impl Server for PostgresServer {
         let database = options.get_database().unwrap_or(options.get_username());
         match options.get_socket().map(|socket| Path::display(socket)) {
             Some(socket) => format!("postgres {socket}/{database}"),
-            None => format!("postgres {}:{}/{database}", options.get_host(), options.get_port()),
+            None => format!("postgres {}/{database}", host_and_port(options.get_host(), options.get_port())),
         }
     }
 
     fn limit(connection: &mut PgConnection, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>> {
         Box::pin(async move {
-            let limit = format!("SET statement_timeout = {}", statement_timeout.as_millis());
-            sqlx::raw_sql(AssertSqlSafe(limit)).execute(connection).await?;
+            sqlx::raw_sql(sql::limits(statement_timeout)).execute(connection).await?;
             Ok(())
         })
-    }
-
-    fn begin_limited(statement_timeout: Duration) -> String {
-        format!("BEGIN; SET LOCAL statement_timeout = {}", statement_timeout.as_millis())
     }
 
     fn end_session(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<()>> {
@@ -46,4 +41,36 @@ impl Server for PostgresServer {
             Ok(())
         })
     }
+
+    fn terms(statement_timeout: Duration) -> Option<AssertSqlSafe<String>> {
+        Some(sql::begin_on_terms(statement_timeout))
+    }
+
+    fn needs_terms(connection: &mut PgConnection, statement_timeout: Duration) -> BoxFuture<'_, Fallible<bool>> {
+        Box::pin(async move {
+            let ask = sqlx::raw_sql(sql::needs_terms(statement_timeout));
+            Ok(ask.fetch_one(connection).await?.try_get(0)?)
+        })
+    }
+
+    fn doubts_terms(error: &sqlx::Error) -> bool {
+        error::code(error).is_some_and(|code| error::OF_TERMS.contains(&code))
+    }
+}
+
+/// Begins a transaction whose statements see each what is committed by then, whatever the session's defaults are. It may be
+/// part of one that is on terms of its own (see [`Server::terms`]).
+pub(crate) async fn begin(connection: &mut PgConnection) -> Fallible<Transaction<'_, Postgres>> {
+    if connection.is_in_transaction() {
+        return Ok(connection.begin().await?);
+    }
+    Ok(connection.begin_with(sql::BEGIN).await?)
+}
+
+/// After a statement that failed, and before one that is to make it good: in a transaction of ours it is taken back.
+pub(crate) async fn take_back(connection: &mut PgConnection) -> Fallible<()> {
+    if connection.is_in_transaction() {
+        sqlx::raw_sql(sql::TAKE_BACK).execute(connection).await?;
+    }
+    Ok(())
 }

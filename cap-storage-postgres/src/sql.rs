@@ -18,6 +18,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cap_core::storage::Table;
 use sqlx::postgres::PgArguments;
@@ -34,16 +35,76 @@ const UTC: &str = "(statement_timestamp() AT TIME ZONE 'UTC')";
 pub(crate) const MIGRATIONS: &[&str] =
     &[include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
 
+/// The least address that .NET CAP gives: ours are all below it.
+const FIRST_OF_CAP: &str = "1125899906842623";
+
 /// How long a statement waits for a lock, in milliseconds, before it is tried in a way that skips what is locked.
 pub(crate) const PATIENCE: &str = "20";
 
-/// For a handler's own work, which may take as long as it needs: no limit but that of the role or database.
-pub(crate) const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout TO DEFAULT";
+/// For a transaction of the storage's own.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE";
+
+/// The same around single statements, where the defaults of a session are not what they need.
+pub(crate) fn begin_on_terms(statement_timeout: Duration) -> AssertSqlSafe<String> {
+    let milliseconds = statement_timeout.as_millis();
+    AssertSqlSafe(format!(
+        "{BEGIN}; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = \
+         {milliseconds}; SAVEPOINT cap_terms"
+    ))
+}
+
+/// Whether they are not. (On a standby nothing can be written whatever is said. What is stored of a delivery must be
+/// there after a crash of the server, since the broker is told so.)
+pub(crate) fn needs_terms(statement_timeout: Duration) -> AssertSqlSafe<String> {
+    let milliseconds = statement_timeout.as_millis();
+    AssertSqlSafe(format!(
+        "SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_settings WHERE CASE name
+                WHEN 'default_transaction_isolation' THEN setting <> 'read committed'
+                WHEN 'default_transaction_read_only' THEN setting = 'on' AND NOT pg_catalog.pg_is_in_recovery()
+                WHEN 'synchronous_commit' THEN setting = 'off'
+                WHEN 'lock_timeout' THEN setting::bigint BETWEEN 1 AND {milliseconds}
+                WHEN 'statement_timeout' THEN setting::bigint BETWEEN 1 AND {milliseconds} - 1
+                ELSE false
+            END
+        )"
+    ))
+}
+
+/// Makes good what a statement on such terms has failed in.
+pub(crate) const TAKE_BACK: &str = "ROLLBACK TO SAVEPOINT cap_terms";
+
+/// What the sessions of a pool of the storage's own are limited by.
+pub(crate) fn limits(statement_timeout: Duration) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!("SET statement_timeout = {}; SET lock_timeout = 0", statement_timeout.as_millis()))
+}
+
+/// For a handler's own work, which may take as long as it needs: no limit but that of the role or database. It is also as
+/// isolated as they say.
+pub(crate) const BEGIN_HANDLER: &str =
+    "BEGIN READ WRITE; SET LOCAL statement_timeout TO DEFAULT; SET LOCAL lock_timeout TO DEFAULT";
 
 /// For a migration, which may have to rewrite large tables.
 pub(crate) const NO_TIME_LIMIT: &str = "SET LOCAL statement_timeout TO 0; SET LOCAL lock_timeout TO 0";
 
 pub(crate) const LOCK_MIGRATION: &str = "SELECT pg_advisory_xact_lock($1)";
+
+/// The tables that row level security is active on, for this role.
+const POLICIES: &str = r#"
+SELECT coalesce(array_agg(name), '{}')
+FROM UNNEST(ARRAY['{published}', '{received}', '{nodes}', '{chores}']) AS name
+WHERE row_security_active(name)
+"#;
+
+/// A record that is none: nobody claims it, and it is taken back.
+const TRY_INSERT: &str = r#"
+INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "StatusName", "MessageId")
+VALUES ('', '', {group_tried}'', 0, {utc}, 'Succeeded', 'tried ' || txid_current())
+"#;
+
+const TRY_UPDATE: &str = r#"UPDATE {table} SET "Retries" = 1 WHERE "MessageId" = 'tried ' || txid_current()"#;
+
+const TRY_DELETE: &str = r#"DELETE FROM {table} WHERE "MessageId" = 'tried ' || txid_current()"#;
 
 pub(crate) const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 
@@ -121,7 +182,7 @@ const RECORD_VERSION: &str = r#"INSERT INTO {versions} ("Version", "AppliedAt") 
 
 /// An array for each column that differs from row to row, and one of the kinds of rows for each that many have in
 /// common. An answer for each row that was stored. The last parameter is null in a caller's transaction, whose limits are
-/// left as they are.
+/// left as they are. There `{on}` is empty, so that not even an address that is taken is an error, which would end it.
 const INSERT: &str = r#"
 INSERT INTO {table} ("Version", "Name", {group_column}"Content", "Retries", "Added", "ExpiresAt", "StatusName",
                      "MessageId", "DueAt", "Reason", "Crashes")
@@ -133,16 +194,33 @@ SELECT ($4::text[])[kind], name, {group_given}content, ($6::integer[])[kind], (S
 FROM (SELECT UNNEST($1::text[]), UNNEST($2::text[]), UNNEST($3::text[]), UNNEST($12::integer[]), $5::text[])
     AS given (message_id, name, content, kind, groups)
 WHERE (SELECT CASE WHEN $14::text IS NULL THEN '' ELSE set_config('lock_timeout', $14, true) END) IS NOT NULL
-ON CONFLICT ({key}) DO NOTHING
+ON CONFLICT {on}DO NOTHING
 RETURNING "Id", "MessageId", {group}
 "#;
 
-/// A single row of the outbox that waits for its first attempt, which is what most business transactions publish.
+/// A single row of the outbox that waits for its first attempt, which is what most business transactions publish. That the
+/// address is taken is no error, either.
 const PUBLISH: &str = r#"
 INSERT INTO {published} ("Version", "Name", "Content", "Retries", "Added", "StatusName", "MessageId", "DueAt")
 VALUES ($4, $2, $3, 0, {utc}, $5, $1, {now} + $6::bigint * interval '1 microsecond')
-ON CONFLICT ("MessageId") DO NOTHING
+ON CONFLICT DO NOTHING
 RETURNING "Id"
+"#;
+
+/// The greatest address of the table, and the last one of the sequence that makes them, if it has made any yet (see
+/// `sequence.rs`).
+const LAST: &str = r#"
+SELECT coalesce(max("Id"), 0), pg_sequence_last_value('{sequence}'::regclass) FROM {table} WHERE "Id" < {first_of_cap}
+"#;
+
+/// The one before the first that it makes. Who may only use the sequence may not ask this.
+const BEFORE_FIRST: &str = r#"SELECT last_value - 1 FROM {sequence}"#;
+
+/// So far nobody can be hindered by it, whatever others do meanwhile, and no right is needed but that to insert.
+const ADVANCE: &str = "SELECT count(nextval('{sequence}')) FROM generate_series(1, $1::bigint)";
+
+const CATCH_UP: &str = r#"
+SELECT setval('{sequence}', (SELECT max("Id") FROM {table} WHERE "Id" < {first_of_cap}))
 "#;
 
 /// As [`INSERT`], with those in flight held by `$15` under `$16`. Answers no row at all when that node has no live
@@ -263,6 +341,20 @@ FROM (SELECT UNNEST($1::bigint[]), UNNEST($2::integer[])) AS given (id, kind)
 WHERE record."Id" = given.id AND record."Claim" = ($3::uuid[])[kind] AND record."StatusName" = 'Queued'
   AND (SELECT CASE WHEN $11::text IS NULL THEN '' ELSE set_config('lock_timeout', $11, true) END) IS NOT NULL
 RETURNING given.id, given.kind
+"#;
+
+/// Where a record is at present.
+const PLACE: &str = r#"SELECT ctid::text FROM {table} WHERE "Id" = $1"#;
+
+/// As [`SETTLE`] for one record of which is known where it is. In a transaction that is serializable nothing is noted as read by
+/// it but this row: with an index, whole pages would be, and handlers whose records are neighbours would be each other's victims.
+const SETTLE_PLACE: &str = r#"
+UPDATE {table}
+SET "StatusName" = $4, "Retries" = $5, "Reason" = $9,
+    "DueAt" = (SELECT coalesce(timestamptz 'epoch' + $6::bigint * interval '1 microsecond',
+                               {now} + $7::bigint * interval '1 microsecond')),
+    "ExpiresAt" = (SELECT {utc} + $8::bigint * interval '1 microsecond'), "Crashes" = $10, "Owner" = NULL, "Claim" = NULL
+WHERE ctid = $1::text::tid AND "Id" = $2 AND "Claim" = $3::uuid AND "StatusName" = 'Queued'
 "#;
 
 /// As [`SETTLE`], without those that another has locked.
@@ -502,10 +594,6 @@ impl Statement {
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
-
-    pub(crate) fn lending(&self) -> &Lending {
-        &self.lending
-    }
 }
 
 /// The names of the tables in one schema, quoted.
@@ -566,6 +654,7 @@ pub(crate) struct Sql {
     pub(crate) published: TableSql,
     pub(crate) received: TableSql,
     pub(crate) publish: Statement,
+    pub(crate) publish_all: Statement,
     pub(crate) insert_in_flight: Statement,
     pub(crate) is_registered: Statement,
     pub(crate) next_due: Statement,
@@ -575,6 +664,7 @@ pub(crate) struct Sql {
     pub(crate) forget_dead: Statement,
     pub(crate) forget: Statement,
     pub(crate) take_chore: Statement,
+    pub(crate) policies: Statement,
     pub(crate) create_schema: Statement,
     pub(crate) create_versions: Statement,
     pub(crate) schema_version: Statement,
@@ -595,6 +685,8 @@ pub(crate) struct TableSql {
     pub(crate) settle: Statement,
     pub(crate) settle_alike: Statement,
     pub(crate) settle_unlocked: Statement,
+    pub(crate) place: Statement,
+    pub(crate) settle_place: Statement,
     pub(crate) held: Statement,
     pub(crate) release: Statement,
     pub(crate) give_back: Statement,
@@ -605,6 +697,13 @@ pub(crate) struct TableSql {
     pub(crate) find: Statement,
     pub(crate) requeue: Statement,
     pub(crate) delete: Statement,
+    pub(crate) try_insert: Statement,
+    pub(crate) try_update: Statement,
+    pub(crate) try_delete: Statement,
+    pub(crate) last: Statement,
+    pub(crate) before_first: Statement,
+    pub(crate) advance: Statement,
+    pub(crate) catch_up: Statement,
 }
 
 impl Sql {
@@ -615,6 +714,7 @@ impl Sql {
             published: TableSql::new(&names, Table::Outbox),
             received: TableSql::new(&names, Table::Inbox),
             publish: names.fill(PUBLISH),
+            publish_all: TableSql::fill(&names, Table::Outbox, &INSERT.replace("{on}", "")),
             insert_in_flight: names.fill(INSERT_IN_FLIGHT),
             is_registered: names.fill(IS_REGISTERED),
             next_due: names.fill(NEXT_DUE),
@@ -624,6 +724,7 @@ impl Sql {
             forget_dead: names.fill(FORGET_DEAD),
             forget: names.fill(FORGET),
             take_chore: names.fill(TAKE_CHORE),
+            policies: names.fill(POLICIES),
             create_schema: names.fill(CREATE_SCHEMA),
             create_versions: names.fill(CREATE_VERSIONS),
             schema_version: names.fill(SCHEMA_VERSION),
@@ -642,33 +743,39 @@ impl Sql {
 }
 
 impl TableSql {
-    fn new(names: &Names, table: Table) -> Self {
+    fn fill(names: &Names, table: Table, template: &str) -> Statement {
         // What only the inbox has: the column, its value, the key, the lane's condition, and that of one message.
-        let [group, group_column, group_given, key, and_of_group] = match table {
-            Table::Outbox => ["NULL::text", "", "", "\"MessageId\"", ""],
+        let [group, group_column, group_given, group_tried, key, and_of_group] = match table {
+            Table::Outbox => ["NULL::text", "", "", "", "\"MessageId\"", ""],
             Table::Inbox => [
                 "\"Group\"",
                 "\"Group\", ",
                 "groups[kind], ",
+                "'', ",
                 "\"MessageId\", \"Group\"",
                 "AND \"Group\" = given.message_group",
             ],
         };
+        let template = template
+            .replace("{table}", names.of(table))
+            .replace("{group}", group)
+            .replace("{group_column}", group_column)
+            .replace("{group_given}", group_given)
+            .replace("{group_tried}", group_tried)
+            .replace("{and_of_group}", and_of_group)
+            .replace("{on}", "({key}) ")
+            .replace("{key}", key)
+            .replace("{sequence}", &format!("{}.\"{}_Id\"", names.schema, table.as_str()))
+            .replace("{first_of_cap}", FIRST_OF_CAP);
+        names.fill(&template)
+    }
+
+    fn new(names: &Names, table: Table) -> Self {
         let [in_lane, in_suspects] = match table {
             Table::Outbox => ["true", "\"Crashes\" > 0"],
             Table::Inbox => ["\"Group\" = $8::text AND \"Crashes\" = 0", "\"Group\" = $8::text AND \"Crashes\" > 0"],
         };
-        let fill = |template: &str| {
-            let template = template
-                .replace("{table}", names.of(table))
-                .replace("{group}", group)
-                .replace("{group_column}", group_column)
-                .replace("{group_given}", group_given)
-                .replace("{and_of_group}", and_of_group)
-                .replace("{key}", key)
-                .replace("{in_lane}", in_lane);
-            names.fill(&template)
-        };
+        let fill = |template: &str| Self::fill(names, table, &template.replace("{in_lane}", in_lane));
         Self {
             statuses: fill(STATUSES),
             insert: fill(INSERT),
@@ -679,6 +786,8 @@ impl TableSql {
             settle: fill(SETTLE),
             settle_alike: fill(SETTLE_ALIKE),
             settle_unlocked: fill(SETTLE_UNLOCKED),
+            place: fill(PLACE),
+            settle_place: fill(SETTLE_PLACE),
             held: fill(HELD),
             release: fill(RELEASE),
             give_back: fill(GIVE_BACK),
@@ -689,6 +798,13 @@ impl TableSql {
             find: fill(FIND),
             requeue: fill(REQUEUE),
             delete: fill(DELETE),
+            try_insert: fill(TRY_INSERT),
+            try_update: fill(TRY_UPDATE),
+            try_delete: fill(TRY_DELETE),
+            last: fill(LAST),
+            before_first: fill(BEFORE_FIRST),
+            advance: fill(ADVANCE),
+            catch_up: fill(CATCH_UP),
         }
     }
 }

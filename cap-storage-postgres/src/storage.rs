@@ -13,15 +13,16 @@ use cap_core::storage::{
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use cap_storage_sqlx::{Fallible, Via};
-use sqlx::{Connection, PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::timeout;
 
 use crate::config::PostgresOptions;
 use crate::floor::{Floor, Floors};
+use crate::policy::Policies;
 use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
-use crate::{pooler, record, schema};
+use crate::{pooler, record, schema, sequence, session};
 
 /// How long finding out about a pooler may take altogether.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ struct Shared {
     /// Learnt when the tables are prepared.
     ascii_only: AtomicBool,
     floors: Floors,
+    policies: Policies,
 }
 
 impl PostgresStorage {
@@ -118,6 +120,7 @@ impl PostgresStorage {
             notifier,
             ascii_only: AtomicBool::new(false),
             floors: Floors::default(),
+            policies: Policies::default(),
         }))
     }
 
@@ -167,6 +170,27 @@ impl PostgresStorage {
         );
     }
 
+    /// Brings the sequence of a table's addresses up to the table, over a connection of the storage's own.
+    pub(crate) async fn catch_up(&self, table: Table) -> Result<()> {
+        let attempt = Attempt::on("set the sequence of the addresses of", table);
+        self.keep(attempt, (&self.0.sql, table), |connection, (sql, table)| {
+            Box::pin(sequence::catch_up(connection, sql, *table))
+        })
+        .await
+    }
+
+    /// Where a relay would see nothing of what is stored, since somebody made a policy, it says so.
+    async fn look_for_policies(&self) -> Result<()> {
+        let Shared { policies, sql, .. } = &*self.0;
+        if !policies.is_time() {
+            return Ok(());
+        }
+        let attempt = Attempt::on_database("look for row level security in");
+        let look =
+            self.work(attempt, (policies, sql), |connection, (policies, sql)| Box::pin(policies.look(connection, sql)));
+        look.await
+    }
+
     /// Tells others of records that are due again.
     fn tell_of(&self, outbox: u64, inbox: u64) {
         for (table, number) in [(Table::Outbox, outbox), (Table::Inbox, inbox)] {
@@ -205,19 +229,24 @@ impl Storage for PostgresStorage {
 
     fn prepare(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            let Shared { pools, sql, migrate, ascii_only, .. } = &*self.0;
+            let Shared { pools, sql, migrate, ascii_only, policies, .. } = &*self.0;
             let attempt = Attempt::on_database("prepare the tables of");
             self.find_pooler().await;
-            let prepare = pools.run_unlimited(attempt, (sql, migrate), |connection, (sql, migrate)| {
-                Box::pin(async move {
-                    if **migrate {
-                        schema::apply(connection, sql).await?;
-                    } else {
-                        schema::check(connection, sql).await?;
-                    }
-                    schema::is_ascii_only(connection).await
-                })
-            });
+            let prepare =
+                pools.run_unlimited(attempt, (sql, migrate, policies), |connection, (sql, migrate, policies)| {
+                    Box::pin(async move {
+                        if **migrate {
+                            schema::apply(connection, sql).await?;
+                        } else {
+                            schema::check(connection, sql).await?;
+                        }
+                        for table in [Table::Outbox, Table::Inbox] {
+                            sequence::catch_up(connection, sql, table).await?;
+                        }
+                        policies.look(connection, sql).await?;
+                        schema::is_ascii_only(connection).await
+                    })
+                });
             ascii_only.store(prepare.await?, Ordering::Relaxed);
             Ok(())
         })
@@ -277,16 +306,25 @@ impl Storage for PostgresStorage {
     }
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
-        let context = (&self.0.sql, table, record::Id(claim.node.0), record::Id(claim.token.0));
-        let attempt = Attempt::on("release a claim in", table);
-        Box::pin(self.keep(attempt, context, |connection, (sql, table, node, token)| {
-            Box::pin(async move {
-                sql.lock_node.query().bind(node).execute(&mut *connection).await?;
-                let release = sql.table(*table).release.query().bind(node).bind(token);
-                let released = release.execute(connection).await?.rows_affected();
-                Ok(released)
-            })
-        }))
+        Box::pin(async move {
+            let attempt = Attempt::on("release a claim in", table);
+            let (node, token) = (record::Id(claim.node.0), record::Id(claim.token.0));
+            // Each in a transaction of its own.
+            let lock = self.keep(attempt, (&self.0.sql.lock_node, &node), |connection, (lock, node)| {
+                Box::pin(async move {
+                    lock.query().bind(node).execute(connection).await?;
+                    Ok(())
+                })
+            });
+            lock.await?;
+            let context = (&self.0.sql.table(table).release, node, token);
+            let release = self.keep(attempt, context, |connection, (release, node, token)| {
+                Box::pin(async move {
+                    Ok(release.query().bind(node).bind(token).execute(connection).await?.rows_affected())
+                })
+            });
+            release.await
+        })
     }
 
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
@@ -303,7 +341,9 @@ impl Storage for PostgresStorage {
                 Some(floor) => Some(floor.wait(wait, now)),
                 None => wait,
             };
-            Ok(waits.await?.into_iter().zip(floors).map(answer).collect())
+            let waits = waits.await?;
+            self.look_for_policies().await?;
+            Ok(waits.into_iter().zip(floors).map(answer).collect())
         })
     }
 
@@ -427,7 +467,7 @@ impl Storage for PostgresStorage {
 async fn take_over(connection: &mut PgConnection, sql: &Sql, dead: &[Sign]) -> Fallible<TakenOver> {
     let ids: Vec<_> = dead.iter().map(|sign| record::Id(sign.node.0)).collect();
     let ends: Vec<_> = dead.iter().map(|sign| sign.until.as_micros()).collect();
-    let mut tx = connection.begin().await?;
+    let mut tx = session::begin(connection).await?;
     // First the nodes: those that are left live on, and the dead claim nothing more.
     let forgotten = sql.forget_dead.query().bind(ids).bind(ends).fetch_all(&mut *tx).await?;
     let outbox = sql.published.take_over.query().execute(&mut *tx).await?.rows_affected();
@@ -456,7 +496,7 @@ async fn take_chore(
 
 /// Answers how many records of each table became due.
 async fn leave(connection: &mut PgConnection, sql: &Sql, node: &record::Id) -> Fallible<(u64, u64)> {
-    let mut tx = connection.begin().await?;
+    let mut tx = session::begin(connection).await?;
     sql.forget.query().bind(node).execute(&mut *tx).await?;
     let outbox = sql.published.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();
     let inbox = sql.received.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();

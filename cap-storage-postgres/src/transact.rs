@@ -3,11 +3,11 @@
 use cap_core::backend::Attempt;
 use cap_core::storage::{NewRecord, Settled, Settlement, Table, TransactAsync};
 use cap_core::{BoxFuture, ErrorKind, Result};
-use cap_storage_sqlx::{Fallible, Fault};
+use cap_storage_sqlx::{Fallible, Fault, Via};
 use sqlx::{Postgres, Row, Transaction};
 
 use crate::storage::PostgresStorage;
-use crate::{record, sql};
+use crate::{publish, record, sql};
 
 const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
 const COMMIT: Attempt = Attempt::on("commit a handler's work with", Table::Inbox);
@@ -50,16 +50,38 @@ impl TransactAsync for PostgresStorage {
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
-    let context = (&storage.sql().received, std::slice::from_ref(settlement));
-    let begin = storage.pools().begin(sql::BEGIN, &context, |connection, (sql, settlement)| {
-        Box::pin(record::settle_within(connection, sql, settlement, None))
+    let place = if storage.pools().has_terms() { find(storage, settlement).await? } else { None };
+    let context = (&storage.sql().received, settlement, place);
+    let begin = storage.pools().begin(sql::BEGIN_HANDLER, &context, |connection, (sql, settlement, place)| {
+        Box::pin(async move {
+            if let Some(place) = place
+                && record::settle_at(connection, sql, settlement, place).await?
+            {
+                return Ok(true);
+            }
+            let settled = record::settle_within(connection, sql, std::slice::from_ref(*settlement), None).await?;
+            Ok(settled == [Settled::Written])
+        })
     });
-    let (tx, settled) = begin.await?;
-    if settled != [Settled::Written] {
+    let (tx, is_settled) = begin.await?;
+    if !is_settled {
         tx.rollback().await?;
         return Ok(None);
     }
     Ok(Some(tx))
+}
+
+/// Where the record is, as seen from outside of the transaction.
+async fn find(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<String>> {
+    let attempt = Attempt::on("look for a record of", Table::Inbox);
+    let context = (&storage.sql().received.place, settlement.record.0);
+    let find = storage.pools().run(Via::Work, attempt, context, |connection, (statement, record)| {
+        Box::pin(async move {
+            let place = statement.query().bind(*record).fetch_optional(connection).await?;
+            Ok(place.map(|place| place.try_get(0)).transpose()?)
+        })
+    });
+    find.await.map_err(|error| Fault::said(error.kind(), error.reason()))
 }
 
 async fn commit(
@@ -76,6 +98,6 @@ async fn commit(
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
     record::check(Table::Outbox, records, None)?;
-    record::publish(&mut tx, storage.sql(), records).await?;
+    publish::publish(&mut tx, storage, records).await?;
     Ok(tx.commit().await?)
 }

@@ -95,6 +95,10 @@ fn kind_of_driver(error: &sqlx::Error, when: When) -> Option<ErrorKind> {
     use sqlx::Error;
     let kind = match error {
         Error::Database(_) => return None,
+        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => match when {
+            When::Connecting => ErrorKind::Rejected,
+            When::AtWork => ErrorKind::Environment,
+        },
         Error::Io(_) | Error::PoolTimedOut | Error::WorkerCrashed | Error::BeginFailed => ErrorKind::Unavailable,
         // The connection is out of step; another one will do.
         Error::Protocol(_) => ErrorKind::Unavailable,
@@ -131,7 +135,12 @@ fn advice(error: &sqlx::Error) -> Option<&'static str> {
     let advice = match error {
         sqlx::Error::Io(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => "nothing listens there: is the server up, are host and port right?",
-            io::ErrorKind::NotFound => "there is no such host or socket: is the host right?",
+            io::ErrorKind::NotFound => {
+                "there is no such host, socket, or file of a certificate or key: is its name right?"
+            }
+            io::ErrorKind::InvalidData => {
+                "the two sides do not trust each other: see the options `ca_file`, `certificate_file` and `key_file`"
+            }
             _ if error.to_string().contains("lookup address") => "the host's name is unknown: is it spelt right?",
             _ => "the connection was lost or could not be made",
         },

@@ -5,6 +5,7 @@
 //! of every kind share.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod address;
 mod fault;
 mod held;
 mod losses;
@@ -15,6 +16,7 @@ mod server;
 mod supply;
 mod takeover;
 
+pub use address::{check_url, has_parameter, host_and_port, without_brackets};
 pub use fault::{Fallible, Fault};
 pub use pools::{Limits, Pools, Via, Work};
 pub use server::{Connection, Errors, Options, Server};

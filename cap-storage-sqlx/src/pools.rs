@@ -1,7 +1,7 @@
 //! Connections of the storage's own, and what it means to run something over one.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cap_core::backend::Attempt;
@@ -53,12 +53,14 @@ pub type Work<S, C, T> = for<'c> fn(&'c mut Connection<S>, &'c C) -> BoxFuture<'
 pub struct Pools<S: Server> {
     place: String,
     supply: Supply<S>,
+    /// Whether what runs over them has to say what it needs, as the sessions' defaults are others.
+    has_terms: AtomicBool,
     limits: Limits,
 }
 
 impl<S: Server> fmt::Debug for Pools<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, limits, supply: Supply { is_own, .. } } = self;
+        let Self { place, limits, supply: Supply { is_own, .. }, .. } = self;
         f.debug_struct("Pools").field("place", place).field("is_own", is_own).field("limits", limits).finish()
     }
 }
@@ -76,7 +78,7 @@ impl<S: Server> Pools<S> {
 
     fn new(supply: Supply<S>, limits: Limits) -> Self {
         let place = S::place(&supply.work.connect_options());
-        Self { place, supply, limits }
+        Self { place, supply, has_terms: AtomicBool::new(false), limits }
     }
 
     /// Kind and address, for people.
@@ -140,11 +142,12 @@ impl<S: Server> Pools<S> {
         let mut tries = 1;
         let mut others = 0;
         loop {
+            let had_terms = self.has_terms();
             let fault = match self.once(via, &context, work).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            if self.may_do_on_another(via, &fault, &mut others) {
+            if self.may_do_on_another(via, &fault, &mut others) || self.has_terms() && !had_terms {
                 continue;
             }
             let is_victim = fault.driver().is_some_and(S::is_victim);
@@ -161,7 +164,11 @@ impl<S: Server> Pools<S> {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let tried = async {
-            let outcome = self.within(&mut held, context, work).await;
+            let outcome = self.within(&mut held, self.limits.statement_timeout, context, work).await;
+            if outcome.as_ref().err().and_then(Fault::driver).is_some_and(S::doubts_terms) {
+                // Whatever this answers, the first error is the one to tell.
+                drop(self.learn_terms(&mut held).await);
+            }
             let is_clean = outcome.is_ok() || S::clear(&mut held).await.is_ok();
             (outcome, is_clean)
         };
@@ -180,6 +187,26 @@ impl<S: Server> Pools<S> {
         outcome
     }
 
+    /// Whether sessions have defaults that are not what the storage's statements need, as far as is known, or are lent, and
+    /// so the same ones only within a transaction: then [`run`](Self::run) begins transactions on [terms](Server::terms) of its own.
+    pub fn has_terms(&self) -> bool {
+        self.is_lent() || self.has_terms.load(Ordering::Relaxed)
+    }
+
+    /// Asks a session whether its defaults are what the storage's statements need. If not, these run in transactions from
+    /// now on that say so: the sessions themselves stay as they are, since others may use them, too.
+    async fn learn_terms(&self, connection: &mut Connection<S>) -> Fallible<()> {
+        if !self.has_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
+            tracing::info!(
+                place = %self.place,
+                "the database's defaults for transactions are unusual: every call says what it needs, which costs it a round \
+                 trip or two more"
+            );
+            self.has_terms.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Runs `work`, a migration, without a time limit. Its connection is closed afterwards: it may have settings of its
     /// own.
     ///
@@ -195,23 +222,25 @@ impl<S: Server> Pools<S> {
                 return Err(failed(fault));
             }
         };
-        let answer = if self.is_lent() {
-            in_transaction::<S, C, T>(&mut held, "BEGIN".to_owned(), &context, work).await
-        } else {
-            work(&mut held, &context).await
-        };
-        let answer = answer.map_err(failed)?;
+        let answer = self.within(&mut held, Duration::ZERO, &context, work).await.map_err(failed)?;
+        self.learn_terms(&mut held).await.map_err(failed)?;
         held.close().await;
         Ok(answer)
     }
 
-    /// A session that is lent is the same one only within a transaction.
-    async fn within<C, T>(&self, connection: &mut Connection<S>, context: &C, work: Work<S, C, T>) -> Fallible<T> {
-        if self.is_lent() {
-            let begin = S::begin_limited(self.limits.statement_timeout);
-            return in_transaction::<S, C, T>(connection, begin, context, work).await;
+    /// Runs `work`, in a transaction that says what it needs if it has to; each of its statements then within the time
+    /// limit, of which zero is none.
+    async fn within<C, T>(
+        &self,
+        connection: &mut Connection<S>,
+        limit: Duration,
+        context: &C,
+        work: Work<S, C, T>,
+    ) -> Fallible<T> {
+        match S::terms(limit).filter(|_| self.has_terms()) {
+            Some(begin) => on_terms::<S, C, T>(connection, begin, context, work).await,
+            None => work(connection, context).await,
         }
-        work(connection, context).await
     }
 
     /// From now on sessions are taken to be lent by a pooler, for one transaction at a time: whatever is done is done in a
@@ -316,21 +345,21 @@ impl<S: Server> Pools<S> {
     }
 }
 
-async fn in_transaction<S: Server, C, T>(
+/// Runs `work` in a transaction that says what it needs.
+async fn on_terms<S: Server, C, T>(
     connection: &mut Connection<S>,
-    begin: String,
+    begin: AssertSqlSafe<String>,
     context: &C,
     work: Work<S, C, T>,
 ) -> Fallible<T> {
-    let mut tx = connection.begin_with(AssertSqlSafe(begin)).await?;
-    let outcome = work(&mut tx, context).await;
-    match outcome {
+    let mut tx = connection.begin_with(begin).await?;
+    match work(&mut tx, context).await {
         Ok(answer) => {
             tx.commit().await?;
             Ok(answer)
         }
         Err(fault) => {
-            // If this fails, too, the connection is cut off with what failed before.
+            // The first error is the one to tell. If this fails, too, the connection is cut off with what failed before.
             drop(tx.rollback().await);
             Err(fault)
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cap_core::{BoxFuture, ErrorKind};
-use sqlx::Database;
+use sqlx::{AssertSqlSafe, Database};
 
 use crate::fault::Fallible;
 
@@ -58,9 +58,21 @@ pub trait Server: Errors + Send + Sync + 'static {
     /// Lets the server itself give up what takes longer. Called once for each new connection of the storage's own.
     fn limit(connection: &mut Connection<Self>, statement_timeout: Duration) -> BoxFuture<'_, sqlx::Result<()>>;
 
-    /// Begins a transaction in which each statement is given up after that time: instead of [`limit`](Self::limit), where
-    /// a pooler lends sessions.
-    fn begin_limited(statement_timeout: Duration) -> String;
+    /// Begins a transaction in which a statement of the storage's own does what it should, whatever the session's defaults
+    /// are. By default there is none: the storage's statements say what they need themselves.
+    fn terms(_statement_timeout: Duration) -> Option<AssertSqlSafe<String>> {
+        None
+    }
+
+    /// Whether the defaults of this session are others than a statement of the storage's own needs.
+    fn needs_terms(_connection: &mut Connection<Self>, _statement_timeout: Duration) -> BoxFuture<'_, Fallible<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// Whether the session's defaults may be the reason for an error.
+    fn doubts_terms(_error: &sqlx::Error) -> bool {
+        false
+    }
 
     /// Refuses a server that cannot be used, when a storage connects for the first time. By default all can.
     fn greet(_connection: &mut Connection<Self>) -> BoxFuture<'_, Fallible<()>> {

@@ -126,11 +126,12 @@ SQL
 
 # The socket's path is relative to the data directory: an absolute one may be too long.
 start_mariadb() {
-  local home=$1 port=$2 user=()
+  local home=$1 port=$2 user=() options=()
   ! as_root || user=(--user=mysql)
+  read -ra options <<<"${CAP_BACKENDS_MARIADB_OPTIONS:-}"
   launch mariadb "$home" "$(mariadb_program)" --no-defaults "${user[@]}" --datadir="$home/data" \
     --bind-address=127.0.0.1 --port="$port" --socket=server.sock --pid-file=server.pid --init-file="$home/init.sql" \
-    --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300
+    --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300 "${options[@]}"
 }
 
 mariadb_client() {

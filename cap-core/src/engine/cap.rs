@@ -125,9 +125,10 @@ impl<S: ?Sized> Cap<S> {
             Err(error) => return S::Receipt::refused(error),
         };
         let ids = records.iter().map(|record| record.message_id.clone()).collect();
-        let dues: Vec<_> = records.iter().filter_map(|record| record.state.due()).collect();
+        let due = |record: &NewRecord| Some((record.message_id.clone(), record.state.due()?));
+        let waiting: Vec<_> = records.iter().filter_map(due).collect();
         let engine = Arc::clone(&self.engine);
-        self.storage.enlist(connection, records).published(ids, move || engine.enlisted(&dues))
+        self.storage.enlist(connection, records).published(ids, move || engine.enlisted(waiting))
     }
 
     fn prepare(&self, publishes: impl IntoIterator<Item = Publish>) -> Result<Vec<NewRecord>> {

@@ -11,6 +11,7 @@ mod backoff;
 mod builder;
 mod cap;
 mod collector;
+mod commits;
 mod consumer;
 mod errand;
 mod execute;
@@ -284,16 +285,18 @@ impl Engine {
 
     /// Outbox records that are due so were inserted in a transaction of the caller's, which may commit soon. What is for
     /// later is looked for at its time.
-    pub(crate) fn enlisted(&self, dues: &[Due]) {
-        let mut expects = false;
-        for due in dues {
+    pub(crate) fn enlisted(&self, messages: Vec<(MessageId, Due)>) {
+        let (mut expects, mut soon) = (false, Vec::new());
+        for (message, due) in messages {
             match due {
-                Due::In(delay) if !delay.is_zero() => self.scheduler.wake_in(OUTBOX, *delay),
+                Due::In(delay) if !delay.is_zero() => self.scheduler.wake_in(OUTBOX, delay),
+                Due::In(_) => soon.push(message),
+                // A moment that the user named, which may be over.
                 _ => expects = true,
             }
         }
-        if expects {
-            self.scheduler.expect_commit();
+        if expects || !soon.is_empty() {
+            self.scheduler.expect_commit(soon);
         }
     }
 

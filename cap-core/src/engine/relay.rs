@@ -115,6 +115,7 @@ async fn claim(engine: &Engine) -> Result<Option<Claimed>> {
         }
         match engine.claim(OUTBOX, &epoch, room.len(), room.bytes_left(), open.topics).await {
             Ok((claim, claimed)) => {
+                engine.scheduler.claimed(claimed.records.iter().map(|record| &record.message_id));
                 engine.relay_slots.learn_sizes(claimed.records.iter().map(|record| record.content.len()));
                 let is_full = claimed.records.len() == room.len();
                 // Slots that are not needed are free again at once.

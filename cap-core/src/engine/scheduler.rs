@@ -3,7 +3,8 @@
 //!
 //! Nobody tells of a commit that the caller makes after publishing in his own transaction. The scheduler expects it: it
 //! wakes the relay, whose claim finds what is committed, again and again at growing intervals, always a quarter of the
-//! time since, so that a message is found soon after its commit and a transaction that is open for long costs few claims.
+//! time since, so that a message is found soon after its commit. As long as a message has not come that way the intervals
+//! stay short (see [`commits`](super::commits)).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::commits::{self, Commits};
 use crate::error::Result;
+use crate::id::MessageId;
 use crate::name::{Group, Version};
 use crate::storage::{Lane, Storage, Table};
 use crate::time::FAR;
@@ -54,6 +57,7 @@ struct Plan {
     due: Vec<Option<Instant>>,
     next_look: Instant,
     expected: Option<Expected>,
+    commits: Commits,
 }
 
 /// Commits that are expected.
@@ -77,12 +81,36 @@ impl Expected {
     }
 }
 
+impl Plan {
+    /// Whether a claim is to be made now for expected commits; then the next one is planned.
+    fn looks_for_commits(&mut self, now: Instant, poll: Duration) -> bool {
+        let Some(expected) = self.expected.as_mut().filter(|expected| expected.next <= now) else { return false };
+        let shortest = expected.shortest();
+        let mut pause = ((now - expected.since) / 4).max(shortest);
+        if self.commits.is_waiting(now) {
+            pause = pause.min(commits::LONGEST);
+        }
+        expected.announced = 0;
+        expected.next = now + pause;
+        if pause >= poll.max(shortest) {
+            // From here on the poll does as well.
+            self.expected = None;
+        }
+        true
+    }
+}
+
 impl Scheduler {
     /// The lanes are the outbox, and two of each group.
     pub(crate) fn new(version: Version, groups: impl IntoIterator<Item = Group>, poll: Duration) -> Self {
         let inbox = groups.into_iter().flat_map(|group| [Lane::Inbox(group.clone()), Lane::Suspects(group)]);
         let lanes: Vec<_> = std::iter::once(Lane::Outbox).chain(inbox).map(|lane| (lane, Notify::new())).collect();
-        let plan = Plan { due: vec![None; lanes.len()], next_look: Instant::now(), expected: None };
+        let plan = Plan {
+            due: vec![None; lanes.len()],
+            next_look: Instant::now(),
+            expected: None,
+            commits: Commits::default(),
+        };
         Self { lanes, version, poll, plan: Mutex::new(plan), changed: Notify::new() }
     }
 
@@ -123,10 +151,11 @@ impl Scheduler {
         }
     }
 
-    /// A transaction that this engine cannot see may commit an outbox record soon.
-    pub(crate) fn expect_commit(&self) {
+    /// A transaction that this engine cannot see may commit outbox records soon; those of these messages would be due then.
+    pub(crate) fn expect_commit(&self, messages: impl IntoIterator<Item = MessageId>) {
         let now = Instant::now();
         let mut plan = self.plan();
+        plan.commits.expect(messages, now);
         let expected = plan.expected.get_or_insert(Expected {
             since: now.checked_sub(2 * QUIET).unwrap_or(now),
             after_quiet: true,
@@ -173,20 +202,15 @@ impl Scheduler {
         }
     }
 
+    /// The relay has claimed these.
+    pub(crate) fn claimed<'m>(&self, messages: impl IntoIterator<Item = &'m MessageId>) {
+        self.plan().commits.came(messages);
+    }
+
     fn wake_for_expected(&self) {
-        let now = Instant::now();
-        let mut plan = self.plan();
-        let Some(expected) = plan.expected.as_mut().filter(|expected| expected.next <= now) else { return };
-        let shortest = expected.shortest();
-        let pause = ((now - expected.since) / 4).max(shortest);
-        expected.announced = 0;
-        expected.next = now + pause;
-        if pause >= self.poll.max(shortest) {
-            // From here on the poll does as well.
-            plan.expected = None;
+        if self.plan().looks_for_commits(Instant::now(), self.poll) {
+            self.wake(OUTBOX);
         }
-        drop(plan);
-        self.wake(OUTBOX);
     }
 
     fn wake_due_lanes(&self) {
@@ -237,8 +261,45 @@ mod tests {
         assert_eq!(*scheduler.lane(lane), Lane::Inbox(group.clone()));
         assert_eq!(*scheduler.lane(suspects_of(lane)), Lane::Suspects(group));
         scheduler.wake_in(lane, Duration::MAX);
-        scheduler.expect_commit();
+        scheduler.expect_commit([MessageId::generate()]);
         scheduler.wake_in(lane, Duration::ZERO);
         scheduler.woken(lane).await;
+    }
+
+    /// The claims for expected commits until `end`, with these pauses between them.
+    fn pauses(scheduler: &Scheduler, end: Instant) -> Vec<Duration> {
+        let mut plan = scheduler.plan();
+        let mut pauses = Vec::new();
+        while let Some(now) = plan.expected.as_ref().map(|expected| expected.next).filter(|next| *next < end) {
+            assert!(plan.looks_for_commits(now, scheduler.poll));
+            pauses.extend(plan.expected.as_ref().map(|expected| expected.next - now));
+        }
+        pauses
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_open_for_long_is_found_as_soon_as_a_short_one() {
+        let scheduler = Scheduler::new(Version::default(), [], Duration::from_secs(1));
+        let (open, short) = (MessageId::generate(), MessageId::generate());
+        let began = Instant::now();
+        scheduler.expect_commit([open.clone(), short.clone()]);
+        scheduler.claimed([&short]);
+        let late = pauses(&scheduler, began + Duration::from_secs(20));
+        assert!(late.iter().all(|pause| *pause <= Duration::from_millis(30)), "{:?}", late.iter().max());
+        assert!(late.len() < 2_000, "{} claims", late.len());
+
+        // Once it has come, claims for it become fewer and end.
+        scheduler.claimed([&open]);
+        let after = pauses(&scheduler, began + Duration::from_secs(60));
+        assert!(after.len() < 20, "{after:?}");
+        assert!(scheduler.plan().expected.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_never_committed_is_not_looked_for_for_ever() {
+        let scheduler = Scheduler::new(Version::default(), [], Duration::from_secs(1));
+        scheduler.expect_commit([MessageId::generate()]);
+        pauses(&scheduler, Instant::now() + Duration::from_secs(120));
+        assert!(scheduler.plan().expected.is_none());
     }
 }

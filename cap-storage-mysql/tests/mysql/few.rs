@@ -53,7 +53,7 @@ async fn works(connections: i32) {
         publisher.await.unwrap().unwrap();
     }
     assert!(matches!(beat(&storage, node).await.unwrap(), Lease::Held { .. }));
-    storage.take_over().await.unwrap();
+    storage.take_over(Vec::new()).await.unwrap();
     assert_eq!(ids(&storage, Table::Outbox).await.len(), TASKS * EACH);
     let claimed = storage.claim(request(node, Lane::Outbox, 100)).await.unwrap();
     assert_eq!(claimed.records.len(), TASKS * EACH);

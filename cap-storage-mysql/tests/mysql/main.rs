@@ -11,7 +11,9 @@ mod outage;
 mod refused;
 mod running;
 mod schema;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod switchover;
+mod tls;
 mod transactions;

@@ -18,12 +18,21 @@ pub(crate) struct Server {
     script: PathBuf,
     home: PathBuf,
     port: u16,
+    options: String,
 }
 
 impl Server {
     /// # Panics
     /// When it cannot be started: these tests are never skipped.
     pub(crate) fn start(name: &str) -> Self {
+        Self::start_with(name, String::new())
+    }
+
+    /// With further options of the server.
+    ///
+    /// # Panics
+    /// When it cannot be started: these tests are never skipped.
+    pub(crate) fn start_with(name: &str, options: String) -> Self {
         let script = std::env::var_os("CAP_TEST_BACKENDS").unwrap_or_else(|| {
             panic!(
                 "CAP_TEST_BACKENDS is not set: this test starts a server of its own, to kill it, with the script that it \
@@ -32,7 +41,7 @@ impl Server {
         });
         let port = free_port();
         let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let server = Self { script: script.into(), home, port };
+        let server = Self { script: script.into(), home, port, options };
         server.run("up");
         server
     }
@@ -46,6 +55,7 @@ impl Server {
         let mut script = Command::new(&self.script);
         script.arg(command).env_remove("CAP_TEST_MYSQL_URL").env("CAP_BACKENDS_DIR", &self.home);
         script.env("CAP_BACKENDS_MARIADB_PORT", self.port.to_string());
+        script.env("CAP_BACKENDS_MARIADB_OPTIONS", &self.options);
         script
     }
 

@@ -83,7 +83,7 @@ async fn an_address_that_leads_to_another_primary_costs_no_call() {
     assert_eq!(ids(&new, Table::Outbox).await.len(), 2 * SESSIONS as usize, "they went to the new one");
     // The new one was no replica of the old one here, and does not know the node.
     assert!(matches!(storage.heartbeat(node, LEASE).await, Ok(Lease::Lost)), "leases are asked for at the new one");
-    storage.take_over().await.unwrap();
+    storage.take_over(Vec::new()).await.unwrap();
     database.drop().await;
 }
 

@@ -40,18 +40,57 @@ pub(crate) async fn on_server(sql: String) {
 /// The password of the user who owns a test's database. It must show nowhere.
 pub(crate) const PASSWORD: &str = "swordfish-and-mustard";
 
+/// What an administrator may set for all sessions, as far as a session can have them.
+const SETTINGS: &[(&str, &str)] = &[
+    ("completion_type", "'CHAIN'"),
+    ("autocommit", "0"),
+    ("tx_isolation", "'SERIALIZABLE'"),
+    ("tx_read_only", "1"),
+    ("max_join_size", "1"),
+    ("sql_big_selects", "0"),
+    ("sql_select_limit", "1"),
+    ("sql_safe_updates", "1"),
+    ("unique_checks", "0"),
+    ("innodb_lock_wait_timeout", "1"),
+    ("lock_wait_timeout", "2"),
+    ("auto_increment_increment", "11"),
+    ("auto_increment_offset", "3"),
+    ("group_concat_max_len", "64"),
+    ("time_zone", "'+10:30'"),
+    ("lc_messages", "'ja_JP'"),
+    ("sql_mode", "'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,IGNORE_SPACE,HIGH_NOT_PRECEDENCE,SIMULTANEOUS_ASSIGNMENT'"),
+    ("collation_connection", "'latin1_german2_ci'"),
+    ("default_storage_engine", "'MyISAM'"),
+    ("optimizer_switch", "'derived_merge=off,materialization=off'"),
+];
+
 /// An empty database, and a user of the same name who owns it.
 pub(crate) struct Database {
     pub(crate) name: String,
 }
 
 impl Database {
+    #[allow(dead_code, reason = "each test crate uses some of it")]
     pub(crate) async fn create() -> Self {
+        Self::create_for("cap").await
+    }
+
+    /// One whose sessions begin with odd settings: the server gives them to users of such a name, and to no others.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
+    pub(crate) async fn create_hostile() -> Self {
+        let is_meant = "SUBSTRING_INDEX(USER(), '_', 1) = 'hostile'";
+        let settings = SETTINGS.iter().map(|(name, value)| format!("{name} = IF({is_meant}, {value}, @@{name})"));
+        let settings = settings.collect::<Vec<_>>().join(", ").replace('\'', "''");
+        on_server(format!("SET GLOBAL init_connect = 'SET {settings}'")).await;
+        Self::create_for("hostile").await
+    }
+
+    async fn create_for(first: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // MySQL's users have names of at most 32 characters.
-        let name = format!("cap_{}_{started}_{number}", std::process::id());
+        let name = format!("{first}_{}_{started}_{number}", std::process::id());
         on_server(format!(
             "CREATE USER {name} IDENTIFIED BY '{PASSWORD}'; CREATE DATABASE {name}; GRANT ALL ON {name}.* TO {name}"
         ))
@@ -88,9 +127,11 @@ impl Database {
             .connect_lazy_with(self.options())
     }
 
-    /// A connection of the user's own.
+    /// A connection of the user's own, who can write.
     pub(crate) async fn connection(&self) -> MySqlConnection {
-        MySqlConnection::connect_with(&self.options()).await.unwrap()
+        let mut connection = MySqlConnection::connect_with(&self.options()).await.unwrap();
+        run(&mut connection, "SET SESSION TRANSACTION READ WRITE; SET SESSION autocommit = 1").await;
+        connection
     }
 
     /// Removes it, whoever still uses it.

@@ -6,11 +6,15 @@ mod few;
 mod golden;
 mod locks;
 mod net_cap;
+mod policy;
 mod pooler;
 mod refused;
 mod running;
 mod schema;
+mod sequence;
+mod settings;
 #[path = "../support/mod.rs"]
 mod support;
 mod switchover;
+mod tls;
 mod transactions;

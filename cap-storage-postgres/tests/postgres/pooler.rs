@@ -72,7 +72,7 @@ async fn works(pooler: &str) {
     let claimed = storage.claim(request(node, Lane::Outbox, 1000)).await.unwrap();
     assert_eq!(claimed.records.len(), 2 * TASKS * EACH);
     assert_eq!(inbox_status(&storage).await, vec![Status::Succeeded; TASKS * EACH]);
-    storage.take_over().await.unwrap();
+    storage.take_over(Vec::new()).await.unwrap();
     storage.leave(node).await.unwrap();
     database.drop().await;
 }

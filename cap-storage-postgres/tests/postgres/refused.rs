@@ -43,11 +43,19 @@ async fn rights_that_were_taken_away_are_the_environments_and_all_works_when_the
     assert!(matches!(insert().await.unwrap()[..], [Inserted::Stored(_)]));
     assert_eq!(storage.settle(Table::Inbox, vec![settlement]).await.unwrap(), [Settled::Written]);
 
-    run(&mut owner, format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name)).await;
-    let readers = PostgresStorage::new(sqlx::PgPool::connect_lazy_with(database.options()));
+    // As a server says it that was a primary. (That transactions are read-only by default is no reason: ours say that they write.)
+    let refusal = r#"CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN RAISE 'a standby' USING ERRCODE = '25006'; END $$
+                     LANGUAGE plpgsql;
+                     CREATE TRIGGER refusal BEFORE INSERT ON "cap"."published" EXECUTE FUNCTION refuse()"#;
+    run(&mut owner, refusal).await;
+    let readers = PostgresStorage::new(database.pool(1));
+    let session =
+        async || sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()").fetch_one(readers.pool()).await.unwrap();
+    let before = session().await;
     let error = readers.insert(Table::Outbox, vec![message("c")], None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
-    on_server(format!("ALTER DATABASE {} SET default_transaction_read_only = off", database.name)).await;
+    run(&mut owner, r#"DROP TRIGGER refusal ON "cap"."published""#).await;
+    assert_ne!(session().await, before);
     // The session that learnt it is not kept: a new one finds a server that writes.
     assert!(matches!(
         readers.insert(Table::Outbox, vec![message("c")], None).await.unwrap()[..],

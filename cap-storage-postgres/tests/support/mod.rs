@@ -57,6 +57,14 @@ impl Database {
         Self { name }
     }
 
+    /// What sessions have from now on, unless they say otherwise.
+    #[allow(dead_code, reason = "each test crate uses some of it")]
+    pub(crate) async fn set(&self, settings: &[(&str, &str)]) {
+        for (name, value) in settings {
+            on_server(format!("ALTER DATABASE {} SET {name} TO {value:?}", self.name).replace('"', "'")).await;
+        }
+    }
+
     /// How its owner connects to it.
     pub(crate) fn options(&self) -> PgConnectOptions {
         server().database(&self.name).username(&self.name).password(PASSWORD)
@@ -86,9 +94,13 @@ impl Database {
             .connect_lazy_with(self.options())
     }
 
-    /// A connection of the user's own.
+    /// A connection of the user's own, for whom nothing is in the way.
     pub(crate) async fn connection(&self) -> PgConnection {
-        PgConnection::connect_with(&self.options()).await.unwrap()
+        let mut connection = PgConnection::connect_with(&self.options()).await.unwrap();
+        let plain = "SET default_transaction_read_only = off; SET lock_timeout = 0; SET statement_timeout = 0;
+                     SET search_path = public";
+        run(&mut connection, plain).await;
+        connection
     }
 
     /// Removes it, whoever still uses it.

@@ -63,6 +63,7 @@ pub struct Pools<S: Server> {
     losses: Losses,
     /// Whether what runs over them has to say what it needs, as the sessions' defaults are others.
     has_terms: AtomicBool,
+    asked_for_terms: AtomicBool,
     limits: Limits,
 }
 
@@ -98,6 +99,7 @@ impl<S: Server> Pools<S> {
             pulse: Pulse::default(),
             losses,
             has_terms: AtomicBool::new(false),
+            asked_for_terms: AtomicBool::new(false),
             limits,
         }
     }
@@ -161,12 +163,12 @@ impl<S: Server> Pools<S> {
         let begun = Instant::now();
         let mut tries = 1;
         loop {
-            let had_terms = self.has_terms();
+            let had_terms = self.on_terms();
             let fault = match self.once(via, &context, work).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            if self.has_terms() && !had_terms {
+            if self.on_terms() && !had_terms {
                 continue;
             }
             let is_victim = fault.driver().is_some_and(S::is_victim);
@@ -183,7 +185,10 @@ impl<S: Server> Pools<S> {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let tried = async {
-            let outcome = match S::terms(self.limits.statement_timeout).filter(|_| self.has_terms()) {
+            if !self.asked_for_terms.load(Ordering::Relaxed) {
+                self.learn_terms(&mut held).await?;
+            }
+            let outcome = match S::terms(self.limits.statement_timeout).filter(|_| self.on_terms()) {
                 Some(begin) => on_terms::<S, _, _>(&mut held, begin, context, work).await,
                 None => work(&mut held, context).await,
             };
@@ -192,11 +197,15 @@ impl<S: Server> Pools<S> {
                 drop(self.learn_terms(&mut held).await);
             }
             let is_clean = outcome.is_ok() || S::clear(&mut held).await.is_ok();
-            (outcome, is_clean)
+            Ok((outcome, is_clean))
         };
-        let Ok((outcome, is_clean)) = tokio::time::timeout(limit, tried).await else {
-            self.losses.note();
-            return Err(Fault::no_answer(limit));
+        let (outcome, is_clean) = match tokio::time::timeout(limit, tried).await {
+            Ok(Ok(tried)) => tried,
+            Ok(Err(fault)) => (Err(fault), false),
+            Err(_) => {
+                self.losses.note();
+                return Err(Fault::no_answer(limit));
+            }
         };
         if outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
             tracing::debug!(place = %self.place, "closed a session that is of no more use");
@@ -209,16 +218,28 @@ impl<S: Server> Pools<S> {
         outcome
     }
 
-    /// Whether sessions have defaults that are not what the storage's statements need, as far as is known: then
-    /// [`run`](Self::run) begins transactions on [terms](Server::terms) of its own.
-    pub fn has_terms(&self) -> bool {
+    /// Whether sessions have defaults that are not what the storage's statements need: then [`run`](Self::run) begins
+    /// transactions on [terms](Server::terms) of its own. A session is asked if none has been yet.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn has_terms(&self) -> Fallible<bool> {
+        if !self.asked_for_terms.load(Ordering::Relaxed) {
+            let mut held = self.acquire(Via::Work).await?;
+            self.learn_terms(&mut held).await?;
+            held.give_back();
+        }
+        Ok(self.on_terms())
+    }
+
+    fn on_terms(&self) -> bool {
         self.has_terms.load(Ordering::Relaxed)
     }
 
     /// Asks a session whether its defaults are what the storage's statements need. If not, these run in transactions from
     /// now on that say so: the sessions themselves stay as they are, since others may use them, too.
     async fn learn_terms(&self, connection: &mut Connection<S>) -> Fallible<()> {
-        if !self.has_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
+        if !self.on_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
             tracing::info!(
                 place = %self.place,
                 "the database's defaults for transactions are unusual: every call says what it needs, which costs it a round \
@@ -226,6 +247,7 @@ impl<S: Server> Pools<S> {
             );
             self.has_terms.store(true, Ordering::Relaxed);
         }
+        self.asked_for_terms.store(true, Ordering::Relaxed);
         Ok(())
     }
 

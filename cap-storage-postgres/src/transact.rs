@@ -50,7 +50,7 @@ impl TransactAsync for PostgresStorage {
 
 /// The settlement comes first: from then on the record is locked, and nobody can take it before this transaction ends.
 async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<Option<Transaction<'static, Postgres>>> {
-    let place = if storage.pools().has_terms() { find(storage, settlement).await? } else { None };
+    let place = if storage.pools().has_terms().await? { find(storage, settlement).await? } else { None };
     let context = (&storage.sql().received, settlement, place);
     let begin = storage.pools().begin(sql::BEGIN_HANDLER, &context, |connection, (sql, settlement, place)| {
         Box::pin(async move {

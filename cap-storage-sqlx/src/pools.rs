@@ -55,6 +55,7 @@ pub struct Pools<S: Server> {
     supply: Supply<S>,
     /// Whether what runs over them has to say what it needs, as the sessions' defaults are others.
     has_terms: AtomicBool,
+    asked_for_terms: AtomicBool,
     limits: Limits,
 }
 
@@ -78,7 +79,8 @@ impl<S: Server> Pools<S> {
 
     fn new(supply: Supply<S>, limits: Limits) -> Self {
         let place = S::place(&supply.work.connect_options());
-        Self { place, supply, has_terms: AtomicBool::new(false), limits }
+        let no = || AtomicBool::new(false);
+        Self { place, supply, has_terms: no(), asked_for_terms: no(), limits }
     }
 
     /// Kind and address, for people.
@@ -142,12 +144,12 @@ impl<S: Server> Pools<S> {
         let mut tries = 1;
         let mut others = 0;
         loop {
-            let had_terms = self.has_terms();
+            let had_terms = self.on_terms();
             let fault = match self.once(via, &context, work).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            if self.may_do_on_another(via, &fault, &mut others) || self.has_terms() && !had_terms {
+            if self.may_do_on_another(via, &fault, &mut others) || self.on_terms() && !had_terms {
                 continue;
             }
             let is_victim = fault.driver().is_some_and(S::is_victim);
@@ -164,17 +166,24 @@ impl<S: Server> Pools<S> {
         let mut held = self.acquire(via).await?;
         let limit = self.limit();
         let tried = async {
+            if !self.asked_for_terms.load(Ordering::Relaxed) {
+                self.learn_terms(&mut held).await?;
+            }
             let outcome = self.within(&mut held, self.limits.statement_timeout, context, work).await;
             if outcome.as_ref().err().and_then(Fault::driver).is_some_and(S::doubts_terms) {
                 // Whatever this answers, the first error is the one to tell.
                 drop(self.learn_terms(&mut held).await);
             }
             let is_clean = outcome.is_ok() || S::clear(&mut held).await.is_ok();
-            (outcome, is_clean)
+            Ok((outcome, is_clean))
         };
-        let Ok((outcome, is_clean)) = tokio::time::timeout(limit, tried).await else {
-            self.supply.losses.note();
-            return Err(Fault::no_answer(limit));
+        let (outcome, is_clean) = match tokio::time::timeout(limit, tried).await {
+            Ok(Ok(tried)) => tried,
+            Ok(Err(fault)) => (Err(fault), false),
+            Err(_) => {
+                self.supply.losses.note();
+                return Err(Fault::no_answer(limit));
+            }
         };
         if outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
             tracing::debug!(place = %self.place, "closed a session that is of no more use");
@@ -187,16 +196,29 @@ impl<S: Server> Pools<S> {
         outcome
     }
 
-    /// Whether sessions have defaults that are not what the storage's statements need, as far as is known, or are lent, and
-    /// so the same ones only within a transaction: then [`run`](Self::run) begins transactions on [terms](Server::terms) of its own.
-    pub fn has_terms(&self) -> bool {
+    /// Whether sessions have defaults that are not what the storage's statements need, or are lent and so the same ones only
+    /// within a transaction: then [`run`](Self::run) begins transactions on [terms](Server::terms) of its own. A session is
+    /// asked if none has been yet.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn has_terms(&self) -> Fallible<bool> {
+        if !self.asked_for_terms.load(Ordering::Relaxed) {
+            let mut held = self.acquire(Via::Work).await?;
+            self.learn_terms(&mut held).await?;
+            held.give_back();
+        }
+        Ok(self.on_terms())
+    }
+
+    fn on_terms(&self) -> bool {
         self.is_lent() || self.has_terms.load(Ordering::Relaxed)
     }
 
     /// Asks a session whether its defaults are what the storage's statements need. If not, these run in transactions from
     /// now on that say so: the sessions themselves stay as they are, since others may use them, too.
     async fn learn_terms(&self, connection: &mut Connection<S>) -> Fallible<()> {
-        if !self.has_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
+        if !self.on_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
             tracing::info!(
                 place = %self.place,
                 "the database's defaults for transactions are unusual: every call says what it needs, which costs it a round \
@@ -204,6 +226,7 @@ impl<S: Server> Pools<S> {
             );
             self.has_terms.store(true, Ordering::Relaxed);
         }
+        self.asked_for_terms.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -237,7 +260,7 @@ impl<S: Server> Pools<S> {
         context: &C,
         work: Work<S, C, T>,
     ) -> Fallible<T> {
-        match S::terms(limit).filter(|_| self.has_terms()) {
+        match S::terms(limit).filter(|_| self.on_terms()) {
             Some(begin) => on_terms::<S, C, T>(connection, begin, context, work).await,
             None => work(connection, context).await,
         }

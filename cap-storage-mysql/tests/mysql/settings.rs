@@ -32,13 +32,13 @@ async fn a_commit_of_the_storages_ends_neither_in_another_transaction_nor_with_t
     database.storage().prepare().await.unwrap();
     for settings in ["SET completion_type = 'CHAIN'", "SET completion_type = 'RELEASE'"] {
         let storage = over(&database, settings);
-        let before = session(&mut *storage.pool().acquire().await.unwrap(), "CONNECTION_ID()").await;
+        let before = session(&mut storage.pool().acquire().await.unwrap(), "CONNECTION_ID()").await;
         let node = node(&storage).await;
         storage.insert(Table::Outbox, vec![message(settings), message(&settings[4..])], None).await.unwrap();
         assert_eq!(storage.claim(request(node, Lane::Outbox, 10)).await.unwrap().records.len(), 2, "{settings}");
         let settlement = in_flight(&storage, node, settings).await;
         storage.settle(Table::Inbox, vec![settlement]).await.unwrap();
-        let after = session(&mut *storage.pool().acquire().await.unwrap(), "CONNECTION_ID(), @@in_transaction").await;
+        let after = session(&mut storage.pool().acquire().await.unwrap(), "CONNECTION_ID(), @@in_transaction").await;
         assert_eq!(after, format!("{before} 0"), "{settings}");
     }
     database.drop().await;

@@ -108,7 +108,7 @@ async fn a_handlers_transaction_is_as_isolated_as_the_database_says_and_may_writ
     database.drop().await;
 }
 
-/// Who sees to it that what is stored of a delivery is on the disk before the broker is told so.
+/// Others use it, too.
 #[tokio::test]
 async fn a_session_of_the_users_pool_is_left_as_it_is() {
     let database = Database::create().await;

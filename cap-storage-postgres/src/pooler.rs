@@ -10,8 +10,9 @@ use std::time::Duration;
 use cap_core::ErrorKind;
 use cap_storage_sqlx::{Errors, Fallible, Fault};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::session::PostgresServer;
 use crate::sql;
@@ -72,10 +73,12 @@ pub(crate) async fn session(connection: &mut PgConnection) -> Fallible<i32> {
 
 /// Whether a statement that was prepared in one session is also there in another one. In doubt it is not.
 async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> bool {
-    let Ok(Ok(prepared_in)) = timeout(PATIENCE, echo(one, 1)).await else { return false };
+    // Others who start at the same time give theirs the same name.
+    let nonce = Uuid::new_v4();
+    let Ok(Ok(prepared_in)) = timeout(PATIENCE, echo(one, nonce, 1)).await else { return false };
     // The session stays with the other connection until its transaction ends, so that the first has to be lent another one.
     let Ok(Ok(())) = timeout(PATIENCE, hold(other, prepared_in)).await else { return false };
-    let keeps = matches!(timeout(PATIENCE, echo(one, 2)).await, Ok(Ok(session)) if session != prepared_in);
+    let keeps = matches!(timeout(PATIENCE, echo(one, nonce, 2)).await, Ok(Ok(session)) if session != prepared_in);
     if !keeps {
         // What was prepared there is nobody's, and its name may be wanted.
         drop(timeout(PATIENCE, sqlx::raw_sql(sql::FORGET_ECHO).execute(&mut *other)).await);
@@ -83,10 +86,13 @@ async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> b
     keeps
 }
 
-/// Runs a prepared statement with a parameter, and answers the session that it ran in.
-async fn echo(connection: &mut PgConnection, given: i32) -> Fallible<i32> {
-    let row = sqlx::query(sql::ECHO).bind(given).fetch_one(connection).await?;
-    if row.try_get::<i32, _>(0)? != given {
+/// Runs a prepared statement with a parameter, and answers the session that it ran in. If it is another one's statement that
+/// runs, it can write nothing.
+async fn echo(connection: &mut PgConnection, nonce: Uuid, given: i32) -> Fallible<i32> {
+    sqlx::raw_sql(sql::HOLD).execute(&mut *connection).await?;
+    let row = sqlx::query(AssertSqlSafe(sql::echo(nonce))).bind(given).fetch_one(&mut *connection).await?;
+    sqlx::raw_sql(sql::ROLLBACK).execute(connection).await?;
+    if row.try_get::<i32, _>(0)? != given || row.try_get::<&str, _>(2)? != nonce.to_string() {
         return Err(Fault::said(ErrorKind::Corrupt, "the answer belongs to another statement"));
     }
     Ok(row.try_get(1)?)

@@ -24,6 +24,7 @@ use cap_core::storage::Table;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres};
+use uuid::Uuid;
 
 /// The server's clock, one value for a statement, whatever time the user's transaction began.
 const NOW: &str = "statement_timestamp()";
@@ -117,7 +118,9 @@ pub(crate) const MARK: &str = "cap.direct";
 pub(crate) const IS_MARKED: &str = "SELECT current_setting('cap.direct', true)";
 
 /// A statement to be prepared, which tells whether it was this one that ran, and in which session.
-pub(crate) const ECHO: &str = "SELECT $1::integer, pg_backend_pid()";
+pub(crate) fn echo(nonce: Uuid) -> String {
+    format!("SELECT $1::integer, pg_backend_pid(), '{nonce}'")
+}
 
 /// The name is the driver's, of the first statement that a connection prepares.
 pub(crate) const FORGET_ECHO: &str = "DEALLOCATE sqlx_s_1";

@@ -6,9 +6,10 @@ use cap_core::Status;
 use cap_core::storage::{Claim, Enlist, Inserted, Lane, Settled, Storage, Table, TransactAsync};
 use cap_storage_postgres::PostgresStorage;
 use cap_storage_postgres::sqlx::postgres::PgConnectOptions;
+use cap_storage_postgres::sqlx::{self, Connection, PgConnection};
 use cap_testkit::server::Server;
 
-use crate::support::Database;
+use crate::support::{Database, run};
 use cap_testkit::storage::scene::{LEASE, delivery, in_flight, inbox_status, message, node, request};
 
 const TASKS: usize = 8;
@@ -118,5 +119,35 @@ async fn many_that_start_at_once_behind_a_pooler_all_find_it_out() {
     for task in starting.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+    database.drop().await;
+}
+
+/// The driver names its statements in their order, so that others have statements of the same names.
+#[tokio::test]
+async fn looking_for_a_pooler_carries_out_no_statement_of_somebody_elses() {
+    let database = Database::create().await;
+    let url = url(&SERVER.url(), &database);
+    let mut clients = Vec::new();
+    for _ in 0..TASKS {
+        let mut client = PgConnection::connect(&url).await.unwrap();
+        run(&mut client, "BEGIN").await;
+        clients.push(client);
+    }
+    run(&mut clients[0], "CREATE TABLE public.found (number INTEGER); GRANT SELECT ON public.found TO PUBLIC").await;
+    run(&mut clients[0], "COMMIT; BEGIN").await;
+    // In every second session, so that what is prepared in one of the others meets it.
+    for client in clients.iter_mut().step_by(2) {
+        run(client, "PREPARE sqlx_s_1 (INTEGER) AS INSERT INTO public.found VALUES ($1)").await;
+    }
+    for client in &mut clients {
+        run(client, "COMMIT").await;
+    }
+    let storage = PostgresStorage::connect(&url).await.unwrap();
+    storage.prepare().await.unwrap();
+    storage.insert(Table::Outbox, vec![message("a")], None).await.unwrap();
+    let mut connection = database.connection().await;
+    let found = sqlx::query_scalar("SELECT count(*) FROM public.found");
+    let found: i64 = found.fetch_one(&mut connection).await.unwrap();
+    assert_eq!(found, 0, "somebody else's statement has got our parameters");
     database.drop().await;
 }

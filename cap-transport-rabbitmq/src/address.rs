@@ -1,5 +1,6 @@
 //! The URL's parts: hosts, user, virtual host, and parameters.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ const SUBJECT: &str = "the RabbitMQ URL";
 const FORM: &str = "it is written as amqp://user:password@host:port,host:port/vhost";
 
 /// What a URL names.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Address {
     /// One for each host, in the order written; at least one. They differ in nothing else.
     pub(crate) uris: Vec<AMQPUri>,
@@ -58,6 +59,13 @@ impl Address {
         let hosts: Vec<String> = self.uris.iter().map(host_of).collect();
         let vhost = if self.uris[0].vhost == "/" { "" } else { &self.uris[0].vhost };
         format!("rabbitmq {}/{vhost}", hosts.join(","))
+    }
+}
+
+impl fmt::Debug for Address {
+    /// Without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address").field("place", &self.place()).field("files", &self.files).finish_non_exhaustive()
     }
 }
 
@@ -150,6 +158,8 @@ mod tests {
     #[test]
     fn a_url_is_taken_apart_and_described_without_secrets() {
         assert_eq!(place("amqp://u:s3cret@broker-1:5673/orders"), "rabbitmq broker-1:5673/orders");
+        let shown = format!("{:?}", Address::parse("amqp://u:s3cret@broker-1").unwrap());
+        assert!(shown.contains("broker-1") && !shown.contains("s3cret"), "{shown}");
         assert_eq!(place("amqp://u:s3cret@broker-1"), "rabbitmq broker-1:5672/");
         assert_eq!(place("amqps://u:s3cret@broker-1/"), "rabbitmq broker-1:5671/");
         assert_eq!(place("amqp://u:s3cret@[::1]:5673/%2f"), "rabbitmq ::1:5673/");

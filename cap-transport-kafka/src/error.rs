@@ -176,7 +176,9 @@ pub(crate) fn ended(subject: String, fault: &Fault) -> Option<Error> {
             (ErrorKind::Rejected, format!("the broker refused the member: {said}"))
         }
         Code::AutoOffsetReset => {
-            (ErrorKind::Rejected, format!("there is no offset to begin with (`auto.offset.reset`): {said}"))
+            let what = "a log does not have what is to be received next: it was cut off, deleted or made again, or the \
+                        topic's retention went past the group";
+            (ErrorKind::Unavailable, format!("{what}: {said}"))
         }
         Code::PollExceeded | Code::Fatal => (ErrorKind::Unavailable, said.clone()),
         _ => return None,
@@ -257,6 +259,7 @@ mod tests {
             fault(Code::UnknownTopicOrPartition, "Subscribed topic not available: ^order\\.[^.]*$: Broker: Unknown");
         assert!(ended("g".into(), &unmatched).is_none());
         assert!(!outlives(Code::UnknownTopicOrPartition));
+        assert!(!outlives(Code::AutoOffsetReset), "librdkafka does not decide where to go on");
         assert!(!outlives(Code::AllBrokersDown) && !outlives(Code::InconsistentGroupProtocol));
     }
 }

@@ -109,6 +109,18 @@ pub trait TransportFixture: Send + Sync + 'static {
         Box::pin(async { Err(Error::unsupported("set an alarm of", "the broker of this fixture")) })
     }
 
+    /// Whether [`Self::remake_topic`] works.
+    fn can_remake_topic(&self) -> bool {
+        false
+    }
+
+    /// Deletes what holds the messages of this topic, which a group has subscribed, and makes it again, as an operator would.
+    /// What waits in it is gone.
+    fn remake_topic(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        let _ = topic;
+        Box::pin(async { Err(Error::unsupported("make again", "a topic of this fixture")) })
+    }
+
     /// Removes what the check left on the broker. Called after each check.
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
@@ -134,6 +146,8 @@ pub struct TransportAbilities {
     pub fill: bool,
     /// The fixture can set an alarm.
     pub alarm: bool,
+    /// The fixture can delete a topic and make it again.
+    pub remake: bool,
 }
 
 impl Fixture for dyn TransportFixture {
@@ -149,6 +163,7 @@ impl Fixture for dyn TransportFixture {
             poison: self.can_poison(),
             fill: self.can_fill(),
             alarm: self.can_set_alarm(),
+            remake: self.can_remake_topic(),
         }
     }
 
@@ -181,3 +196,5 @@ pub(super) const POISON: TransportNeed =
     Need { name: "message for which the broker breaks off", declared: |able| able.poison };
 pub(super) const FULL: TransportNeed = Need { name: "queue that the fixture can fill", declared: |able| able.fill };
 pub(super) const ALARM: TransportNeed = Need { name: "alarm that the fixture can set", declared: |able| able.alarm };
+pub(super) const REMAKE: TransportNeed =
+    Need { name: "topic that the fixture can delete and make again", declared: |able| able.remake };

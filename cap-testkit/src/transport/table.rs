@@ -3,7 +3,7 @@
 use crate::check::Check;
 
 use super::fixture::{self, TransportAbilities, TransportFixture};
-use super::{acknowledge, consume, groups, lifecycle, neighbours, outage, routes, send, shape};
+use super::{acknowledge, consume, groups, lifecycle, neighbours, outage, remade, routes, send, shape};
 
 /// A check of the transport suite.
 pub type TransportCheck = Check<dyn TransportFixture, TransportAbilities>;
@@ -24,6 +24,7 @@ pub const PROMISES: &[&str] = &[
     "subscribe/1",
     "subscribe/2",
     "subscribe/3",
+    "subscribe/4",
     "backlog/1",
     "unrouted/1",
     "unrouted/2",
@@ -255,6 +256,10 @@ macro_rules! for_each_transport_check {
             "T-053" neighbours::an_alarm_is_told_while_it_lasts {
                 promises: ["obstacle/1", "send/5"], needs: ALARM,
                 catches: "a broker that takes nothing and looks healthy"
+            }
+            "T-054" remade::what_is_sent_after_a_topic_was_made_again_arrives {
+                promises: ["subscribe/4"], needs: REMAKE,
+                catches: "a position kept as a number, which counts in whatever log is there"
             }
         }
     };

@@ -105,6 +105,7 @@ faults! {
         TakesFullForAway: "T-050", "Reports a full queue as `Unavailable`.";
         HidesAlarms: "T-053", "Tells of no alarm.";
         RemembersAlarms: "T-053", "Tells of an alarm that is over.";
+        CountsOnInAnotherTopic: "T-054", "Takes as many messages for done as were done in the topic that there was before.";
         LosesItsQueuesOnRestart: "T-042", "Forgets its queues when it restarts.";
     }
     Poor {

@@ -37,18 +37,17 @@ pub(crate) struct Finding {
 
 /// Looks at logs. Of those that no broker tells of in time there is no finding.
 pub(crate) fn look(settings: &Settings, wanted: &Subscription, asked: Vec<(Place, Anchors)>) -> Vec<Finding> {
-    let reader: BaseConsumer<Quiet> = match settings.auditor(wanted).create_with_context(Quiet) {
-        Ok(reader) => reader,
-        Err(error) => {
-            tracing::warn!(reason = words(&error), group = %wanted.group, "logs cannot be looked at now");
-            return Vec::new();
-        }
-    };
-    let audit = Audit { reader, deadline: Instant::now() + LIMIT };
-    let ranged = audit.ranged(asked);
-    let seen = audit.see(ranged.iter().filter_map(|(place, anchors, ends)| Some((place, anchors.sure?, *ends))));
+    let deadline = Instant::now() + LIMIT;
+    let audit = || Audit::new(settings, wanted, deadline);
+    let Some(first) = audit() else { return Vec::new() };
+    let ranged = first.ranged(asked);
+    let seen = first.see(ranged.iter().filter_map(|(place, anchors, ends)| Some((place, anchors.sure?, *ends))));
     let further = ranged.iter().filter(|(_, anchors, _)| anchors.last != anchors.sure);
-    let seen_last = audit.see(further.filter_map(|(place, anchors, ends)| Some((place, anchors.last?, *ends))));
+    let further: Vec<_> = further.filter_map(|(place, anchors, ends)| Some((place, anchors.last?, *ends))).collect();
+    let seen_last = match further.is_empty() {
+        true => BTreeMap::new(),
+        false => audit().map(|second| second.see(further.into_iter())).unwrap_or_default(),
+    };
     let find = |(place, asked, ends): (Place, Anchors, (i64, i64))| {
         let last = match asked.last != asked.sure {
             true => Some(*seen_last.get(&place)?),
@@ -60,12 +59,24 @@ pub(crate) fn look(settings: &Settings, wanted: &Subscription, asked: Vec<(Place
     ranged.into_iter().filter_map(find).collect()
 }
 
+/// A client that reads once. (One that is assigned a partition, and then the same one elsewhere, may abort the process when
+/// it ends soon: librdkafka waits for the fetcher's end twice, `rd_kafka_assignment_partition_stopped`.)
 struct Audit {
     reader: BaseConsumer<Quiet>,
     deadline: Instant,
 }
 
 impl Audit {
+    fn new(settings: &Settings, wanted: &Subscription, deadline: Instant) -> Option<Self> {
+        match settings.auditor(wanted).create_with_context(Quiet) {
+            Ok(reader) => Some(Self { reader, deadline }),
+            Err(error) => {
+                tracing::warn!(reason = words(&error), group = %wanted.group, "logs cannot be looked at now");
+                None
+            }
+        }
+    }
+
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
@@ -80,7 +91,7 @@ impl Audit {
     }
 
     /// What is where each record was.
-    fn see<'a>(&self, anchors: impl Iterator<Item = (&'a Place, Anchor, (i64, i64))>) -> BTreeMap<Place, Sight> {
+    fn see<'a>(self, anchors: impl Iterator<Item = (&'a Place, Anchor, (i64, i64))>) -> BTreeMap<Place, Sight> {
         let (mut seen, mut wanted) = (BTreeMap::new(), BTreeMap::new());
         for (place, anchor, (low, high)) in anchors {
             match anchor.offset {
@@ -108,11 +119,7 @@ impl Audit {
         while !wanted.is_empty() && !self.left().is_zero() {
             let Some(Ok(record)) = self.reader.poll(POLL.min(self.left())) else { continue };
             let place = Place { topic: record.topic().into(), partition: record.partition() };
-            // What is left of an earlier read comes first.
-            let Some(anchor) = wanted.get(&place).copied().filter(|anchor| record.offset() >= anchor.offset) else {
-                continue;
-            };
-            wanted.remove(&place);
+            let Some(anchor) = wanted.remove(&place) else { continue };
             let sight = match (record.offset() == anchor.offset, wire::born(&record) == Some(anchor.born)) {
                 (true, true) => Sight::Same,
                 (true, false) => Sight::Other,

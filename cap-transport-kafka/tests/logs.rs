@@ -216,7 +216,7 @@ async fn a_group_that_begins_at_the_end_does_so_once() {
 }
 
 #[tokio::test]
-async fn records_that_were_deleted_before_they_came_are_told_and_the_rest_comes() {
+async fn records_that_were_deleted_before_they_came_are_passed_over_and_the_rest_comes() {
     let scene = Scene::new();
     let topic = scene.topic("order");
     create_topic(topic.as_str(), 1, &[]).await;

@@ -234,6 +234,15 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
+    /// Whether its topics are logs, which can be deleted and made again.
+    const HAS_LOGS: bool = false;
+
+    /// Deletes a topic and makes it again, as an operator would.
+    fn remake_topic(&self, topic: &str) -> impl Future<Output = Fallible> + Send {
+        let told = format!("topic {topic} cannot be made again");
+        std::future::ready(Err(told.into()))
+    }
+
     /// Deletes what it made.
     fn discard(self) -> impl Future<Output = Fallible> + Send;
 }

@@ -177,6 +177,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     ///    messages; groups do not take each other's. Each group gets each message once.
     /// 2. Topics match by the rules of [`TopicPattern`].
     /// 3. When it answers, messages that are sent from then on reach the group.
+    /// 4. What was done counts only for the topic or queue that it was done in: if somebody deletes it and makes it again, or the
+    ///    broker comes back without a part of it, nothing that is sent afterwards is taken for done. That it happened is told
+    ///    by an error of the consumer, if the group has to begin again.
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>>;
 
     /// How many messages the broker holds for a group: not yet delivered, or delivered and unacknowledged.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel as Level;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use tokio::sync::watch;
 
@@ -12,11 +13,17 @@ use tokio::sync::watch;
 /// next.
 const SECOND_ADDRESS: Duration = Duration::from_secs(1);
 
+/// Under which librdkafka tells in its log that offsets which nobody waits for were not committed.
+pub(crate) const COMMIT_FAILED: &str = "COMMITFAIL";
+
 /// Hands a line of librdkafka's log to `tracing`.
 pub(crate) fn log(level: Level, facility: &str, text: &str) {
     match (level, facility) {
         // Settings of the user go to clients of every kind, and concern some.
-        (_, "CONFWARN") | (Level::Debug, _) => tracing::debug!(target: "librdkafka", facility, "{text}"),
+        // What is not committed will be.
+        (_, "CONFWARN" | COMMIT_FAILED) | (Level::Debug, _) => {
+            tracing::debug!(target: "librdkafka", facility, "{text}")
+        }
         (Level::Info | Level::Notice, _) => tracing::info!(target: "librdkafka", facility, "{text}"),
         (Level::Warning, _) => tracing::warn!(target: "librdkafka", facility, "{text}"),
         _ => tracing::error!(target: "librdkafka", facility, "{text}"),
@@ -113,6 +120,8 @@ impl ClientContext for Quiet {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
+
+impl ConsumerContext for Quiet {}
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -59,6 +60,9 @@ pub struct KafkaOptions {
     pub(crate) connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(crate) commit_interval: Duration,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) certificate_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
     pub(crate) settings: BTreeMap<String, String>,
 }
 
@@ -77,13 +81,17 @@ impl Default for KafkaOptions {
             confirm_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             commit_interval: Duration::from_millis(200),
+            ca_file: None,
+            certificate_file: None,
+            key_file: None,
             settings: BTreeMap::new(),
         }
     }
 }
 
 impl KafkaOptions {
-    /// Default options for a cluster: `host:port`, or several with commas between them, of which one must answer.
+    /// Default options for a cluster: `host:port`, or several with commas between them, of which one must answer. An address
+    /// may begin with the protocol (`sasl_ssl://`), if it is that of `security.protocol`; it holds no user and no parameters.
     pub fn new(brokers: impl Into<String>) -> Self {
         Self { brokers: brokers.into(), ..Self::default() }
     }
@@ -111,7 +119,8 @@ impl KafkaOptions {
         self
     }
 
-    /// How often consumers look for new topics that match their patterns, and for new partitions. Default: 10 s.
+    /// How often consumers look for new topics that match their patterns, for new partitions, and whether the logs are still
+    /// the ones that the group's positions were made in. Default: 10 s.
     #[must_use]
     pub fn topic_refresh(mut self, interval: Duration) -> Self {
         self.topic_refresh = interval;
@@ -166,6 +175,31 @@ impl KafkaOptions {
         self
     }
 
+    /// A file of certificates in PEM form that are trusted instead of those of the system. With it, and with a certificate
+    /// of the client's own, connections are encrypted: `security.protocol` is `ssl`, or `sasl_ssl` with a `sasl.mechanism`,
+    /// if it is not set. Default: none.
+    #[must_use]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+
+    /// The client's own certificate with its chain, in PEM form, for brokers that ask for one; with
+    /// [`KafkaOptions::key_file`]. Read when a client is made. Default: none.
+    #[must_use]
+    pub fn certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificate_file = Some(path.into());
+        self
+    }
+
+    /// The private key of the client's certificate, in PEM form; if it is encrypted, its password is the setting
+    /// `ssl.key.password`. Default: none.
+    #[must_use]
+    pub fn key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key_file = Some(path.into());
+        self
+    }
+
     /// One of [librdkafka's settings](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), such as
     /// `security.protocol`, `ssl.ca.location` or `compression.type`. Names and values are checked by
     /// [`Kafka::with_options`](crate::Kafka::with_options); those that the promises depend on (`acks`, `group.id`,
@@ -195,6 +229,9 @@ impl fmt::Debug for KafkaOptions {
             .field("confirm_timeout", &self.confirm_timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("commit_interval", &self.commit_interval)
+            .field("ca_file", &self.ca_file)
+            .field("certificate_file", &self.certificate_file)
+            .field("key_file", &self.key_file)
             .field("settings", &settings)
             .finish()
     }

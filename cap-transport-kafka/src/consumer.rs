@@ -9,8 +9,9 @@ use cap_core::{BoxFuture, Error, Result};
 use tokio::sync::watch;
 
 use crate::error::{connect, stopped};
+use crate::post::Post;
 use crate::transport::Shared;
-use crate::worker::{Post, Worker};
+use crate::worker::Worker;
 
 /// How long subscribing waits for the group to agree, so that a refusal is told at once. A member that was killed keeps the
 /// others waiting for longer.
@@ -29,9 +30,9 @@ impl KafkaConsumer {
         let settings = Arc::clone(&shared.settings);
         let post = Post::new(&settings, &wanted);
         let consumer = Self { post: Arc::clone(&post), closed: shared.closed() };
-        let (closed, count) = (shared.closed(), shared.workers());
+        let (closed, count, begun) = (shared.closed(), shared.workers(), shared.begun());
         let mut joined = post.joined();
-        Worker { post: Arc::clone(&post), settings: Arc::clone(&settings), wanted, closed, count }.start()?;
+        Worker { post: Arc::clone(&post), settings: Arc::clone(&settings), wanted, begun, closed, count }.start()?;
         let is_told = |joined: &bool| *joined || post.over().is_some();
         if is_awaited {
             let limit = settings.connect_timeout().min(AGREE);

@@ -43,6 +43,11 @@ pub(crate) fn connect(settings: &Settings, fault: &Fault) -> Error {
         Code::UnsupportedSASLMechanism => {
             (ErrorKind::Rejected, format!("it does not offer this `sasl.mechanism`: {said}"))
         }
+        _ if asks_for_a_certificate(said) => {
+            let advice =
+                "it wants a certificate of the client's, or another one (options `certificate_file`, `key_file`)";
+            (ErrorKind::Rejected, format!("{advice}: {said}"))
+        }
         Code::SSL if fault.is_about_a_certificate() => {
             (ErrorKind::Rejected, format!("its certificate is not trusted (setting `ssl.ca.location`): {said}"))
         }
@@ -59,6 +64,12 @@ pub(crate) fn connect(settings: &Settings, fault: &Fault) -> Error {
         }
     };
     Error::new(kind, "connect to", &settings.place, reason)
+}
+
+/// Whether the other side has ended a TLS connection because of our certificate: `bad_certificate` and its like, and in TLS
+/// 1.3 `certificate_required`.
+fn asks_for_a_certificate(said: &str) -> bool {
+    said.contains("alert") && ["certificate", "unknown ca"].iter().any(|word| said.contains(word))
 }
 
 /// Whether an error is one of a batch, in which another message may be the culprit. What is known to lie elsewhere is not.
@@ -176,7 +187,9 @@ pub(crate) fn ended(subject: String, fault: &Fault) -> Option<Error> {
             (ErrorKind::Rejected, format!("the broker refused the member: {said}"))
         }
         Code::AutoOffsetReset => {
-            (ErrorKind::Rejected, format!("there is no offset to begin with (`auto.offset.reset`): {said}"))
+            let what = "a log does not have what is to be received next: it was cut off, deleted or made again, or the \
+                        topic's retention went past the group";
+            (ErrorKind::Unavailable, format!("{what}: {said}"))
         }
         Code::PollExceeded | Code::Fatal => (ErrorKind::Unavailable, said.clone()),
         _ => return None,
@@ -202,6 +215,13 @@ mod tests {
             (Code::BrokerTransportFailure, "Connect to ipv4#b:1 failed", ErrorKind::Unavailable, "listens"),
             (Code::BrokerTransportFailure, "Disconnected", ErrorKind::Unavailable, "is it Kafka"),
             (Code::SSL, certificate, ErrorKind::Rejected, "ssl.ca.location"),
+            (
+                Code::BrokerTransportFailure,
+                "ssl/tls alert bad certificate: SSL alert number 42",
+                ErrorKind::Rejected,
+                "key_file",
+            ),
+            (Code::SSL, "tlsv13 alert certificate required", ErrorKind::Rejected, "certificate_file"),
             (Code::SSL, "SSL handshake failed: x", ErrorKind::Unavailable, "TLS port"),
             (Code::BrokerTransportFailure, "SSL handshake failed: Disconnected", ErrorKind::Unavailable, "TLS port"),
             (Code::BrokerTransportFailure, "Disconnected (in state SSL_HANDSHAKE)", ErrorKind::Unavailable, "TLS port"),
@@ -257,6 +277,7 @@ mod tests {
             fault(Code::UnknownTopicOrPartition, "Subscribed topic not available: ^order\\.[^.]*$: Broker: Unknown");
         assert!(ended("g".into(), &unmatched).is_none());
         assert!(!outlives(Code::UnknownTopicOrPartition));
+        assert!(!outlives(Code::AutoOffsetReset), "librdkafka does not decide where to go on");
         assert!(!outlives(Code::AllBrokersDown) && !outlives(Code::InconsistentGroupProtocol));
     }
 }

@@ -8,35 +8,9 @@ use std::sync::Arc;
 
 use cap_core::transport::{Delivery, DeliveryTag};
 
+use crate::anchor::{Again, Anchors, Verdict};
+use crate::place::{Beginning, Place, Position};
 use crate::progress::{Born, Progress, State};
-
-/// A partition.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) topic: Arc<str>,
-    pub(crate) partition: i32,
-}
-
-/// An offset that is to be committed, or to be fetched from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) place: Place,
-    pub(crate) offset: i64,
-    pub(crate) metadata: String,
-}
-
-/// How a partition begins.
-#[derive(Debug, Default)]
-pub(crate) struct Beginning {
-    /// The offset that the group has got to, if it is known.
-    pub(crate) start: Option<i64>,
-    /// What was stored with it.
-    pub(crate) metadata: String,
-    /// Everything before it may have been delivered to another member.
-    pub(crate) delivered_before: i64,
-    /// Whether the group wants the topic; what it does not want is passed over.
-    pub(crate) is_wanted: bool,
-}
 
 #[derive(Debug)]
 struct Partition {
@@ -324,8 +298,42 @@ impl Ledger {
         }
     }
 
+    /// Nobody knows what of it was committed.
+    pub(crate) fn uncommit_all(&mut self) {
+        let all = self.partitions.values_mut().flat_map(BTreeMap::values_mut);
+        all.for_each(|partition| partition.committed = None);
+        self.is_dirty = true;
+    }
+
     pub(crate) fn out(&self) -> usize {
         self.out.len()
+    }
+
+    /// What is to be looked for in each log, to see whether it is still the same.
+    pub(crate) fn anchors(&self) -> Vec<(Place, Anchors)> {
+        let all = self.partitions.iter().flat_map(|(topic, partitions)| {
+            let place = |partition: &i32| Place { topic: Arc::clone(topic), partition: *partition };
+            partitions.iter().map(move |(number, partition)| (place(number), partition))
+        });
+        let known = all.map(|(place, partition)| (place, partition.progress.anchors()));
+        known.filter(|(_, anchors)| anchors.sure.is_some()).collect()
+    }
+
+    /// A log was looked at, for these anchors. If the position does not count for it, the partition is given up; answers
+    /// where its next owner is to begin.
+    pub(crate) fn judge(&mut self, place: &Place, asked: Anchors, verdict: Verdict) -> Option<Again> {
+        let partition = self.partition(place)?;
+        if verdict.is_sound() {
+            let is_more = partition.progress.confirm(asked, verdict);
+            self.is_dirty |= is_more;
+            return None;
+        }
+        if partition.progress.anchors().sure != asked.sure {
+            return None;
+        }
+        let cut = partition.progress.cut().filter(|_| verdict == Verdict::Cut);
+        self.revoke(std::slice::from_ref(place));
+        Some(cut.map_or(Again::Low, Again::At))
     }
 }
 
@@ -438,12 +446,16 @@ mod tests {
         let mut ledger = ledger(9, &[0, 1]);
         (0..2).for_each(|offset| assert!(arrive(&mut ledger, 0, offset) && arrive(&mut ledger, 1, offset)));
         let taken = ledger.take(9);
+        let sorted = |positions: &[Position]| {
+            let mut found = offsets(positions);
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(sorted(&ledger.commit()), [(0, 0), (1, 0)], "with what was seen of the logs");
         assert_eq!(ledger.commit(), []);
         ledger.ack(&tags(&taken[..3]));
         let committed = ledger.commit();
-        let mut found = offsets(&committed);
-        found.sort_unstable();
-        assert_eq!(found, [(0, 2), (1, 1)]);
+        assert_eq!(sorted(&committed), [(0, 2), (1, 1)]);
         assert!(!ledger.is_dirty() && ledger.commit().is_empty());
         ledger.uncommit(committed);
         assert!(ledger.is_dirty());

@@ -1,11 +1,19 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
+mod again;
+mod anchor;
+mod audit;
 mod client;
 mod config;
 mod consumer;
+mod context;
 mod error;
 mod ledger;
+mod metadata;
 mod pattern;
+mod place;
+mod post;
 mod progress;
 mod publisher;
 mod reports;

@@ -8,10 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-/// What begins metadata that this transport wrote.
-const MARK: &str = "cap1:";
-/// Brokers take 4096 bytes of metadata (`offset.metadata.max.bytes`).
-const MAX_METADATA: usize = 4_000;
+use crate::anchor::{Anchors, Verdict};
+use crate::metadata::{Stored, decode, encode};
 
 /// Where a message is that was fetched and is not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +35,15 @@ pub(crate) struct Progress {
     ahead: VecDeque<Range<i64>>,
     /// What was acknowledged after the partition had gone and come back, and was not yet fetched again.
     late: BTreeMap<i64, Born>,
+    /// By what the log is known again that all of this counts for.
+    anchors: Anchors,
 }
 
 impl Progress {
     /// Begins where the group has got to.
     pub(crate) fn begin(start: Option<i64>, metadata: &str) -> Self {
-        let ahead = start.map(|start| decode(start, metadata)).unwrap_or_default();
-        Self { next: start, ahead, ..Self::default() }
+        let Stored { ahead, anchors } = start.map(|start| decode(start, metadata)).unwrap_or_default();
+        Self { next: start, ahead, anchors, ..Self::default() }
     }
 
     /// A message has been fetched. How it is to be handed out, unless it is done or on its way already: whether for the
@@ -51,14 +51,15 @@ impl Progress {
     pub(crate) fn arrive(&mut self, offset: i64, born: Born) -> Option<bool> {
         if self.next.is_some_and(|next| offset < next) {
             return match self.open.get_mut(&offset) {
-                Some((state, _)) if *state == State::Released => {
-                    *state = State::Ready;
+                Some((state, known)) if *state == State::Released => {
+                    (*state, *known) = (State::Ready, born);
                     Some(false)
                 }
                 _ => None,
             };
         }
         self.next = Some(offset + 1);
+        self.anchors.arrive(offset, born);
         while self.ahead.front().is_some_and(|done| done.end <= offset) {
             self.ahead.pop_front();
         }
@@ -119,7 +120,23 @@ impl Progress {
             let next = offset;
             offset = self.ahead.iter().take_while(|done| done.start <= next).fold(next, |end, done| end.max(done.end));
         }
-        Some((offset, encode(offset, self.done_beyond(offset))))
+        Some((offset, encode(offset, self.done_beyond(offset), self.anchors)))
+    }
+
+    /// By what the log is known again; nothing as long as no record was seen.
+    pub(crate) fn anchors(&self) -> Anchors {
+        self.anchors
+    }
+
+    /// The log was looked at, for these anchors. Whether there is more to store than before.
+    pub(crate) fn confirm(&mut self, asked: Anchors, verdict: Verdict) -> bool {
+        self.anchors.sure == asked.sure && self.anchors.confirm(asked, verdict)
+    }
+
+    /// Where to begin in a log that is the same only up to a record: behind it, or before it where something is open.
+    pub(crate) fn cut(&self) -> Option<i64> {
+        let (offset, _) = self.position()?;
+        self.anchors.sure.map(|sure| offset.min(sure.offset + 1))
     }
 
     /// What is done beyond the first open message, in order.
@@ -131,38 +148,6 @@ impl Progress {
         let ahead = self.ahead.iter().map(move |done| done.start.max(next)..done.end);
         between.chain(ahead).map(move |done| done.start.max(offset)..done.end).filter(|done| !done.is_empty())
     }
-}
-
-/// Writes what is done beyond an offset, as `distance+length` of each run. What does not fit is left out, and is
-/// delivered again.
-fn encode(offset: i64, runs: impl Iterator<Item = Range<i64>>) -> String {
-    let (mut text, mut end) = (String::new(), offset);
-    for run in runs {
-        let more = format!("{}+{}", run.start - end, run.end - run.start);
-        if text.len() + more.len() + 1 > MAX_METADATA {
-            break;
-        }
-        text.push_str(if text.is_empty() { MARK } else { "," });
-        text.push_str(&more);
-        end = run.end;
-    }
-    text
-}
-
-/// Reads what [`encode`] wrote; nothing, if it is another's.
-fn decode(offset: i64, metadata: &str) -> VecDeque<Range<i64>> {
-    let read = || {
-        let mut end = offset;
-        let mut runs = VecDeque::new();
-        for run in metadata.strip_prefix(MARK)?.split(',') {
-            let (distance, length) = run.split_once('+')?;
-            let start = end.checked_add(distance.parse::<u32>().ok()?.into())?;
-            end = start.checked_add(length.parse::<u32>().ok()?.into())?;
-            runs.push_back(start..end);
-        }
-        Some(runs)
-    };
-    read().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -178,6 +163,13 @@ mod tests {
         progress
     }
 
+    /// The offset and, of what is stored with it, what is done.
+    fn position(progress: &Progress) -> Option<(i64, Vec<(i64, i64)>)> {
+        let (offset, metadata) = progress.position()?;
+        let ahead = decode(offset, &metadata).ahead;
+        Some((offset, ahead.into_iter().map(|done| (done.start, done.end)).collect()))
+    }
+
     fn settle(progress: &mut Progress, offsets: impl IntoIterator<Item = i64>) {
         for offset in offsets {
             assert_eq!(progress.settle(offset, Some(offset)), Some(State::Out), "{offset}");
@@ -187,13 +179,13 @@ mod tests {
     #[test]
     fn the_offset_never_passes_an_open_message() {
         let mut progress = fetched(100..110);
-        assert_eq!(progress.position(), Some((100, String::new())));
+        assert_eq!(position(&progress), Some((100, vec![])));
         settle(&mut progress, [104, 105, 108]);
-        assert_eq!(progress.position(), Some((100, "cap1:4+2,2+1".into())));
+        assert_eq!(position(&progress), Some((100, vec![(104, 106), (108, 109)])));
         settle(&mut progress, [100, 101, 102]);
-        assert_eq!(progress.position(), Some((103, "cap1:1+2,2+1".into())));
+        assert_eq!(position(&progress), Some((103, vec![(104, 106), (108, 109)])));
         settle(&mut progress, [103, 106, 107, 109]);
-        assert_eq!(progress.position(), Some((110, String::new())));
+        assert_eq!(position(&progress), Some((110, vec![])));
     }
 
     #[test]
@@ -208,7 +200,7 @@ mod tests {
         for offset in came {
             second.settle(offset, None);
         }
-        assert_eq!(second.position(), Some((8, String::new())));
+        assert_eq!(position(&second), Some((8, vec![])));
     }
 
     #[test]
@@ -220,9 +212,9 @@ mod tests {
             progress.hand_out(offset);
         }
         settle(&mut progress, [8]);
-        assert_eq!(progress.position(), Some((5, "cap1:1+7".into())));
+        assert_eq!(position(&progress), Some((5, vec![(6, 13)])));
         settle(&mut progress, [5]);
-        assert_eq!(progress.position(), Some((13, String::new())));
+        assert_eq!(position(&progress), Some((13, vec![])));
     }
 
     #[test]
@@ -232,7 +224,7 @@ mod tests {
         assert!(!progress.release(1, Some(1)));
         let again: Vec<_> = (0..3).map(|offset| progress.arrive(offset, Some(offset))).collect();
         assert_eq!(again, [None, Some(false), None]);
-        assert_eq!(progress.position(), Some((0, String::new())));
+        assert_eq!(position(&progress), Some((0, vec![])));
     }
 
     #[test]
@@ -240,7 +232,7 @@ mod tests {
         let mut fetched_again = Progress::begin(Some(0), "");
         fetched_again.arrive(0, Some(70));
         assert_eq!(fetched_again.settle(0, Some(70)), Some(State::Ready));
-        assert_eq!(fetched_again.position(), Some((1, String::new())));
+        assert_eq!(position(&fetched_again), Some((1, vec![])));
         let mut not_yet_fetched = Progress::begin(Some(0), "");
         assert_eq!(not_yet_fetched.settle(1, Some(71)), None);
         assert_eq!(not_yet_fetched.arrive(0, Some(70)), Some(true));
@@ -254,19 +246,25 @@ mod tests {
     }
 
     #[test]
-    fn foreign_metadata_is_no_metadata() {
-        for foreign in ["", "host-1", "cap1:", "cap1:x", "cap1:1+", "cap1:-1+2", "cap1:1+2,9999999999999999999+1"] {
-            assert!(decode(7, foreign).is_empty(), "{foreign}");
-        }
-        assert_eq!(decode(7, "cap1:1+2,3+1"), [8..10, 13..14]);
+    fn the_log_that_a_position_counts_for_is_passed_on_with_it() {
+        let mut first = fetched(100..110);
+        settle(&mut first, 100..110);
+        let asked = first.anchors();
+        assert_eq!((asked.sure.unwrap().offset, asked.last.unwrap().offset), (100, 109));
+        let (offset, metadata) = first.position().unwrap();
+        let mut second = Progress::begin(Some(offset), &metadata);
+        assert_eq!(second.anchors(), asked);
+        assert_eq!(second.cut(), Some(101), "of the rest nothing is known");
+        assert!(second.confirm(asked, Verdict::Sound { knows_last: true }));
+        assert_eq!((second.anchors().sure.unwrap().offset, second.cut()), (109, Some(110)));
+        assert!(!second.confirm(asked, Verdict::Unknown), "an answer to an earlier question");
     }
 
     #[test]
-    fn metadata_stays_within_what_brokers_take() {
-        let mut progress = fetched(0..10_000);
-        settle(&mut progress, (0..10_000).filter(|offset| offset % 2 == 1));
-        let (offset, metadata) = progress.position().unwrap();
-        assert!(offset == 0 && metadata.len() <= MAX_METADATA && metadata.len() > MAX_METADATA / 2);
-        assert!(decode(offset, &metadata).len() > 500);
+    fn what_is_open_before_a_cut_is_not_passed_over() {
+        let mut progress = fetched(0..10);
+        settle(&mut progress, 1..10);
+        progress.confirm(progress.anchors(), Verdict::Sound { knows_last: true });
+        assert_eq!(progress.cut(), Some(0));
     }
 }

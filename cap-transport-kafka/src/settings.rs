@@ -1,5 +1,6 @@
 //! What the options come to when they are checked: the settings of each kind of client.
 
+use std::path::Path;
 use std::time::Duration;
 
 use cap_core::transport::Subscription;
@@ -8,6 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 
+use crate::address;
 use crate::config::{CreateTopics, KafkaOptions};
 use crate::ledger::Budget;
 use crate::pattern::NEVER_CONSUMED;
@@ -77,7 +79,29 @@ impl KafkaOptions {
         };
         let brokers: Vec<&str> = self.brokers.split(',').map(str::trim).collect();
         for broker in &brokers {
-            require(is_address(broker), format!("brokers: {broker:.60?} is not written as host:port"));
+            if let Err(fault) = address::check(broker, &self.protocol()) {
+                require(false, format!("brokers: {fault}"));
+            }
+        }
+        let has_certificate = self.certificate_file.is_some();
+        require(
+            has_certificate == self.key_file.is_some(),
+            "certificate_file, key_file: there must be both of them, or none".into(),
+        );
+        let own = self.tls_files();
+        require(
+            own.is_empty() || self.protocol().ends_with("ssl"),
+            format!(
+                "{}: `security.protocol` must be `ssl` or `sasl_ssl`",
+                own.iter().map(|(own, ..)| *own).collect::<Vec<_>>().join(", ")
+            ),
+        );
+        for (option, setting, path) in &own {
+            require(
+                !self.settings.contains_key(*setting),
+                format!("settings: `{setting}` and the option {option} are the same"),
+            );
+            require(path.to_str().is_some(), format!("{option}: its path is not UTF-8"));
         }
         let place = format!("kafka {}", brokers.join(","));
         require(self.window >= 1, "window: it must be at least 1".into());
@@ -111,11 +135,28 @@ impl KafkaOptions {
         }
         Ok(Settings { place, options: self })
     }
-}
 
-fn is_address(broker: &str) -> bool {
-    let address = broker.rsplit_once("://").map_or(broker, |(_, address)| address);
-    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    /// The files for TLS that there are: the option, its setting, and the path.
+    fn tls_files(&self) -> Vec<(&'static str, &'static str, &Path)> {
+        let all = [
+            ("ca_file", "ssl.ca.location", &self.ca_file),
+            ("certificate_file", "ssl.certificate.location", &self.certificate_file),
+            ("key_file", "ssl.key.location", &self.key_file),
+        ];
+        all.into_iter().filter_map(|(option, setting, path)| Some((option, setting, path.as_deref()?))).collect()
+    }
+
+    /// What is spoken to brokers, as the setting `security.protocol` has it.
+    fn protocol(&self) -> String {
+        let has = |name: &str| self.settings.contains_key(name);
+        let has_user = has("sasl.mechanism") || has("sasl.mechanisms");
+        match self.settings.get("security.protocol") {
+            Some(protocol) => protocol.to_ascii_lowercase(),
+            None if self.tls_files().is_empty() => "plaintext".into(),
+            None if has_user => "sasl_ssl".into(),
+            None => "ssl".into(),
+        }
+    }
 }
 
 /// What librdkafka says of one setting. Its words quote the value, which a secret's must not.
@@ -151,7 +192,12 @@ impl Settings {
         let setup = self.connect_timeout().clamp(Duration::from_secs(1), Duration::from_secs(30));
         config.set("socket.connection.setup.timeout.ms", setup.as_millis().to_string());
         config.set("api.version.request.timeout.ms", setup.as_millis().to_string());
-        if self.uses_tls() && !self.options.settings.keys().any(|name| name.starts_with("ssl.ca.")) {
+        config.set("security.protocol", self.options.protocol());
+        for (_, setting, path) in self.options.tls_files() {
+            config.set(setting, path.to_string_lossy());
+        }
+        let has_authorities = |name: &String| name.starts_with("ssl.ca.");
+        if self.uses_tls() && self.options.ca_file.is_none() && !self.options.settings.keys().any(has_authorities) {
             // An OpenSSL that was built with this crate does not know where the system's certificates are.
             config.set("ssl.ca.location", "probe");
         }
@@ -202,11 +248,10 @@ impl Settings {
         let share = fetched(wanted.prefetch_bytes);
         // The least that librdkafka can be told.
         let at_once = share.max(1_000);
-        self.client(vec![
+        let mut config = self.client(vec![
             ("group.id", wanted.group.as_str().into()),
             ("enable.auto.commit", "false".into()),
             ("enable.auto.offset.store", "false".into()),
-            ("auto.offset.reset", "earliest".into()),
             ("partition.assignment.strategy", "cooperative-sticky".into()),
             // A member that is gone is noticed sooner than the node that it was on, and a rebalance within a second.
             ("session.timeout.ms", "10000".into()),
@@ -222,7 +267,24 @@ impl Settings {
             ("message.max.bytes", at_once.min(1_000_000).to_string()),
             // A consumer that has as many as it may hold goes on as soon as some are taken.
             ("fetch.queue.backoff.ms", "20".into()),
-        ])
+        ]);
+        // Where a group begins is decided here (see `context`), and never in silence.
+        config.set("auto.offset.reset", "error");
+        config
+    }
+
+    /// A client that reads single records for a group, and is no member of it.
+    pub(crate) fn auditor(&self, wanted: &Subscription) -> ClientConfig {
+        let mut config = self.client(vec![
+            // Only for its rights.
+            ("group.id", wanted.group.as_str().into()),
+            ("enable.auto.commit", "false".into()),
+            ("enable.auto.offset.store", "false".into()),
+            ("queued.min.messages", "1".into()),
+            ("fetch.message.max.bytes", "65536".into()),
+        ]);
+        config.set("auto.offset.reset", "error");
+        config
     }
 
     /// How much a consumer may hold.
@@ -239,8 +301,7 @@ impl Settings {
     }
 
     pub(crate) fn uses_tls(&self) -> bool {
-        let protocol = self.options.settings.get("security.protocol").map_or("", String::as_str);
-        protocol.to_ascii_lowercase().ends_with("ssl")
+        self.options.protocol().ends_with("ssl")
     }
 
     pub(crate) fn create_topics(&self) -> CreateTopics {
@@ -299,6 +360,11 @@ impl Settings {
     pub(crate) fn commit_interval(&self) -> Duration {
         self.options.commit_interval
     }
+
+    /// How often it is looked whether logs are still the same.
+    pub(crate) fn audit_interval(&self) -> Duration {
+        self.options.topic_refresh
+    }
 }
 
 #[cfg(test)]
@@ -349,6 +415,22 @@ mod tests {
     }
 
     #[test]
+    fn files_for_tls_make_it_be_spoken_and_go_together() {
+        let protocol =
+            |options: KafkaOptions| options.check().unwrap().producer().get("security.protocol").unwrap().to_owned();
+        let mutual = || KafkaOptions::default().certificate_file("c.pem").key_file("k.pem");
+        assert_eq!(protocol(KafkaOptions::default()), "plaintext");
+        assert_eq!(protocol(KafkaOptions::default().ca_file("ca.pem")), "ssl");
+        assert_eq!(protocol(mutual().set("sasl.mechanism", "PLAIN")), "sasl_ssl");
+        let config = mutual().check().unwrap().auditor(&wanted(1, 1));
+        assert_eq!(config.get("ssl.certificate.location"), Some("c.pem"));
+        assert_eq!((config.get("ssl.key.location"), config.get("ssl.ca.location")), (Some("k.pem"), Some("probe")));
+        assert!(refusal(KafkaOptions::default().certificate_file("c.pem")).contains("key_file"));
+        assert!(refusal(mutual().set("security.protocol", "sasl_plaintext")).contains("certificate_file, key_file"));
+        assert!(refusal(mutual().set("ssl.key.location", "other.pem")).contains("`ssl.key.location`"));
+    }
+
+    #[test]
     fn the_value_of_a_secret_is_never_quoted() {
         let error = refusal(KafkaOptions::default().set("no.such.password", "s3cret"));
         assert!(error.contains("no.such.password") && !error.contains("s3cret"), "{error}");
@@ -362,11 +444,24 @@ mod tests {
     }
 
     #[test]
+    fn librdkafka_never_decides_where_a_group_goes_on() {
+        let settings = KafkaOptions::default().set("auto.offset.reset", "latest").check().unwrap();
+        assert!(settings.begins_at_end());
+        for config in [settings.consumer(&wanted(10, 1 << 20)), settings.auditor(&wanted(10, 1 << 20))] {
+            assert_eq!(config.get("auto.offset.reset"), Some("error"));
+        }
+    }
+
+    #[test]
     fn each_kind_of_client_is_one_that_librdkafka_knows() {
         let settings = KafkaOptions::default().check().unwrap();
-        for config in
-            [settings.producer(), settings.lone_producer(), settings.admin(), settings.consumer(&wanted(10, 1 << 20))]
-        {
+        for config in [
+            settings.producer(),
+            settings.lone_producer(),
+            settings.admin(),
+            settings.consumer(&wanted(10, 1 << 20)),
+            settings.auditor(&wanted(10, 1 << 20)),
+        ] {
             config.create_native_config().unwrap();
         }
     }

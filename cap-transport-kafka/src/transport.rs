@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::KafkaOptions;
 use crate::consumer::KafkaConsumer;
+use crate::context::Begun;
 use crate::error::{stopped, unavailable};
 use crate::pattern;
 use crate::publisher::Publisher;
@@ -48,8 +49,8 @@ impl Kafka {
         let settings = Arc::new(options.check()?);
         let (closed, _) = watch::channel(false);
         let (workers, _) = watch::channel(0);
-        let (publisher, topics) = (Slot::new(), Arc::default());
-        Ok(Self { shared: Arc::new(Shared { settings, closed, publisher, topics, workers }) })
+        let (publisher, topics, begun) = (Slot::new(), Arc::default(), Arc::default());
+        Ok(Self { shared: Arc::new(Shared { settings, closed, publisher, topics, begun, workers }) })
     }
 
     /// A transport with default options, connected.
@@ -165,6 +166,7 @@ pub(crate) struct Shared {
     closed: watch::Sender<bool>,
     publisher: Slot<Publisher>,
     topics: Arc<Topics>,
+    begun: Arc<Begun>,
     /// How many consumers' threads there are.
     workers: watch::Sender<usize>,
 }
@@ -177,6 +179,10 @@ impl Shared {
 
     pub(crate) fn workers(&self) -> watch::Sender<usize> {
         self.workers.clone()
+    }
+
+    pub(crate) fn begun(&self) -> Arc<Begun> {
+        Arc::clone(&self.begun)
     }
 
     async fn publisher(&self, operation: &'static str) -> Result<Arc<Publisher>> {

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cap_core::transport::TransportCapabilities;
-use cap_core::{BoxFuture, Result, Transport};
+use cap_core::{BoxFuture, Result, Topic, Transport};
 use cap_testkit::server;
 use cap_testkit::transport::TransportFixture;
 use cap_transport_kafka::{Kafka, KafkaOptions};
 use support::proxy::Proxy;
-use support::{Names, PASSWORD, SERVER, url, with_user};
+use support::{Names, PASSWORD, SERVER, make_again, url, with_user};
 use tokio::sync::OwnedRwLockReadGuard;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,6 +106,17 @@ impl TransportFixture for KafkaFixture {
             if let Some(proxy) = &self.proxy {
                 proxy.cut();
             }
+            Ok(())
+        })
+    }
+
+    fn can_remake_topic(&self) -> bool {
+        true
+    }
+
+    fn remake_topic(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            make_again(topic.as_str(), self.partitions).await;
             Ok(())
         })
     }

@@ -105,6 +105,29 @@ async fn the_certificate_is_not_trusted_until_it_is() {
 }
 
 #[tokio::test]
+async fn a_broker_that_asks_for_a_certificate_gets_it() {
+    let (place, ca) = (SERVER.value("CAP_TEST_KAFKA_MUTUAL_TLS_URL"), SERVER.value("CAP_TEST_KAFKA_CA_FILE"));
+    let without = KafkaOptions::new(&place).ca_file(&ca);
+    refused_in_time(without, ErrorKind::Rejected, "certificate_file").await;
+    let file = |name: &str| SERVER.value(name);
+
+    let scene = Scene::new();
+    let options = scene.names.options(&place).ca_file(&ca).certificate_file(file("CAP_TEST_KAFKA_CERTIFICATE_FILE"));
+    let transport = scene.open(options.key_file(file("CAP_TEST_KAFKA_KEY_FILE"))).await;
+    let topic = scene.topic("order");
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
+    confirmed(&transport, vec![message(&topic, &[])]).await;
+    receive(&mut *consumer, 1).await;
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_is_invalid_and_named() {
+    let options = KafkaOptions::new(url()).certificate_file("/no/such/client.pem").key_file("/no/such/key.pem");
+    refused_in_time(options, ErrorKind::Invalid, "ssl.certificate.location").await;
+}
+
+#[tokio::test]
 async fn tls_is_on_at_one_side_only() {
     let tls = SERVER.value("CAP_TEST_KAFKA_TLS_URL");
     refused_in_time(KafkaOptions::new(tls), ErrorKind::Unavailable, "security.protocol").await;
@@ -134,5 +157,9 @@ fn settings_are_checked_before_anything_is_done() {
     ] {
         let answer = Kafka::with_options(KafkaOptions::new("b:1").set(name, value));
         refused(answer, ErrorKind::Invalid, &[name, word]);
+    }
+    for (brokers, word) in [("b:1?tls=true", "`tls`"), ("kafka://b:1", "`kafka`"), ("u:s3cret@b:1", "sasl.username")] {
+        let error = refused(Kafka::new(brokers), ErrorKind::Invalid, &["brokers", word]);
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
     }
 }

@@ -100,6 +100,20 @@ async fn foreign_deliveries_come_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_topic_of_a_delivery_is_the_brokers_whatever_its_headers_say() {
+    let scene = Scene::new();
+    let transport = scene.open(scene.options()).await;
+    let (topic, other) = (scene.topic("open"), scene.topic("secret"));
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str(), other.as_str()])).await.unwrap();
+    let claims = OwnedHeaders::new().insert(Header { key: headers::MESSAGE_NAME, value: Some(other.as_str()) });
+    send_raw(&topic, Some(b"{}"), claims).await;
+    let received = receive(&mut *consumer, 1).await;
+    assert_eq!(received[0].topic, topic.as_str());
+    assert_eq!(received[0].headers.get(headers::MESSAGE_NAME), Some(other.as_str()), "it is there to be judged");
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
 async fn a_message_over_the_topics_limit_is_invalid_and_hinders_nobody() {
     let scene = Scene::new();
     let topic = scene.topic("order");
@@ -173,6 +187,54 @@ async fn what_was_acknowledged_out_of_order_does_not_come_again() {
     confirmed(&transport, vec![last.clone()]).await;
     assert_eq!(ids(&receive(&mut *consumer, 1).await), [last.id.as_str()]);
     scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_committed_again_and_again_while_the_consumer_is_there() {
+    let scene = Scene::new();
+    let transport = scene.open(scene.options()).await;
+    let topic = scene.topic("order");
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
+    let another: BaseConsumer = raw().set("group.id", scene.group().as_str()).create().unwrap();
+    for count in 1..=4 {
+        confirmed(&transport, vec![message(&topic, &[])]).await;
+        take(&mut *consumer, 1).await;
+        let begun = Instant::now();
+        let mut place = TopicPartitionList::new();
+        place.add_partition(topic.as_str(), 0);
+        while another.committed_offsets(place.clone(), PATIENCE).unwrap().elements()[0].offset()
+            != Offset::Offset(count)
+        {
+            assert!(begun.elapsed() < Duration::from_secs(10), "message {count} is not committed");
+        }
+    }
+    scene.names.clean_up().await;
+}
+
+#[tokio::test]
+async fn offsets_that_the_broker_refuses_are_committed_once_more() {
+    let cluster = MockCluster::new(1).unwrap();
+    let topic: Topic = "order".parse().unwrap();
+    cluster.create_topic(topic.as_str(), 1, 1).unwrap();
+    let options = KafkaOptions::new(cluster.bootstrap_servers()).create_topics(CreateTopics::Never);
+    let transport = Kafka::with_options(options.connect_timeout(Duration::from_secs(4))).unwrap();
+    let scene = Scene::new();
+    let mut consumer = transport.subscribe(scene.wants(&[topic.as_str()])).await.unwrap();
+    confirmed(&transport, vec![message(&topic, &[])]).await;
+    let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 2];
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &refused);
+    take(&mut *consumer, 1).await;
+    let another: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", scene.group().as_str())
+        .create()
+        .unwrap();
+    let mut place = TopicPartitionList::new();
+    place.add_partition(topic.as_str(), 0);
+    let begun = Instant::now();
+    while another.committed_offsets(place.clone(), PATIENCE).unwrap().elements()[0].offset() != Offset::Offset(1) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is not committed");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cap_core::transport::{Consumer, Subscription};
@@ -10,7 +11,7 @@ use cap_core::{ErrorKind, Message, Topic, Transport};
 use cap_testkit::server;
 use cap_transport_kafka::Kafka;
 use support::proxy::Proxy;
-use support::scene::{PATIENCE, Scene, confirmed, ids, message, receive, refused, send};
+use support::scene::{PATIENCE, Scene, confirmed, ids, message, receive, refused, send, take};
 use support::{SERVER, with_user};
 
 /// As the engine does: subscribes until it works.
@@ -198,5 +199,59 @@ async fn members_that_are_cut_off_and_come_and_go_lose_nothing() {
             first = subscribe(&one, &wants).await;
         }
     }
+    scene.names.clean_up().await;
+}
+
+/// The files of a topic's only partition, where our server keeps them.
+fn files_of(topic: &Topic) -> Vec<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("CAP_BACKENDS_DIR").expect("a server of ours"));
+    let folder = home.join(format!("data/kafka/data/{topic}-0"));
+    std::fs::read_dir(folder).expect("a log").map(|entry| entry.expect("a file").path()).collect()
+}
+
+fn is_a(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_restored_from_a_copy_is_told_and_loses_nothing_that_is_sent_then() {
+    let _alone = server::lock().write_owned().await;
+    let scene = Scene::new();
+    let transport = scene.open(scene.options()).await;
+    let topic = scene.topic("order");
+    let wants = scene.wants(&[topic.as_str()]);
+    let mut consumer = transport.subscribe(wants.clone()).await.unwrap();
+    confirmed(&transport, batch(&topic, 10)).await;
+    take(&mut *consumer, 10).await;
+    let log = files_of(&topic).into_iter().find(|path| is_a(path, "log")).expect("a segment");
+    let copy = std::fs::read(&log).unwrap();
+    confirmed(&transport, batch(&topic, 20)).await;
+    take(&mut *consumer, 20).await;
+    transport.close().await.unwrap();
+
+    SERVER.run(&["kill"], None).await.unwrap();
+    std::fs::write(&log, copy).unwrap();
+    for derived in files_of(&topic).iter().filter(|path| is_a(path, "index") || is_a(path, "timeindex")) {
+        std::fs::remove_file(derived).unwrap();
+    }
+    SERVER.run(&["restart"], None).await.unwrap();
+
+    let transport = scene.open(scene.options()).await;
+    let sent = batch(&topic, 5);
+    let begun = Instant::now();
+    loop {
+        let error = transport.subscribe(wants.clone()).await.map(drop).expect_err("it is told");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        if ["partition 0", topic.as_str(), "got to 30", "ends at 10"]
+            .iter()
+            .all(|word| error.to_string().contains(word))
+        {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{error}");
+    }
+    let consumer = subscribe(&transport, &wants).await;
+    deliver(&transport, sent.clone()).await;
+    collect(&transport, &wants, consumer, &sent).await;
     scene.names.clean_up().await;
 }

@@ -44,6 +44,7 @@ missing_packages() {
     rabbitmq) [ -n "$(rabbitmq_bin)" ] || echo rabbitmq-server ;;
     kafka)
       command -v java >/dev/null || echo default-jre-headless
+      command -v openssl >/dev/null || echo openssl
       [ -e "$kafka_jars/installed" ] || command -v mvn >/dev/null || echo maven
       ;;
     mongo) [ -e "$secantusdb_venv/installed" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv ;;

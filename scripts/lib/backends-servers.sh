@@ -210,13 +210,14 @@ client_rabbitmq() {
 }
 
 # --- Kafka: one node, broker and controller. On the ports above: the controller, SASL (user cap), TLS with a certificate of
-# its own, and SASL once more for clients that come through a proxy, which the broker believes on the port above that
+# its own, SASL once more for clients that come through a proxy, which the broker believes on the port above that, and above
+# this one TLS for clients with a certificate
 
 kafka_password=not-to-be-shown-7f3a
 kafka_store_password=cap-backends
 
 user_kafka() { echo; }
-ports_kafka() { echo "$1 $(($1 + 1)) $(($1 + 2)) $(($1 + 3)) $(($1 + 4))"; }
+ports_kafka() { echo "$1 $(($1 + 1)) $(($1 + 2)) $(($1 + 3)) $(($1 + 4)) $(($1 + 6))"; }
 
 prepare_kafka() {
   local home=$1 port=$2 jaas
@@ -228,11 +229,13 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:$((port + 1))
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1)),\
-  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 4))
+  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 4)),\
+  MUTUAL://127.0.0.1:$((port + 6))
 advertised.listeners=PLAINTEXT://127.0.0.1:$port,\
-  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 5))
+  SASL://127.0.0.1:$((port + 2)),TLS://127.0.0.1:$((port + 3)),PROXIED://127.0.0.1:$((port + 5)),\
+  MUTUAL://127.0.0.1:$((port + 6))
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,\
-  SASL:SASL_PLAINTEXT,TLS:SSL,PROXIED:SASL_PLAINTEXT
+  SASL:SASL_PLAINTEXT,TLS:SSL,PROXIED:SASL_PLAINTEXT,MUTUAL:SSL
 inter.broker.listener.name=PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl.plain.sasl.jaas.config=$jaas
@@ -240,6 +243,9 @@ listener.name.proxied.plain.sasl.jaas.config=$jaas
 ssl.keystore.location=$home/broker.p12
 ssl.keystore.type=PKCS12
 ssl.keystore.password=$kafka_store_password
+listener.name.mutual.ssl.client.auth=required
+listener.name.mutual.ssl.truststore.type=PEM
+listener.name.mutual.ssl.truststore.location=$home/client.pem
 log.dirs=$home/data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -269,9 +275,14 @@ CONF
     --cluster-id Q0FQZm9yUnVzdFRlc3RzMQ --config "$home/server.properties"
 }
 
-# Signed by itself: it is its own authority, in ca.pem.
+# Signed by themselves: the broker's is its own authority, in ca.pem, and so is the client's, with its key in client-key.pem.
 prepare_kafka_certificate() {
   local home=$1
+  if [ ! -e "$home/client.pem" ]; then
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=cap-client \
+      -keyout "$home/client-key.pem" -out "$home/client.pem.new" 2>/dev/null
+    mv "$home/client.pem.new" "$home/client.pem"
+  fi
   [ ! -e "$home/ca.pem" ] || return 0
   rm -f "$home/broker.p12"
   keytool -genkeypair -alias broker -keyalg EC -groupname secp256r1 -validity 3650 -storetype PKCS12 \

@@ -103,6 +103,9 @@ print_kafka_listeners() {
   printf 'export CAP_TEST_KAFKA_TLS_URL=%q\n' "127.0.0.1:$((port + 3))"
   printf 'export CAP_TEST_KAFKA_PROXIED_URL=%q\n' "127.0.0.1:$((port + 4))"
   printf 'export CAP_TEST_KAFKA_CA_FILE=%q\n' "$(home_of kafka)/ca.pem"
+  printf 'export CAP_TEST_KAFKA_MUTUAL_TLS_URL=%q\n' "127.0.0.1:$((port + 6))"
+  printf 'export CAP_TEST_KAFKA_CERTIFICATE_FILE=%q\n' "$(home_of kafka)/client.pem"
+  printf 'export CAP_TEST_KAFKA_KEY_FILE=%q\n' "$(home_of kafka)/client-key.pem"
 }
 
 their_url() {

@@ -1,10 +1,13 @@
 //! Kafka: a topic and groups of their own for each round, on the broker that `CAP_TEST_KAFKA_URL` names.
 
+use std::time::Duration;
+
 use cap_core::transport::Transport as _;
 use cap_transport_kafka::{Kafka, KafkaOptions};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Broker, Fallible, Names};
@@ -22,6 +25,8 @@ const USER: [(&str, &str); 4] = [
     ("sasl.username", "cap"),
     ("sasl.password", "not-to-be-shown-7f3a"),
 ];
+/// How long the broker may take to delete a topic, and to make one.
+const REMAKE: Duration = Duration::from_secs(20);
 /// So that several consumers share a group.
 const PARTITIONS: i32 = 4;
 
@@ -122,6 +127,26 @@ impl Broker for KafkaBroker {
 
     async fn sink(&self) -> Fallible {
         self.declare(&self.names.queue(), &[""]).await
+    }
+
+    const HAS_LOGS: bool = true;
+
+    async fn remake_topic(&self, topic: &str) -> Fallible {
+        let admin: AdminClient<DefaultClientContext> = self.settings().create()?;
+        let options = AdminOptions::new().operation_timeout(Some(REMAKE));
+        for deleted in admin.delete_topics(&[topic], &options).await? {
+            deleted.map_err(|(topic, code)| format!("topic {topic} is not deleted: {code}"))?;
+        }
+        let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
+        for made in admin.create_topics([&new], &options).await? {
+            // A sender or a group may have been faster.
+            let is_made = |code| code == RDKafkaErrorCode::TopicAlreadyExists;
+            made.map(drop).or_else(|(topic, code)| match is_made(code) {
+                true => Ok(()),
+                false => Err(format!("topic {topic} is not made again: {code}")),
+            })?;
+        }
+        Ok(())
     }
 
     async fn discard(self) -> Fallible {

@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use crate::backend::{Broker, Client as _, Database, End, Fallible};
 use crate::crash::checker::AUDIT;
 use crate::crash::recorder::{Recorder, What};
-use crate::crash::trouble::{self, BIG, BILLING, HANG, HOLD, POISON, RENEWED};
+use crate::crash::trouble::{self, BIG, BILLING, HANG, HOLD, POISON, REMADE, RENEWED};
 use crate::database::now_micros;
 
 /// The groups: one whose handler is transactional, one whose handler is not.
@@ -179,7 +179,12 @@ fn audit<B: Broker>(role: &Role, broker: &B, recorder: &Recorder) -> Vec<Subscri
         Subscribe::to(names.topic_of(suffix), handler)
     };
     let poison = troubled(POISON).retry(RetryPolicy::fixed(3, Duration::from_millis(500)));
-    let mut all = vec![Subscribe::to(&names.topic, orders).concurrency(4).retry(few_crashes()), poison, troubled(BIG)];
+    let mut all = vec![
+        Subscribe::to(&names.topic, orders).concurrency(4).retry(few_crashes()),
+        poison,
+        troubled(BIG),
+        troubled(REMADE),
+    ];
     if !role.old {
         all.push(troubled(RENEWED));
     }

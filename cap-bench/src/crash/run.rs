@@ -10,12 +10,13 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Broker, Database, Fallible};
 use crate::crash::checker::{self, Verdict};
-use crate::crash::nemesis::{Backends, Mischief, Name, Nemesis, Processes, Tally};
+use crate::crash::nemesis::{Backends, Mischief, Name, Nemesis, Processes, Remake, Tally};
 use crate::crash::proxy::{Proxy, rewritten};
 use crate::crash::recorder::{self, Recorder, What};
 use crate::crash::remains;
 use crate::crash::roles::{Kind, Role};
 use crate::crash::servers::{SCRIPT, Servers};
+use crate::crash::trouble::REMADE;
 use crate::database::now_micros;
 use crate::report;
 use crate::walk::CALM;
@@ -100,10 +101,16 @@ pub(crate) async fn run<D: Database, B: Broker>(
         has_servers: servers.is_some(),
         has_connections: !proxies.is_empty(),
         one_writer: matches!(storage, "sqlite" | "memory"),
+        has_logs: B::HAS_LOGS,
     };
     let (names, left_out) = Name::chosen(&settings.nemesis, backends);
     left_out.iter().for_each(|left_out| report::progress(format_args!("NOTE: without {left_out}")));
     let own: Arc<dyn Storage> = Arc::new(database.storage().await?);
+    let remade = broker.clone();
+    let remake: Remake = Box::new(move || {
+        let broker = remade.clone();
+        Box::pin(async move { broker.remake_topic(&broker.names().topic_of(REMADE)).await })
+    });
     let max_body = broker.transport().await?.capabilities().max_body;
     let mut nemesis = Nemesis {
         names,
@@ -112,6 +119,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
         proxies,
         servers,
         mischief: Mischief::new(Arc::clone(&own), broker.names().clone(), recorder.clone(), max_body),
+        remake,
         random: fastrand::Rng::with_seed(settings.seed),
         recorder: recorder.clone(),
         tally: Tally::default(),

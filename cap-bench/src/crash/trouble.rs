@@ -12,18 +12,19 @@ use crate::crash::recorder::Recorder;
 pub(crate) const BILLING: &str = "billing";
 
 /// What is behind a round's topic in the names of its other topics: messages that only the newer version of the service
-/// knows, poison, large ones, and those that hold a row lock or hang on one.
+/// knows, poison, large ones, those that hold a row lock or hang on one, and those whose topic is made again and again.
 pub(crate) const RENEWED: &str = ".renewed";
 pub(crate) const POISON: &str = ".poison";
 pub(crate) const BIG: &str = ".big";
 pub(crate) const HOLD: &str = ".hold";
 pub(crate) const HANG: &str = ".hang";
+pub(crate) const REMADE: &str = ".remade";
 /// All topics of a round: that of the orders, whose name nothing is added to, and the others.
-pub(crate) const TOPICS: [&str; 6] = ["", RENEWED, POISON, BIG, HOLD, HANG];
+pub(crate) const TOPICS: [&str; 7] = ["", RENEWED, POISON, BIG, HOLD, HANG, REMADE];
 
 /// The topics of a group, by what is behind the round's topic.
 pub(crate) fn topics_of(group: &str) -> &'static [&'static str] {
-    if group == AUDIT { &["", RENEWED, POISON, BIG] } else { &["", HOLD, HANG] }
+    if group == AUDIT { &["", RENEWED, POISON, BIG, REMADE] } else { &["", HOLD, HANG] }
 }
 
 /// A kind of trouble.
@@ -41,6 +42,8 @@ pub(crate) enum Trouble {
     Hang,
     /// It has several megabytes.
     Big,
+    /// Its topic is deleted and made again before it or after it.
+    Remade,
     /// Something chokes on it: it may end dead, but must not disappear.
     Poison(Poison),
 }
@@ -113,6 +116,7 @@ impl Trouble {
             Self::Hang => (5, 0),
             Self::Big => (6, 0),
             Self::Poison(poison) => (7, Poison::ALL.iter().position(|other| *other == poison).unwrap_or(0) as i64),
+            Self::Remade => (8, 0),
         }
     }
 
@@ -133,6 +137,7 @@ impl Trouble {
             5 => Some(Self::Hang),
             6 => Some(Self::Big),
             7 => Some(Self::Poison(*Poison::ALL.get(usize::try_from(variant).ok()?)?)),
+            8 => Some(Self::Remade),
             _ => None,
         }
     }
@@ -146,6 +151,7 @@ impl Trouble {
             Self::Big => BIG,
             Self::Hold => HOLD,
             Self::Hang => HANG,
+            Self::Remade => REMADE,
         }
     }
 
@@ -158,7 +164,7 @@ impl Trouble {
     pub(crate) fn payload(self, number: i64, bytes: usize) -> Vec<u8> {
         match self {
             Self::Killer { .. } | Self::Blocker | Self::Hold | Self::Hang => number.to_string(),
-            Self::Renewed => format!(r#"[{number},"renewed"]"#),
+            Self::Renewed | Self::Remade => format!(r#"[{number},""]"#),
             Self::Poison(poison) => format!("[{number},{}]", poison.text()),
             Self::Big => format!(r#"[{number},"{}"]"#, "x".repeat(bytes)),
         }
@@ -169,7 +175,7 @@ impl Trouble {
     pub(crate) fn effects(self) -> &'static [&'static str] {
         match self {
             Self::Killer { in_audit: true } | Self::Hold | Self::Hang => &[BILLING],
-            Self::Killer { in_audit: false } | Self::Renewed | Self::Big => &[AUDIT],
+            Self::Killer { in_audit: false } | Self::Renewed | Self::Big | Self::Remade => &[AUDIT],
             Self::Blocker => &[BILLING, AUDIT],
             Self::Poison(_) => &[],
         }
@@ -251,6 +257,7 @@ mod tests {
             Trouble::Hold,
             Trouble::Hang,
             Trouble::Big,
+            Trouble::Remade,
         ];
         for kind in kinds.into_iter().chain(Poison::ALL.map(Trouble::Poison)) {
             assert_eq!(Trouble::of(kind.number(17)), Some(kind));

@@ -120,6 +120,18 @@ pub trait TransportFixture: Send + Sync + 'static {
         Box::pin(async { Err(Error::unsupported("unbind", "a group of this fixture")) })
     }
 
+    /// Whether [`Self::remake_topic`] works.
+    fn can_remake_topic(&self) -> bool {
+        false
+    }
+
+    /// Deletes what holds the messages of this topic, which a group has subscribed, and makes it again, as an operator would.
+    /// What waits in it is gone.
+    fn remake_topic(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        let _ = topic;
+        Box::pin(async { Err(Error::unsupported("make again", "a topic of this fixture")) })
+    }
+
     /// Removes what the check left on the broker. Called after each check.
     fn clean_up(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
@@ -147,6 +159,8 @@ pub struct TransportAbilities {
     pub alarm: bool,
     /// The fixture can take a group's bindings away.
     pub unbind: bool,
+    /// The fixture can delete a topic and make it again.
+    pub remake: bool,
 }
 
 impl Fixture for dyn TransportFixture {
@@ -163,6 +177,7 @@ impl Fixture for dyn TransportFixture {
             fill: self.can_fill(),
             alarm: self.can_set_alarm(),
             unbind: self.can_unbind(),
+            remake: self.can_remake_topic(),
         }
     }
 
@@ -197,3 +212,5 @@ pub(super) const FULL: TransportNeed = Need { name: "queue that the fixture can 
 pub(super) const ALARM: TransportNeed = Need { name: "alarm that the fixture can set", declared: |able| able.alarm };
 pub(super) const UNBIND: TransportNeed =
     Need { name: "binding that the fixture can take away", declared: |able| able.unbind };
+pub(super) const REMAKE: TransportNeed =
+    Need { name: "topic that the fixture can delete and make again", declared: |able| able.remake };

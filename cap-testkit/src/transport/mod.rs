@@ -14,6 +14,7 @@ mod groups;
 mod lifecycle;
 mod neighbours;
 mod outage;
+mod remade;
 mod routes;
 mod send;
 mod shape;

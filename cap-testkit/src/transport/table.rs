@@ -3,7 +3,7 @@
 use crate::check::Check;
 
 use super::fixture::{self, TransportAbilities, TransportFixture};
-use super::{acknowledge, consume, groups, lifecycle, neighbours, outage, routes, send, shape};
+use super::{acknowledge, consume, groups, lifecycle, neighbours, outage, remade, routes, send, shape};
 
 /// A check of the transport suite.
 pub type TransportCheck = Check<dyn TransportFixture, TransportAbilities>;
@@ -25,6 +25,7 @@ pub const PROMISES: &[&str] = &[
     "subscribe/1",
     "subscribe/2",
     "subscribe/3",
+    "subscribe/4",
     "backlog/1",
     "unrouted/1",
     "unrouted/2",
@@ -260,6 +261,10 @@ macro_rules! for_each_transport_check {
             "T-054" neighbours::what_was_taken_away_is_made_again_when_a_message_comes_back {
                 promises: ["send/9"], needs: UNBIND,
                 catches: "a binding that an operator deleted, missing until a restart"
+            }
+            "T-055" remade::what_is_sent_after_a_topic_was_made_again_arrives {
+                promises: ["subscribe/4"], needs: REMAKE,
+                catches: "a position kept as a number, which counts in whatever log is there"
             }
         }
     };

@@ -100,3 +100,11 @@ pub(crate) async fn create_topic(name: &str, partitions: i32, settings: &[(&str,
     let made = admin().create_topics([&topic], &options).await.expect("an answer");
     made.into_iter().for_each(|made| drop(made.expect("a topic")));
 }
+
+/// Deletes a topic and makes it again, as fast as the broker can.
+pub(crate) async fn make_again(name: &str, partitions: i32) {
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    let deleted = admin().delete_topics(&[name], &options).await.expect("an answer");
+    deleted.into_iter().for_each(|deleted| drop(deleted.expect("it is deleted")));
+    create_topic(name, partitions, &[]).await;
+}

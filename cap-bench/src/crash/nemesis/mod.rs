@@ -7,6 +7,7 @@ mod processes;
 
 use std::time::Duration;
 
+use cap_core::BoxFuture;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -38,11 +39,16 @@ pub(crate) struct Tally {
     pub(crate) aborts: u32,
     /// Times an older version worked beside a newer one.
     pub(crate) deployments: u32,
+    /// Times a topic was deleted and made again.
+    pub(crate) remakes: u32,
     /// Processes of ours that ended otherwise though nobody killed them.
     pub(crate) unexpected_ends: u32,
     /// Nemeses that had no turn.
     pub(crate) without_turn: Vec<String>,
 }
+
+/// Deletes a topic and makes it again.
+pub(crate) type Remake = Box<dyn Fn() -> BoxFuture<'static, Fallible> + Send + Sync>;
 
 /// All that can be attacked, and the attacker's dice.
 pub(crate) struct Nemesis {
@@ -52,6 +58,8 @@ pub(crate) struct Nemesis {
     pub(crate) proxies: Vec<(&'static str, Proxy)>,
     pub(crate) servers: Option<Servers>,
     pub(crate) mischief: Mischief,
+    /// Deletes the topic of [`Trouble::Remade`](crate::crash::trouble::Trouble::Remade) and makes it again.
+    pub(crate) remake: Remake,
     pub(crate) random: fastrand::Rng,
     pub(crate) recorder: Recorder,
     pub(crate) tally: Tally,
@@ -155,8 +163,8 @@ mod tests {
 
     #[test]
     fn every_nemesis_has_a_turn_in_ten_minutes_and_enough_of_it() {
-        let (calm, work) = lengths(600, 7);
-        assert!((calm + work + QUIET) * 7 < Duration::from_secs(600));
+        let (calm, work) = lengths(600, 8);
+        assert!((calm + work + QUIET) * 8 < Duration::from_secs(600));
         assert!(calm >= Duration::from_secs(10) && work >= Duration::from_secs(30));
     }
 }

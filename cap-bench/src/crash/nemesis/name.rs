@@ -25,6 +25,8 @@ pub(crate) enum Name {
     Slowtx,
     /// Bursts of messages of several megabytes.
     Bigmessages,
+    /// A topic is deleted and made again, each time when all that was sent to it is handled.
+    Topics,
 }
 
 /// What a run has that can be attacked.
@@ -34,6 +36,8 @@ pub(crate) struct Backends {
     pub(crate) has_connections: bool,
     /// One writer at a time: whoever holds a transaction open holds up everybody.
     pub(crate) one_writer: bool,
+    /// The broker's topics are logs, which can be deleted.
+    pub(crate) has_logs: bool,
 }
 
 impl Name {
@@ -44,7 +48,8 @@ impl Name {
 
     /// Whether healthy messages are to keep their speed beside it.
     pub(crate) fn is_judged(self, backends: Backends) -> bool {
-        !(self.is_havoc() || self == Self::Slowtx && backends.one_writer)
+        // A group begins again whose topic was made again, with all of its topics.
+        !(self.is_havoc() || self == Self::Topics || self == Self::Slowtx && backends.one_writer)
     }
 
     /// Why it is not there by default.
@@ -52,6 +57,7 @@ impl Name {
         match self {
             Self::Restart if !backends.has_servers => Some("no server may be attacked"),
             Self::Cut if !backends.has_connections => Some("there is no connection to a server"),
+            Self::Topics if !backends.has_logs => Some("the broker has no logs"),
             Self::Slowtx if backends.one_writer => Some("the storage has one writer, for whom everybody waits"),
             _ => None,
         }
@@ -88,17 +94,17 @@ mod tests {
 
     #[test]
     fn by_default_there_are_all_that_the_backends_allow() {
-        let all = Backends { has_servers: true, has_connections: true, one_writer: false };
+        let all = Backends { has_servers: true, has_connections: true, one_writer: false, has_logs: true };
         assert_eq!(Name::chosen(&[], all), (Name::value_variants().to_vec(), Vec::new()));
-        let least = Backends { has_servers: false, has_connections: false, one_writer: true };
+        let least = Backends { has_servers: false, has_connections: false, one_writer: true, has_logs: false };
         let (chosen, left_out) = Name::chosen(&[], least);
-        assert_eq!((chosen.len(), left_out.len()), (7, 3));
+        assert_eq!((chosen.len(), left_out.len()), (7, 4));
         assert!(!chosen.contains(&Name::Slowtx));
     }
 
     #[test]
     fn what_is_asked_for_is_there_once() {
-        let least = Backends { has_servers: false, has_connections: false, one_writer: true };
+        let least = Backends { has_servers: false, has_connections: false, one_writer: true, has_logs: false };
         let asked = [Name::Slowtx, Name::Kill, Name::Slowtx];
         assert_eq!(Name::chosen(&asked, least).0, [Name::Kill, Name::Slowtx]);
         assert!(!Name::Slowtx.is_judged(least) && Name::Poison.is_judged(least));

@@ -109,6 +109,8 @@ struct Shared {
     subscribed: Mutex<Vec<(Vec<TopicPattern>, Weak<()>)>>,
     /// By message id: what the first acknowledgement confirms.
     unconfirmed: Mutex<HashMap<String, Confirm>>,
+    /// By topic: how many messages were handed out, and how many of the next are taken for these.
+    places: Mutex<HashMap<String, (usize, usize)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -243,6 +245,20 @@ impl TransportFixture for FaultyFixture {
     fn unbind(&self, _: Group, topic: Topic) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.server.unbind(topic);
+            Ok(())
+        })
+    }
+
+    fn can_remake_topic(&self) -> bool {
+        self.is_server()
+    }
+
+    /// Its queues hold nothing then, and are as good as new.
+    fn remake_topic(&self, topic: Topic) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if let Some((done, passed)) = lock(&self.shared.places).get_mut(topic.as_str()) {
+                *passed = std::mem::take(done);
+            }
             Ok(())
         })
     }

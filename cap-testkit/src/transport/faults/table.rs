@@ -106,6 +106,7 @@ faults! {
         HidesAlarms: "T-053", "Tells of no alarm.";
         RemembersAlarms: "T-053", "Tells of an alarm that is over.";
         LeavesUnbound: "T-054", "Does not bind again what somebody has unbound.";
+        CountsOnInAnotherTopic: "T-055", "Takes as many messages for done as were done in the topic that there was before.";
         LosesItsQueuesOnRestart: "T-042", "Forgets its queues when it restarts.";
     }
     Poor {

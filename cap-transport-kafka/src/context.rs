@@ -1,0 +1,235 @@
+//! What librdkafka calls from the thread that polls: partitions come and go, and things go wrong.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cap_core::transport::Subscription;
+use cap_core::{Group, Topic};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::Instant;
+
+use crate::again::{Misplaced, begin_again, commit_now};
+use crate::anchor::{Anchors, Verdict};
+use crate::audit;
+use crate::client::{COMMIT_FAILED, Fault, log};
+use crate::error::ended;
+use crate::metadata::{decode, moved};
+use crate::pattern;
+use crate::place::{Beginning, Place, Position};
+use crate::post::Post;
+use crate::settings::Settings;
+
+/// How long the broker may take to tell where a group has got to in a partition.
+const ASK: Duration = Duration::from_secs(5);
+
+/// A consumer's context.
+pub(crate) struct Context {
+    pub(crate) post: Arc<Post>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) wanted: Subscription,
+    pub(crate) begun: Arc<Begun>,
+}
+
+/// Topics that groups have begun in this process. Where a group has been, it does not begin at the end again, which would
+/// pass over what was sent since the topic was made again, or to its new partitions.
+#[derive(Debug, Default)]
+pub(crate) struct Begun(Mutex<HashSet<(Group, Arc<str>)>>);
+
+impl Begun {
+    fn has(&self, group: &Group, topic: &Arc<str>) -> bool {
+        self.lock().contains(&(group.clone(), Arc::clone(topic)))
+    }
+
+    fn note(&self, group: &Group, begun: &[(Place, Beginning)]) {
+        self.lock().extend(begun.iter().map(|(place, _)| (group.clone(), Arc::clone(&place.topic))));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<(Group, Arc<str>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+        if facility == COMMIT_FAILED {
+            self.post.lock().ledger.uncommit_all();
+            self.post.bell.notify_one();
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let fault = Fault::new(&error, reason);
+        let has_joined = self.post.has_joined();
+        tracing::debug!(target: "librdkafka", group = %self.post.group, %error, "{reason}");
+        let end = ended(self.post.subject(), &fault);
+        if fault.code == Code::AutoOffsetReset {
+            tracing::error!(group = %self.post.group, reason, "a log does not have what is to be received next");
+        }
+        let is_outage = fault.code == Code::AllBrokersDown;
+        if !is_outage {
+            self.post.lock().fault = Some(fault);
+        }
+        // Before it has joined, nothing is out that others might have by now: librdkafka goes on trying.
+        if let Some(end) = end.filter(|_| has_joined || !is_outage) {
+            self.post.give_up(end);
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) => self.assigned(consumer, partitions),
+            Rebalance::Revoke(partitions) => self.revoked(consumer, partitions),
+            Rebalance::Error(error) => tracing::warn!(%error, group = %self.post.group, "a rebalance failed"),
+        }
+    }
+}
+
+/// Where the group is in partitions that it gets.
+#[derive(Default)]
+struct Start {
+    begun: Vec<(Place, Beginning)>,
+    /// What is to be committed first.
+    first: Vec<Position>,
+    /// Positions beyond the log's end: with the ends, and by what the log would be known again.
+    beyond: Vec<(Place, i64, (i64, i64), Anchors)>,
+}
+
+impl Context {
+    /// Learns how far the group is in partitions that it gets. Where it has not begun, it begins now, and what is sent
+    /// from now on is its own, whenever it is here.
+    fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let Start { begun, first, beyond } = self.start(consumer, partitions);
+        self.begun.note(&self.wanted.group, &begun);
+        let mut state = self.post.lock();
+        for (place, beginning) in begun {
+            state.ledger.assign(place, beginning);
+        }
+        state.is_changed = true;
+        state.placeless = None;
+        drop(state);
+        commit_now(consumer, &self.post, &first);
+        if !beyond.is_empty() {
+            begin_again(consumer, &self.post, self.misplaced(beyond));
+        }
+        tracing::debug!(group = %self.post.group, partitions = partitions.count(), "partitions were assigned");
+        self.post.join();
+    }
+
+    fn start(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Start {
+        let mut committed = match partitions.count() {
+            0 => None,
+            _ => consumer.committed_offsets(partitions.clone(), ASK).ok(),
+        };
+        let mut start = Start::default();
+        for partition in partitions.elements() {
+            let (topic, number) = (partition.topic(), partition.partition());
+            let place = Place { topic: topic.into(), partition: number };
+            let range = committed.as_ref().and_then(|_| consumer.fetch_watermarks(topic, number, ASK).ok());
+            if committed.is_some() && range.is_none() {
+                // A broker that is away costs one time limit, not one for each partition.
+                committed = None;
+            }
+            let stored = committed.as_ref().and_then(|list| list.find_partition(topic, number));
+            let stored = stored.map(|stored| (stored.offset(), stored.metadata().to_owned()));
+            self.begin(&mut start, place, stored.zip(range));
+        }
+        start
+    }
+
+    /// Where the group begins in a partition, by what is stored and by the ends of the log, if the broker tells.
+    fn begin(&self, start: &mut Start, place: Place, told: Option<((Offset, String), (i64, i64))>) {
+        let (topic, partition) = (&*place.topic, place.partition);
+        // If the broker does not tell, whatever comes may have been delivered before.
+        let mut beginning =
+            Beginning { delivered_before: i64::MAX, is_wanted: self.wants(topic), ..Beginning::default() };
+        let mut first = None;
+        match told {
+            Some(((Offset::Offset(offset), metadata), (low, high))) if offset > high => {
+                start.beyond.push((place, offset, (low, high), decode(offset, &metadata).anchors));
+                return;
+            }
+            Some(((Offset::Offset(offset), metadata), (low, high))) => {
+                beginning.start = Some(offset.max(low));
+                beginning.metadata = moved(offset, offset.max(low), metadata);
+                beginning.delivered_before = high;
+                if offset < low {
+                    let lost = low - offset;
+                    tracing::error!(topic, partition, group = %self.post.group, lost,
+                        "the broker has deleted records that the group had not received (the topic's retention)");
+                    first = Some((low, beginning.metadata.clone()));
+                }
+            }
+            Some(((Offset::Invalid, _), (low, high))) => {
+                let is_new = !self.begun.has(&self.wanted.group, &place.topic);
+                let offset = if is_new && self.settings.begins_at_end() { high } else { low };
+                beginning.start = Some(offset);
+                beginning.delivered_before = i64::MIN;
+                first = Some((offset, String::new()));
+            }
+            _ => tracing::warn!(topic, partition, "the broker does not tell how far the group is"),
+        }
+        if let Some((offset, metadata)) = first {
+            start.first.push(Position { place: place.clone(), offset, metadata });
+        }
+        start.begun.push((place, beginning));
+    }
+
+    /// Where logs begin again that end before the group's position: if the first part of one is the same, behind that.
+    fn misplaced(&self, beyond: Vec<(Place, i64, (i64, i64), Anchors)>) -> Vec<Misplaced> {
+        let known = beyond.iter().filter(|(.., anchors)| anchors.sure.is_some());
+        let known: Vec<_> = known.map(|(place, .., anchors)| (place.clone(), *anchors)).collect();
+        let found = match known.is_empty() {
+            true => Vec::new(),
+            false => audit::look(&self.settings, &self.wanted, known),
+        };
+        let is_cut =
+            |place: &Place| found.iter().any(|finding| finding.place == *place && finding.verdict == Verdict::Cut);
+        let misplaced = |(place, position, ends, anchors): (Place, i64, (i64, i64), Anchors)| {
+            let sure = anchors.sure.filter(|_| is_cut(&place)).map(|sure| sure.offset);
+            Misplaced::beyond(place, position, ends, sure)
+        };
+        beyond.into_iter().map(misplaced).collect()
+    }
+
+    /// Commits what is done of partitions that go to other members.
+    fn revoked(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let places: Vec<Place> = partitions
+            .elements()
+            .iter()
+            .map(|partition| Place { topic: partition.topic().into(), partition: partition.partition() })
+            .collect();
+        let is_lost = consumer.assignment_lost();
+        if !is_lost {
+            self.post.hand_over(&places);
+        }
+        // A partition that goes while it is paused would be paused when it comes back.
+        if let Err(error) = consumer.resume(partitions) {
+            tracing::debug!(%error, group = %self.post.group, "partitions that go could not be resumed");
+        }
+        let mut state = self.post.lock();
+        let positions = state.ledger.commit_of(&places);
+        state.ledger.revoke(&places);
+        if is_lost {
+            state.placeless.get_or_insert_with(Instant::now);
+        }
+        drop(state);
+        self.post.bell.notify_one();
+        if !is_lost {
+            commit_now(consumer, &self.post, &positions);
+        }
+        tracing::debug!(group = %self.post.group, partitions = places.len(), is_lost, "partitions were revoked");
+    }
+
+    fn wants(&self, topic: &str) -> bool {
+        let topic = Topic::from_stored(topic);
+        !pattern::is_internal(topic.as_str()) && self.wanted.topics.iter().any(|pattern| pattern.matches(&topic))
+    }
+}

@@ -38,6 +38,10 @@ pub const KAFKA_KEY: &str = "cap-kafka-key";
 /// The payload's media type; absent for JSON. Ours: .NET CAP knows only JSON and passes it through.
 pub const CONTENT_TYPE: &str = "content-type";
 
+/// What says which trace a message belongs to (W3C Trace Context): messages that its handlers publish have the same, unless they
+/// are given others.
+pub const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
 /// Headers that publishing fills in, and that callers therefore may not set themselves.
 pub const RESERVED: &[&str] = &[
     MESSAGE_ID,

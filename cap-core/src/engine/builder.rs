@@ -204,7 +204,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             storage: Arc::clone(&self.storage) as Arc<dyn Storage>,
             transport,
             outbox_rules: options.rules(options.retry.clone()),
-            replies: Replies::new(&options.reply_topics, &published, patterns(&groups)),
+            replies: Replies::of(&options, &published, &groups),
             published,
             services: Arc::new(Services {
                 preparer,
@@ -265,11 +265,6 @@ impl Preparer {
         self.content_limit = capabilities.max_content;
         self.ascii_only = capabilities.ascii_only;
     }
-}
-
-/// Of all subscriptions.
-fn patterns(groups: &[Arc<Group>]) -> impl Iterator<Item = &TopicPattern> {
-    groups.iter().flat_map(|group| &group.subscriptions).map(|subscription| &subscription.pattern)
 }
 
 async fn first_consumers(engine: &Engine) -> Result<Vec<FirstConsumer>> {

@@ -1,9 +1,13 @@
 //! Where replies may go. A message may ask for one on any topic, and the service would publish it with its own rights: it
 //! does so only where it is allowed, and is asked before the handler runs.
 
+use std::sync::Arc;
+
+use crate::engine::group::Group;
 use crate::headers;
 use crate::message::Message;
 use crate::name::Topic;
+use crate::options::Options;
 use crate::pattern::TopicPattern;
 use crate::shown::shown;
 
@@ -12,8 +16,13 @@ use crate::shown::shown;
 pub(crate) struct Replies(Vec<TopicPattern>);
 
 impl Replies {
+    pub(crate) fn of(options: &Options, published: &[Topic], groups: &[Arc<Group>]) -> Self {
+        let subscriptions = groups.iter().flat_map(|group| &group.subscriptions);
+        Self::new(&options.reply_topics, published, subscriptions.map(|subscription| &subscription.pattern))
+    }
+
     /// Those that the options allow, and those that the service itself publishes or subscribes by their names.
-    pub(crate) fn new<'t>(
+    fn new<'t>(
         allowed: &[TopicPattern],
         published: &[Topic],
         subscribed: impl IntoIterator<Item = &'t TopicPattern>,

@@ -210,16 +210,13 @@ impl Outbox {
             Reserved { correlation_id: Some(origin.id.to_string()), correlation_sequence: sequence.saturating_add(1) };
         let mut reply = json_bytes(topic, payload);
         reply.topic_is_final();
-        if let Some(trace) = origin.headers.get("traceparent") {
-            reply = reply.header("traceparent", trace);
-        }
         self.add(reply, reserved).map(|_| ())
     }
 
     fn add(&self, publish: Publish, reserved: Reserved) -> Result<MessageId> {
         let records = &mut self.collected().records;
         let index = records.len().to_string();
-        let publish = publish.id_or_derived(|topic, payload| {
+        let publish = publish.traced_as(&self.0.message.headers).id_or_derived(|topic, payload| {
             MessageId::derive(&[
                 self.0.key.as_str().as_bytes(),
                 self.0.group.as_str().as_bytes(),

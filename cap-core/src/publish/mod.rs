@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::codec::{self, Codec};
 use crate::error::Result;
-use crate::headers::Headers;
+use crate::headers::{self, Headers};
 use crate::id::MessageId;
 use crate::storage::Inserted;
 use crate::time::Due;
@@ -97,6 +97,16 @@ impl Publish {
     /// Adds a header. Reserved names (those that publishing sets, see [`crate::headers`]) are refused when publishing.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.set(Into::<String>::into(name), value);
+        self
+    }
+
+    /// Belongs to the trace of the message with these headers, unless it was given one.
+    pub(crate) fn traced_as(mut self, origin: &Headers) -> Self {
+        if self.headers.get(headers::TRACE[0]).is_none() {
+            for name in headers::TRACE {
+                origin.get(name).into_iter().for_each(|value| self.headers.set(name, value));
+            }
+        }
         self
     }
 

@@ -6,7 +6,7 @@ use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cap::{Context, HandlerError, Json, Publish, RetryPolicy, Subscribe};
+use cap::{Context, HandlerError, Headers, Json, Outbox, Publish, RetryPolicy, Subscribe};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::subscriber::DefaultGuard;
@@ -16,7 +16,7 @@ use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::support::{Shop, eventually, idle, options};
+use crate::support::{Seen, Shop, eventually, idle, options};
 
 type Fields = BTreeMap<String, String>;
 
@@ -194,4 +194,29 @@ async fn nothing_from_outside_steers_the_log() {
             .iter()
             .any(|line| line.own.get("cap.reason").is_some_and(|reason| reason == r"no row 17\u{202e}\n at all"))
     );
+}
+
+#[tokio::test]
+async fn what_a_handler_publishes_belongs_to_the_trace_of_its_message_unless_it_says_otherwise() {
+    let (shop, seen) = (Shop::new(), Seen::new());
+    let told = seen.clone();
+    let cap = shop
+        .builder()
+        .subscribe("a", "g", async |outbox: Outbox| {
+            outbox.publish("b", &1)?;
+            outbox.publish_one(Publish::json("b", &2).header("traceparent", "00-other")).map(drop)
+        })
+        .subscribe("b", "g", move |headers: Headers| {
+            told.push(["traceparent", "tracestate"].map(|name| headers.get(name).unwrap_or("none").to_owned()));
+            ready(())
+        })
+        .start()
+        .await
+        .unwrap();
+    let message = Publish::json("a", &1).header("traceparent", "00-first").header("tracestate", "v=1");
+    cap.publish_one(message).await.unwrap();
+    let mut traces = [seen.next().await, seen.next().await];
+    traces.sort();
+    assert_eq!(traces, [["00-first", "v=1"], ["00-other", "none"]]);
+    cap.stop().await;
 }

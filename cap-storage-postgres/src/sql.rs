@@ -54,7 +54,8 @@ pub(crate) fn begin_on_terms(statement_timeout: Duration) -> AssertSqlSafe<Strin
     ))
 }
 
-/// Whether they are not. (On a standby nothing can be written whatever is said. What is stored of a delivery must be
+/// Whether they are not. (On a standby nothing can be written whatever is said, and a session that somebody has made read-only
+/// is left. What is stored of a delivery must be
 /// there after a crash of the server, since the broker is told so.)
 pub(crate) fn needs_terms(statement_timeout: Duration) -> AssertSqlSafe<String> {
     let milliseconds = statement_timeout.as_millis();
@@ -62,7 +63,7 @@ pub(crate) fn needs_terms(statement_timeout: Duration) -> AssertSqlSafe<String> 
         "SELECT EXISTS (
             SELECT FROM pg_catalog.pg_settings WHERE CASE name
                 WHEN 'default_transaction_isolation' THEN setting <> 'read committed'
-                WHEN 'default_transaction_read_only' THEN setting = 'on' AND NOT pg_catalog.pg_is_in_recovery()
+                WHEN 'default_transaction_read_only' THEN reset_val = 'on' AND NOT pg_catalog.pg_is_in_recovery()
                 WHEN 'synchronous_commit' THEN setting = 'off'
                 WHEN 'lock_timeout' THEN setting::bigint BETWEEN 1 AND {milliseconds}
                 WHEN 'statement_timeout' THEN setting::bigint BETWEEN 1 AND {milliseconds} - 1

@@ -8,8 +8,9 @@ use cap_core::transport::Subscription;
 use cap_core::{Group, Topic};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use crate::again::{Misplaced, begin_again, commit_now};
 use crate::anchor::{Anchors, Verdict};
 use crate::audit;
 use crate::client::{COMMIT_FAILED, Fault, log};
-use crate::error::ended;
+use crate::error::{ended, unavailable};
 use crate::metadata::{decode, moved};
 use crate::pattern;
 use crate::place::{Beginning, Place, Position};
@@ -83,11 +84,30 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => self.assigned(consumer, partitions),
-            Rebalance::Revoke(partitions) => self.revoked(consumer, partitions),
-            Rebalance::Error(error) => tracing::warn!(%error, group = %self.post.group, "a rebalance failed"),
+    /// Where partitions begin is said, and not left to librdkafka: an offset that could not be committed yet is no reason to
+    /// be over.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let outcome = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            for (place, offset) in self.assigned(consumer, partitions) {
+                if let Err(error) = partitions.set_partition_offset(&place.topic, place.partition, offset) {
+                    tracing::error!(%error, ?offset, "not an offset");
+                }
+            }
+            consumer.incremental_assign(partitions)
+        } else {
+            if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
+                self.revoked(consumer, partitions);
+            } else {
+                tracing::warn!(error = %Code::from(err), group = %self.post.group, "a rebalance failed");
+            }
+            match consumer.rebalance_protocol() {
+                RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+                _ => consumer.unassign(),
+            }
+        };
+        if let Err(error) = outcome {
+            let reason = format!("partitions that came or went could not be taken or left: {error}");
+            self.post.give_up(unavailable("receive from", self.post.subject(), reason));
         }
     }
 }
@@ -100,13 +120,15 @@ struct Start {
     first: Vec<Position>,
     /// Positions beyond the log's end: with the ends, and by what the log would be known again.
     beyond: Vec<(Place, i64, (i64, i64), Anchors)>,
+    /// Where to fetch from.
+    offsets: Vec<(Place, Offset)>,
 }
 
 impl Context {
     /// Learns how far the group is in partitions that it gets. Where it has not begun, it begins now, and what is sent
     /// from now on is its own, whenever it is here.
-    fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let Start { begun, first, beyond } = self.start(consumer, partitions);
+    fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Vec<(Place, Offset)> {
+        let Start { begun, first, beyond, offsets } = self.start(consumer, partitions);
         self.begun.note(&self.wanted.group, &begun);
         let mut state = self.post.lock();
         for (place, beginning) in begun {
@@ -121,10 +143,12 @@ impl Context {
         }
         tracing::debug!(group = %self.post.group, partitions = partitions.count(), "partitions were assigned");
         self.post.join();
+        offsets
     }
 
     fn start(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Start {
-        let mut committed = match partitions.count() {
+        let mut is_away = false;
+        let committed = match partitions.count() {
             0 => None,
             _ => consumer.committed_offsets(partitions.clone(), ASK).ok(),
         };
@@ -132,31 +156,34 @@ impl Context {
         for partition in partitions.elements() {
             let (topic, number) = (partition.topic(), partition.partition());
             let place = Place { topic: topic.into(), partition: number };
-            let range = committed.as_ref().and_then(|_| consumer.fetch_watermarks(topic, number, ASK).ok());
-            if committed.is_some() && range.is_none() {
-                // A broker that is away costs one time limit, not one for each partition.
-                committed = None;
-            }
+            let asks = committed.is_some() && !is_away;
+            let range = asks.then(|| consumer.fetch_watermarks(topic, number, ASK).ok()).flatten();
             let stored = committed.as_ref().and_then(|list| list.find_partition(topic, number));
             let stored = stored.map(|stored| (stored.offset(), stored.metadata().to_owned()));
-            self.begin(&mut start, place, stored.zip(range));
+            if committed.is_some() && range.is_none() {
+                // A broker that is away costs one time limit, not one for each partition.
+                is_away = true;
+            }
+            self.begin(&mut start, place, stored, range);
         }
         start
     }
 
     /// Where the group begins in a partition, by what is stored and by the ends of the log, if the broker tells.
-    fn begin(&self, start: &mut Start, place: Place, told: Option<((Offset, String), (i64, i64))>) {
+    fn begin(&self, start: &mut Start, place: Place, stored: Option<(Offset, String)>, ends: Option<(i64, i64)>) {
         let (topic, partition) = (&*place.topic, place.partition);
         // If the broker does not tell, whatever comes may have been delivered before.
         let mut beginning =
             Beginning { delivered_before: i64::MAX, is_wanted: self.wants(topic), ..Beginning::default() };
+        let is_new = !self.begun.has(&self.wanted.group, &place.topic);
+        let at_end = is_new && self.settings.begins_at_end();
         let mut first = None;
-        match told {
-            Some(((Offset::Offset(offset), metadata), (low, high))) if offset > high => {
+        match (stored, ends) {
+            (Some((Offset::Offset(offset), metadata)), Some((low, high))) if offset > high => {
                 start.beyond.push((place, offset, (low, high), decode(offset, &metadata).anchors));
                 return;
             }
-            Some(((Offset::Offset(offset), metadata), (low, high))) => {
+            (Some((Offset::Offset(offset), metadata)), Some((low, high))) => {
                 beginning.start = Some(offset.max(low));
                 beginning.metadata = moved(offset, offset.max(low), metadata);
                 beginning.delivered_before = high;
@@ -167,14 +194,20 @@ impl Context {
                     first = Some((low, beginning.metadata.clone()));
                 }
             }
-            Some(((Offset::Invalid, _), (low, high))) => {
-                let is_new = !self.begun.has(&self.wanted.group, &place.topic);
-                let offset = if is_new && self.settings.begins_at_end() { high } else { low };
+            (Some((Offset::Invalid, _)), Some((low, high))) => {
+                let offset = if at_end { high } else { low };
                 beginning.start = Some(offset);
                 beginning.delivered_before = i64::MIN;
                 first = Some((offset, String::new()));
             }
+            (Some((Offset::Invalid, _)), None) => {
+                let offset = if at_end { Offset::End } else { Offset::Beginning };
+                start.offsets.push((place.clone(), offset));
+            }
             _ => tracing::warn!(topic, partition, "the broker does not tell how far the group is"),
+        }
+        if let Some(offset) = beginning.start {
+            start.offsets.push((place.clone(), Offset::Offset(offset)));
         }
         if let Some((offset, metadata)) = first {
             start.first.push(Position { place: place.clone(), offset, metadata });

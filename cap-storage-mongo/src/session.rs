@@ -204,7 +204,7 @@ impl Clients {
         if self.weakened {
             let write_concern = &self.work.db.write_concern;
             tracing::warn!(
-                place = %self.place,
+                cap.place = %self.place,
                 ?write_concern,
                 "`weaken_durability` is on: what is acknowledged may be lost or done twice when the primary changes, \
                  unless this write concern is as good as `majority` with a journal"
@@ -531,7 +531,7 @@ impl Db {
     /// Takes a transaction back. The server does so by itself if this does not arrive.
     pub(crate) async fn abort(&self, session: &mut ClientSession) {
         if let Err(error) = session.abort_transaction().await {
-            tracing::debug!(%error, "a transaction was not rolled back cleanly");
+            tracing::debug!(error.message = %error, "a transaction was not rolled back cleanly");
         }
     }
 }

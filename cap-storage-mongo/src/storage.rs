@@ -330,7 +330,10 @@ async fn end_sessions(db: &Db, dead: &[mongodb::bson::Document]) {
     }
     if let Err(error) = db.database.run_command(commands::kill_sessions(sessions)).await {
         let reason = text_of(&error);
-        tracing::warn!(reason, "the transactions of dead nodes could not be ended, and hold their locks for a minute");
+        tracing::warn!(
+            error.message = reason,
+            "the transactions of dead nodes could not be ended, and hold their locks for a minute"
+        );
     }
 }
 

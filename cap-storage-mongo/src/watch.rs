@@ -114,7 +114,7 @@ async fn open(db: &Db, storage: &MongoStorage) -> Fallible<ChangeStream<Document
         match begin(Some(token)).await {
             Ok(stream) => return Ok(stream.with_type()),
             Err(error) => {
-                tracing::debug!(%error, "the change stream cannot go on where it was, and begins anew");
+                tracing::debug!(error.message = %error, "the change stream cannot go on where it was, and begins anew");
                 storage.position().set(None);
             }
         }

@@ -163,7 +163,7 @@ impl PostgresStorage {
         sql.names.lending.turn_on();
         pools.lend();
         tracing::warn!(
-            place = %pools.place(),
+            cap.place = %pools.place(),
             "a pooler in transaction mode stands before the server and keeps no prepared statements: each statement is \
              prepared again in a transaction of its own, which is slower; let the pooler keep them (PgBouncer from 1.21, \
              `max_prepared_statements`), use its session mode, or connect to the server itself"

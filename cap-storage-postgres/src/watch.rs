@@ -102,7 +102,7 @@ impl Bell {
         // From here on a commit may be too late for this one, and pulls again.
         self.is_pulled.store(false, Ordering::SeqCst);
         if let Err(error) = notify(pools, TELL, channel, table.as_str()).await {
-            tracing::debug!(%table, %error, "could not notify others of a commit: they will find it when they poll");
+            tracing::debug!(%table, error.message = %error, "could not notify others of a commit: they will find it when they poll");
         }
     }
 }
@@ -210,7 +210,7 @@ fn left(storage: &PostgresStorage) -> Error {
 /// As long as the server gives no more connections polling covers what is not told.
 async fn without_a_connection(storage: &PostgresStorage) -> Result<()> {
     tracing::warn!(
-        place = %storage.pools().place(),
+        cap.place = %storage.pools().place(),
         "the server gives no connection to listen on: commits of other processes are found by polling only"
     );
     loop {
@@ -224,7 +224,7 @@ async fn without_a_connection(storage: &PostgresStorage) -> Result<()> {
 /// Polling covers what is not told.
 async fn without_listening(storage: &PostgresStorage) -> Result<()> {
     tracing::warn!(
-        place = %storage.pools().place(),
+        cap.place = %storage.pools().place(),
         "LISTEN does not work here, probably because of a pooler in transaction mode: commits of other processes are \
          found by polling only"
     );

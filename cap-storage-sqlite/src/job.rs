@@ -200,7 +200,7 @@ fn serve_over(
             return;
         }
         if session.has_moved() {
-            tracing::error!(place = %bench.place, "the file was deleted or replaced while it was open");
+            tracing::error!(cap.place = %bench.place, "the file was deleted or replaced while it was open");
             return;
         }
     }

@@ -122,7 +122,7 @@ fn keep_promises_at_last(session: &mut Session<'_>, place: &str) {
         Err(error) => {
             rollback(session);
             session.leases.broken();
-            tracing::warn!(place, %error, "leases that were held by a transaction may have run out, as it was lost");
+            tracing::warn!(place, error.message = %error, "leases that were held by a transaction may have run out, as it was lost");
         }
     }
 }
@@ -219,7 +219,7 @@ fn rollback(session: &mut Session<'_>) {
         return;
     }
     if let Err(error) = session.execute(ROLLBACK) {
-        tracing::error!(%error, "cannot roll a transaction back");
+        tracing::error!(error.message = %error, "cannot roll a transaction back");
     }
 }
 

@@ -83,7 +83,7 @@ impl Losses {
         match tried {
             Ok(Ok(())) => Ok(true),
             Ok(Err(error)) => {
-                tracing::debug!(%error, idle_for = ?found.idle_for, "an idle connection was closed meanwhile");
+                tracing::debug!(error.message = %error, idle_for = ?found.idle_for, "an idle connection was closed meanwhile");
                 Ok(false)
             }
             Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),

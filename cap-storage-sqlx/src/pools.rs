@@ -156,7 +156,7 @@ impl<S: Server> Pools<S> {
             if !is_victim || tries == TRIES || begun.elapsed() >= self.limits.statement_timeout {
                 return Err(self.explain_when(When::AtWork, fault, attempt));
             }
-            tracing::debug!(operation = attempt.operation(), place = %self.place, ?fault, "done again after a conflict");
+            tracing::debug!(operation = attempt.operation(), cap.place = %self.place, ?fault, "done again after a conflict");
             tokio::time::sleep(PAUSE * tries).await;
             tries += 1;
         }
@@ -186,7 +186,7 @@ impl<S: Server> Pools<S> {
             }
         };
         if outcome.as_ref().is_err_and(Fault::is_stale::<S>) {
-            tracing::debug!(place = %self.place, "closed a session that is of no more use");
+            tracing::debug!(cap.place = %self.place, "closed a session that is of no more use");
         } else if is_clean {
             held.give_back();
         }
@@ -220,7 +220,7 @@ impl<S: Server> Pools<S> {
     async fn learn_terms(&self, connection: &mut Connection<S>) -> Fallible<()> {
         if !self.on_terms() && S::needs_terms(connection, self.limits.statement_timeout).await? {
             tracing::info!(
-                place = %self.place,
+                cap.place = %self.place,
                 "the database's defaults for transactions are unusual: every call says what it needs, which costs it a round \
                  trip or two more"
             );
@@ -299,7 +299,7 @@ impl<S: Server> Pools<S> {
         let may = *others < most;
         *others += 1;
         if may {
-            tracing::debug!(place = %self.place, ?fault, "done again on another connection");
+            tracing::debug!(cap.place = %self.place, ?fault, "done again on another connection");
         }
         may
     }

@@ -59,7 +59,7 @@ impl Room {
         let mut known = self.known();
         if !is_within(known.told, TELL_EVERY) {
             let place = S::place(&pool.connect_options());
-            tracing::warn!(%place, %reason, "the server gives no more connections: those that are there are shared");
+            tracing::warn!(%place, error.message = %reason, "the server gives no more connections: those that are there are shared");
             known.told = Some(Instant::now());
         }
         known.full = Some(Instant::now());

@@ -36,13 +36,13 @@ impl fmt::Display for LeftBehind {
 pub fn tell_of_takeover(left: &[LeftBehind], zone: Option<&str>, setting: &str) {
     let read_in = zone.unwrap_or("UTC");
     for of in left {
-        tracing::info!(table = %of.table, rows = %of, zone = read_in, "took over the rows of .NET CAP");
+        tracing::info!(cap.table = %of.table, cap.rows = %of, cap.zone = read_in, "took over the rows of .NET CAP");
     }
     let delayed: i64 = left.iter().map(LeftBehind::delayed).sum();
     if delayed > 0 && zone.is_none() {
         tracing::warn!(
-            delayed,
-            setting,
+            cap.delayed = delayed,
+            cap.setting = setting,
             "the times of .NET CAP's delayed messages were read as UTC, since no zone was named: if its hosts were in \
              another one, they will be sent hours early or late"
         );

@@ -54,7 +54,7 @@ pub(crate) fn begin_again<C: ConsumerContext>(consumer: &impl Consumer<C>, post:
     };
     let told = format!("partition {partition} of `{topic}`: {reason}: it is begun again at {offset}{more}");
     for Misplaced { place: Place { topic, partition }, offset, reason } in &misplaced {
-        tracing::error!(%topic, partition, group = %post.group, offset, "{reason}: it is begun again there");
+        tracing::error!(messaging.destination.name = %topic, partition, messaging.consumer.group.name = %post.group, offset, "{reason}: it is begun again there");
     }
     let position = |Misplaced { place, offset, .. }| Position { place, offset, metadata: String::new() };
     commit_now(consumer, post, &misplaced.into_iter().map(position).collect::<Vec<_>>());
@@ -68,7 +68,7 @@ pub(crate) fn commit_now<C: ConsumerContext>(consumer: &impl Consumer<C>, post: 
     }
     if let Err(error) = consumer.commit(&offsets(positions), CommitMode::Sync) {
         // Nothing is lost: what is not committed comes again, and the inbox knows it.
-        tracing::info!(%error, group = %post.group, "offsets could not be committed");
+        tracing::info!(error.message = %error, messaging.consumer.group.name = %post.group, "offsets could not be committed");
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn offsets(positions: &[Position]) -> TopicPartitionList {
     for Position { place, offset, metadata } in positions {
         let mut entry = list.add_partition(&place.topic, place.partition);
         if let Err(error) = entry.set_offset(Offset::Offset(*offset)) {
-            tracing::error!(%error, offset, "not an offset");
+            tracing::error!(error.message = %error, offset, "not an offset");
         }
         entry.set_metadata(metadata);
     }

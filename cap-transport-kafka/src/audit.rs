@@ -71,7 +71,7 @@ impl Audit {
         match settings.auditor(wanted).create_with_context(Quiet) {
             Ok(reader) => Some(Self { reader, deadline }),
             Err(error) => {
-                tracing::warn!(reason = words(&error), group = %wanted.group, "logs cannot be looked at now");
+                tracing::warn!(error.message = words(&error), messaging.consumer.group.name = %wanted.group, "logs cannot be looked at now");
                 None
             }
         }

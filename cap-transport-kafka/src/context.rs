@@ -67,10 +67,10 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         let fault = Fault::new(&error, reason);
         let has_joined = self.post.has_joined();
-        tracing::debug!(target: "librdkafka", group = %self.post.group, %error, "{reason}");
+        tracing::debug!(target: "librdkafka", messaging.consumer.group.name = %self.post.group, error.message = %error, "{reason}");
         let end = ended(self.post.subject(), &fault);
         if fault.code == Code::AutoOffsetReset {
-            tracing::error!(group = %self.post.group, reason, "a log does not have what is to be received next");
+            tracing::error!(messaging.consumer.group.name = %self.post.group, error.message = reason, "a log does not have what is to be received next");
         }
         let is_outage = fault.code == Code::AllBrokersDown;
         if !is_outage {
@@ -90,7 +90,7 @@ impl ConsumerContext for Context {
         let outcome = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             for (place, offset) in self.assigned(consumer, partitions) {
                 if let Err(error) = partitions.set_partition_offset(&place.topic, place.partition, offset) {
-                    tracing::error!(%error, ?offset, "not an offset");
+                    tracing::error!(error.message = %error, ?offset, "not an offset");
                 }
             }
             consumer.incremental_assign(partitions)
@@ -98,7 +98,7 @@ impl ConsumerContext for Context {
             if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
                 self.revoked(consumer, partitions);
             } else {
-                tracing::warn!(error = %Code::from(err), group = %self.post.group, "a rebalance failed");
+                tracing::warn!(error.message = %Code::from(err), messaging.consumer.group.name = %self.post.group, "a rebalance failed");
             }
             match consumer.rebalance_protocol() {
                 RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
@@ -141,7 +141,7 @@ impl Context {
         if !beyond.is_empty() {
             begin_again(consumer, &self.post, self.misplaced(beyond));
         }
-        tracing::debug!(group = %self.post.group, partitions = partitions.count(), "partitions were assigned");
+        tracing::debug!(messaging.consumer.group.name = %self.post.group, partitions = partitions.count(), "partitions were assigned");
         self.post.join();
         offsets
     }
@@ -189,7 +189,7 @@ impl Context {
                 beginning.delivered_before = high;
                 if offset < low {
                     let lost = low - offset;
-                    tracing::error!(topic, partition, group = %self.post.group, lost,
+                    tracing::error!(topic, partition, messaging.consumer.group.name = %self.post.group, lost,
                         "the broker has deleted records that the group had not received (the topic's retention)");
                     first = Some((low, beginning.metadata.clone()));
                 }
@@ -245,7 +245,7 @@ impl Context {
         }
         // A partition that goes while it is paused would be paused when it comes back.
         if let Err(error) = consumer.resume(partitions) {
-            tracing::debug!(%error, group = %self.post.group, "partitions that go could not be resumed");
+            tracing::debug!(error.message = %error, messaging.consumer.group.name = %self.post.group, "partitions that go could not be resumed");
         }
         let mut state = self.post.lock();
         let positions = state.ledger.commit_of(&places);
@@ -258,7 +258,7 @@ impl Context {
         if !is_lost {
             commit_now(consumer, &self.post, &positions);
         }
-        tracing::debug!(group = %self.post.group, partitions = places.len(), is_lost, "partitions were revoked");
+        tracing::debug!(messaging.consumer.group.name = %self.post.group, partitions = places.len(), is_lost, "partitions were revoked");
     }
 
     fn wants(&self, topic: &str) -> bool {

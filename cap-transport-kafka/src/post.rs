@@ -173,7 +173,7 @@ impl Post {
     pub(crate) fn give_up(&self, error: Error) {
         let mut state = self.lock();
         if state.over.is_none() && !state.ending {
-            tracing::debug!(%error, "a consumer is over");
+            tracing::debug!(error.message = %error, "a consumer is over");
             state.over = Some(error);
         }
         drop(state);

@@ -271,7 +271,7 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let name = format!("{name} {}", NUMBER.fetch_add(1, Ordering::Relaxed));
     if let Err(error) = std::thread::Builder::new().name(name).spawn(work) {
-        tracing::warn!(%error, "no thread for closing a producer: it is closed here, and what is on its way given up");
+        tracing::warn!(error.message = %error, "no thread for closing a producer: it is closed here, and what is on its way given up");
     }
 }
 

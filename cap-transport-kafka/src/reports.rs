@@ -59,7 +59,7 @@ impl Reports {
             };
             match self.settings.lone_producer().create_with_context::<_, Producer>(reports) {
                 Ok(made) => drop(lone.set(made)),
-                Err(error) => tracing::error!(%error, "no producer for messages that are sent alone"),
+                Err(error) => tracing::error!(error.message = %error, "no producer for messages that are sent alone"),
             }
         }
         let Some(lone) = lone.get() else {
@@ -111,7 +111,7 @@ impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         let fault = Fault::new(&error, reason);
         if fault.code == Code::Fatal {
-            tracing::error!(reason, "the producer has failed for good, and is replaced");
+            tracing::error!(error.message = reason, "the producer has failed for good, and is replaced");
             self.retired.store(true, Ordering::Relaxed);
         }
         self.watch.note(fault);

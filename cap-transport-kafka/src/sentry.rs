@@ -54,7 +54,7 @@ fn look_at(topic: &Topic, producer: &Producer, traffic: &Traffic, topics: &Topic
         // librdkafka gives its messages up within seconds, and does not send them if it is made again.
         Some(fault) if fault.kind == ErrorKind::Unroutable => topics.forget(topic.as_str()),
         Some(fault) => {
-            tracing::debug!(%topic, reason = fault.reason, "nothing gets through to a topic");
+            tracing::debug!(messaging.destination.name = %topic, error.message = fault.reason, "nothing gets through to a topic");
             traffic.give_up(topic, now, limit, &fault);
         }
         None => {}

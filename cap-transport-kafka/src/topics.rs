@@ -182,7 +182,7 @@ impl Topics {
         if settings.create_topics() != CreateTopics::Never {
             // Without it, the group gets what is sent to topics that exist, and to those that others make.
             for (topic, error) in self.create(publisher, settings, forgotten).await {
-                tracing::warn!(topic, %error, "a pattern is not remembered: first messages to new topics that it matches wait");
+                tracing::warn!(topic, error.message = %error, "a pattern is not remembered: first messages to new topics that it matches wait");
             }
         }
         listing.names.extend(remembering);

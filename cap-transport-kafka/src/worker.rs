@@ -247,7 +247,7 @@ impl Worker {
     fn regulate(&self, consumer: &StreamConsumer<Context>, flow: Flow, orders: &Orders) -> Flow {
         let paused = |outcome: KafkaResult<()>| {
             if let Err(error) = outcome {
-                tracing::warn!(%error, group = %self.post.group, "partitions could not be paused or resumed");
+                tracing::warn!(error.message = %error, messaging.consumer.group.name = %self.post.group, "partitions could not be paused or resumed");
             }
         };
         let assigned = || consumer.assignment().unwrap_or_default();
@@ -282,7 +282,7 @@ impl Worker {
         state.sent.clone_from(&positions);
         drop(state);
         if let Err(error) = consumer.commit(&offsets(&positions), CommitMode::Async) {
-            tracing::debug!(%error, group = %self.post.group, "offsets could not be committed; they will be");
+            tracing::debug!(error.message = %error, messaging.consumer.group.name = %self.post.group, "offsets could not be committed; they will be");
             self.post.lock().ledger.uncommit(positions);
         }
     }

@@ -62,12 +62,12 @@ pub(crate) async fn keep(link: Arc<Link>, settings: Arc<Settings>, wanted: Subsc
             Ok(()) => {
                 pause = LEAST_PAUSE;
                 if was_missed {
-                    tracing::warn!(group = %wanted.group, "a message came back that the group wants: its bindings were made again");
+                    tracing::warn!(messaging.consumer.group.name = %wanted.group, "a message came back that the group wants: its bindings were made again");
                 }
             }
             Err(error) => {
                 pause = (pause * 2).min(MAX_PAUSE);
-                tracing::warn!(%error, "cannot tell whether the group's bindings are there");
+                tracing::warn!(error.message = %error, "cannot tell whether the group's bindings are there");
             }
         }
         tokio::time::sleep(pause).await;

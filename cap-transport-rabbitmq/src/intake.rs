@@ -181,7 +181,7 @@ impl Intake {
             Ok(Err(cause)) => return Err(self.lost(cause)),
             Err(_) => return Err(self.silent(limit)),
         };
-        tracing::debug!(group = %self.group, from = self.asked, to = asked, "another prefetch");
+        tracing::debug!(messaging.consumer.group.name = %self.group, from = self.asked, to = asked, "another prefetch");
         (self.asked, self.before) = (asked, self.last);
         (self.patience, self.since_tried) = (asked, 0);
         Ok(())

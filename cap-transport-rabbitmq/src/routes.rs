@@ -24,7 +24,7 @@ pub(crate) fn unrouted(mut topics: Vec<Topic>, bindings: &[Binding]) -> Vec<Topi
     topics.retain(|topic| !to_queues.iter().any(|(key, _)| key.matches(topic)));
     for topic in &topics {
         if let Some((_, binding)) = to_exchanges.iter().find(|(key, _)| key.matches(topic)) {
-            tracing::info!(%topic, exchange = binding.destination, "goes to another exchange, whose queues are not looked at");
+            tracing::info!(messaging.destination.name = %topic, exchange = binding.destination, "goes to another exchange, whose queues are not looked at");
         }
     }
     topics

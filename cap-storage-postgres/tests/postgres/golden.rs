@@ -110,9 +110,9 @@ async fn the_log_says_what_was_taken_over_and_warns_of_delayed_messages_whose_zo
     let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let line = |part: &str| told.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {told}"));
     for part in ["2 Delayed, 2 Failed, 2 Scheduled, 19 Succeeded", "zone=\"UTC\""] {
-        assert!(line("took over the rows of .NET CAP table=outbox").contains(part), "{told}");
+        assert!(line("took over the rows of .NET CAP cap.table=outbox").contains(part), "{told}");
     }
-    assert!(line("CAP table=inbox rows").contains("1 Failed, 1 Scheduled, 4 Succeeded"), "{told}");
+    assert!(line("CAP cap.table=inbox cap.rows").contains("1 Failed, 1 Scheduled, 4 Succeeded"), "{told}");
     let warning = line("were read as UTC");
     for part in ["WARN", "delayed=2", "cap.time_zone"] {
         assert!(warning.contains(part), "{warning}");

@@ -117,7 +117,7 @@ impl ClientContext for Quiet {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", error.message = %error, "{reason}");
+        tracing::debug!(target: "librdkafka", { error.message = %error }, "{reason}");
     }
 }
 

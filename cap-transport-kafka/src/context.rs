@@ -67,7 +67,7 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         let fault = Fault::new(&error, reason);
         let has_joined = self.post.has_joined();
-        tracing::debug!(target: "librdkafka", messaging.consumer.group.name = %self.post.group, error.message = %error, "{reason}");
+        tracing::debug!(target: "librdkafka", { messaging.consumer.group.name = %self.post.group, error.message = %error }, "{reason}");
         let end = ended(self.post.subject(), &fault);
         if fault.code == Code::AutoOffsetReset {
             tracing::error!(messaging.consumer.group.name = %self.post.group, error.message = reason, "a log does not have what is to be received next");

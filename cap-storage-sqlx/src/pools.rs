@@ -149,7 +149,7 @@ impl<S: Server> Pools<S> {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            if self.may_do_on_another(via, &fault, &mut others) || self.on_terms() && !had_terms {
+            if self.on_terms() && !had_terms || self.may_do_on_another(via, &fault, &mut others) {
                 continue;
             }
             let is_victim = fault.driver().is_some_and(S::is_victim);

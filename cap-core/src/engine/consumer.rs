@@ -409,9 +409,23 @@ impl Rooms {
     }
 }
 
+/// An insert with a claim has failed. It may have been committed all the same, with nobody to work on it, unless the error
+/// says otherwise. Nobody waits for the release: what failed is told at once, and inserted again it is a duplicate.
+fn forget_claim(engine: &Arc<Engine>, epoch: Epoch, claim: Claim, error: &Error) {
+    match error.kind() {
+        ErrorKind::LeaseLost => engine.node.lost(&epoch),
+        ErrorKind::Unavailable => {
+            let engine = Arc::clone(engine);
+            let tasks = engine.tasks.clone();
+            tasks.spawn(async move { engine.undo_claim(Table::Inbox, claim, &epoch).await });
+        }
+        _ => {}
+    }
+}
+
 /// Inserts records into the inbox. As many as there is room for are claimed with the same statement and go on at
 /// once; the others wait in the inbox for a claim, by this node or another.
-async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
+async fn store(engine: &Arc<Engine>, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
     // On a stop nothing new begins here; another node can.
     let epoch = engine.node.current().filter(|_| !engine.stop.quiesce.is_cancelled());
     let mut rooms = match epoch {
@@ -428,13 +442,8 @@ async fn store(engine: &Engine, group: &Group, arrivals: &[Arrival]) -> Result<S
     let inserted = match engine.storage.insert(Table::Inbox, records, claim).await {
         Ok(inserted) => inserted,
         Err(error) => {
-            if let (Some(epoch), Some(claim)) = (&epoch, claim) {
-                if error.kind() == ErrorKind::LeaseLost {
-                    engine.node.lost(epoch);
-                } else {
-                    // It may have been committed all the same, with nobody to work on it.
-                    engine.undo_claim(Table::Inbox, claim, epoch).await;
-                }
+            if let (Some(epoch), Some(claim)) = (epoch, claim) {
+                forget_claim(engine, epoch, claim, &error);
             }
             return Err(error);
         }

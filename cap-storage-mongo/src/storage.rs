@@ -306,6 +306,8 @@ async fn heartbeat(db: &Db, node: NodeId, lease: i64) -> Fallible<Lease> {
 /// First the nodes: those that are left live on, and a claim of the dead that is written from now on is given back by
 /// itself.
 async fn take_over(db: &Db, dead: &[Sign]) -> Fallible<TakenOver> {
+    // Before the collections are made, this says so.
+    db.clock().await?;
     let mut nodes = Vec::new();
     for sign in dead {
         let dead = commands::dead_node(sign);

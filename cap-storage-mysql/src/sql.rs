@@ -676,6 +676,7 @@ mod tests {
         "{and_no_topic_of}",
         "{crashes}",
         "{share}",
+        "{signs}",
         "{suspect}",
         "{suspects}",
         "{tables}",

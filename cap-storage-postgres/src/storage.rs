@@ -173,10 +173,11 @@ impl PostgresStorage {
     /// Brings the sequence of a table's addresses up to the table, over a connection of the storage's own.
     pub(crate) async fn catch_up(&self, table: Table) -> Result<()> {
         let attempt = Attempt::on("set the sequence of the addresses of", table);
-        self.keep(attempt, (&self.0.sql, table), |connection, (sql, table)| {
+        let catch_up = self.keep(attempt, (&self.0.sql, table), |connection, (sql, table)| {
             Box::pin(sequence::catch_up(connection, sql, *table))
-        })
-        .await
+        });
+        // Apart, so that the futures of what comes to it are not too deep for the compiler.
+        Box::pin(catch_up).await
     }
 
     /// Where a relay would see nothing of what is stored, since somebody made a policy, it says so.

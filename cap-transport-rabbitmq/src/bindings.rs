@@ -42,10 +42,14 @@ impl Bindings {
         watched
     }
 
-    /// A message of this topic came back: no queue is bound for it. Where a consumer wants it, one should be.
+    /// A message of this topic came back: no queue is bound for it. Where a consumer wants it, one should be; and what took
+    /// that binding away may have taken others, whose messages do not come back as long as another group gets them.
     pub(crate) fn missed(&self, topic: &Topic) {
+        let all: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
         let wants = |watched: &Arc<Watched>| watched.topics.iter().any(|pattern| pattern.matches(topic));
-        self.lock().iter().filter_map(Weak::upgrade).filter(wants).for_each(|watched| watched.missed.notify_one());
+        if all.iter().any(wants) {
+            all.iter().for_each(|watched| watched.missed.notify_one());
+        }
     }
 }
 
@@ -62,7 +66,7 @@ pub(crate) async fn keep(link: Arc<Link>, settings: Arc<Settings>, wanted: Subsc
             Ok(()) => {
                 pause = LEAST_PAUSE;
                 if was_missed {
-                    tracing::warn!(messaging.consumer.group.name = %wanted.group, "a message came back that the group wants: its bindings were made again");
+                    tracing::warn!(messaging.consumer.group.name = %wanted.group, "a message came back that a group wants: the bindings were made again");
                 }
             }
             Err(error) => {
@@ -90,15 +94,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_consumers_that_are_there_and_want_the_topic_are_told() {
+    async fn if_a_consumer_that_is_there_wants_the_topic_all_are_told() {
         let bindings = Bindings::default();
         let patterns = |text: &str| vec![TopicPattern::try_from(text).unwrap()];
         let (orders, bills) = (bindings.watch(patterns("order.*")), bindings.watch(patterns("bill")));
-        drop(bindings.watch(patterns("order.paid")));
+        drop(bindings.watch(patterns("gone")));
+        bindings.missed(&"gone".parse().unwrap());
+        for watched in [&orders, &bills] {
+            let told = tokio::time::timeout(Duration::ZERO, watched.missed.notified()).await;
+            assert!(told.is_err(), "told of what nobody wants any more");
+        }
         bindings.missed(&"order.paid".parse().unwrap());
         orders.missed.notified().await;
-        let told = tokio::time::timeout(Duration::ZERO, bills.missed.notified()).await;
-        assert!(told.is_err(), "a consumer of something else was told");
+        bills.missed.notified().await;
         bindings.watch(patterns("x"));
         assert_eq!(bindings.lock().len(), 3, "who is gone is forgotten");
     }

@@ -148,6 +148,11 @@ async fn consume(
         if let Some(error) = over {
             break Err(error);
         }
+        if progress.given_back.is_cancelled() {
+            // Nobody tries any longer to store what has just ended, and it may have been the last.
+            give_back(engine, group, consumer, storing);
+            return End::GaveBack(progress.is_over().await);
+        }
     };
     // What is being stored is not given up half-way. What still waits was not acknowledged, and goes back.
     while !storing.is_empty() {

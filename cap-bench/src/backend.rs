@@ -79,6 +79,15 @@ pub(crate) struct Business {
     pub(crate) invoices: Vec<(i64, i64)>,
 }
 
+/// What an operator does to a database for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// The application's right to insert into CAP's inbox is revoked.
+    Revoke,
+    /// The server takes no writes, as a standby and an old primary do. It is done to all of the server's databases.
+    ReadOnly,
+}
+
 /// A database with CAP's tables and the business tables `orders`, `invoices` and `locks`.
 pub(crate) trait Database: Clone + Send + Sync + 'static {
     /// Our side.
@@ -122,6 +131,24 @@ pub(crate) trait Database: Clone + Send + Sync + 'static {
     /// Transactions that the server has counted so far, if it counts.
     fn transactions(&self) -> impl Future<Output = Fallible<Option<u64>>> + Send {
         std::future::ready(Ok(None))
+    }
+
+    /// Where it is for an application: for a role of its own, if there are roles, which has no more rights than it needs
+    /// and is forgotten with the database. To be called once.
+    fn application(&self) -> impl Future<Output = Fallible<Option<String>>> + Send {
+        std::future::ready(Ok(self.place()))
+    }
+
+    /// Names the URL of a pooler before the same server, in transaction mode.
+    const POOLER: Option<&'static str> = None;
+
+    /// What can be done to it by [`Database::operate`].
+    const DEEDS: &'static [Deed] = &[];
+
+    /// Does this to it or to its [`application`](Database::application), or takes it back.
+    fn operate(&self, deed: Deed, is_done: bool) -> impl Future<Output = Fallible> + Send {
+        let told = format!("{deed:?} ({is_done}) cannot be done to this database");
+        std::future::ready(Err(told.into()))
     }
 
     /// Deletes it.
@@ -241,6 +268,20 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
     fn remake_topic(&self, topic: &str) -> impl Future<Output = Fallible> + Send {
         let told = format!("topic {topic} cannot be made again");
         std::future::ready(Err(told.into()))
+    }
+
+    /// Whether groups get messages by bindings, which can be taken away.
+    const HAS_BINDINGS: bool = false;
+
+    /// Takes a group's binding of a topic away, as an operator would by mistake.
+    fn unbind(&self, group: &str, topic: &str) -> impl Future<Output = Fallible> + Send {
+        let told = format!("{group} has no binding of {topic}");
+        std::future::ready(Err(told.into()))
+    }
+
+    /// Deletes what all bindings, of everybody, hang on.
+    fn unbind_all(&self) -> impl Future<Output = Fallible> + Send {
+        std::future::ready(Err("there are no bindings".into()))
     }
 
     /// Deletes what it made.

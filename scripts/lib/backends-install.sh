@@ -32,8 +32,19 @@ pgbouncer_program() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v pgbouncer 
 
 mariadb_program() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mariadbd || true; }
 
+faketime_library() {
+  local found
+  for found in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime/libfaketimeMT.so.1; do
+    if [ -e "$found" ]; then
+      printf '%s' "$found"
+      return
+    fi
+  done
+}
+
 # The Debian packages that a server needs and that are not there.
 missing_packages() {
+  ! has_clock "$1" || [ -n "$(faketime_library)" ] || echo libfaketime
   case $1 in
     postgres) [ -n "$(postgres_bin)" ] || echo postgresql ;;
     pgbouncer)

@@ -43,10 +43,11 @@ forget_dead_postmaster() {
 }
 
 start_postgres() {
-  local home=$1 port=$2 switch=()
+  local home=$1 port=$2 switch=() clock
+  mapfile -t clock < <(clock_environment postgres "$home")
   forget_dead_postmaster "$home/data"
   ! as_root || switch=(setpriv --reuid=postgres --regid=postgres --init-groups)
-  launch postgres "$home" "${switch[@]}" "$(postgres_bin)/postgres" -D "$home/data" \
+  launch postgres "$home" "${switch[@]}" "${clock[@]}" "$(postgres_bin)/postgres" -D "$home/data" \
     -c listen_addresses=127.0.0.1 -c port="$port" -c unix_socket_directories= \
     -c max_connections=300 -c shared_buffers=128MB
 }
@@ -126,10 +127,11 @@ SQL
 
 # The socket's path is relative to the data directory: an absolute one may be too long.
 start_mariadb() {
-  local home=$1 port=$2 user=() options=()
+  local home=$1 port=$2 user=() options=() clock
+  mapfile -t clock < <(clock_environment mariadb "$home")
   ! as_root || user=(--user=mysql)
   read -ra options <<<"${CAP_BACKENDS_MARIADB_OPTIONS:-}"
-  launch mariadb "$home" "$(mariadb_program)" --no-defaults "${user[@]}" --datadir="$home/data" \
+  launch mariadb "$home" "${clock[@]}" "$(mariadb_program)" --no-defaults "${user[@]}" --datadir="$home/data" \
     --bind-address=127.0.0.1 --port="$port" --socket=server.sock --pid-file=server.pid --init-file="$home/init.sql" \
     --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300 "${options[@]}"
 }
@@ -351,6 +353,17 @@ client_mongo_prelude() {
 }
 
 # --- common
+
+# What goes before a server's program if its clock can be set: right at each start, and read from a file at each look. Waiting
+# goes by the monotonic clock, which stays as it is.
+clock_environment() {
+  local name=$1 file=$2/clock
+  has_clock "$name" || return 0
+  echo +0 >"$file"
+  chmod a+r "$file"
+  printf '%s\n' env LD_PRELOAD="$(faketime_library)" FAKETIME_TIMESTAMP_FILE="$file" FAKETIME_NO_CACHE=1 \
+    FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1
+}
 
 # Connects and sends bytes, as printf understands them.
 talk() { exec 3<>"/dev/tcp/127.0.0.1/$1" && printf '%b' "$2" >&3; }

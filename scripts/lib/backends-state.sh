@@ -32,6 +32,14 @@ pid_file() { printf '%s/state/%s.pid' "$dir" "$1"; }
 port_file() { printf '%s/state/%s.port' "$dir" "$1"; }
 home_file() { printf '%s/state/%s.home' "$dir" "$1"; }
 
+# Whether its clock can be set: what CAP_BACKENDS_CLOCKS names is started so.
+has_clock() {
+  local named=" ${CAP_BACKENDS_CLOCKS:-} "
+  [[ ${named//,/ } == *" $1 "* ]]
+}
+
+clock_file() { printf '%s/clock' "$(home_of "$1")"; }
+
 # The folder a server works in.
 home_of() {
   if [ -s "$(home_file "$1")" ]; then

@@ -3,7 +3,7 @@
 use cap_core::transport::Transport as _;
 use cap_transport_rabbitmq::RabbitMq;
 use lapin::ConnectionProperties;
-use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,23 @@ impl Broker for RabbitMqBroker {
         let options = QueueBindOptions::default();
         channel.queue_bind(queue.as_str().into(), EXCHANGE.into(), topic.into(), options, none).await?;
         Ok(Some(Box::new((connection, channel))))
+    }
+
+    const HAS_BINDINGS: bool = true;
+
+    async fn unbind(&self, group: &str, topic: &str) -> Fallible {
+        let connection = open(&self.url).await?;
+        let channel = connection.create_channel().await?;
+        let queue = self.names.queue_of(group);
+        channel.queue_unbind(queue.as_str().into(), EXCHANGE.into(), topic.into(), FieldTable::default()).await?;
+        Ok(connection.close(200, "done".into()).await?)
+    }
+
+    async fn unbind_all(&self) -> Fallible {
+        let connection = open(&self.url).await?;
+        let channel = connection.create_channel().await?;
+        channel.exchange_delete(EXCHANGE.into(), ExchangeDeleteOptions::default()).await?;
+        Ok(connection.close(200, "done".into()).await?)
     }
 
     async fn discard(self) -> Fallible {

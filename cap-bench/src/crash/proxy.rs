@@ -1,9 +1,15 @@
 //! A TCP proxy through which all processes reach a server, so that their connections can be cut.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Fallible;
@@ -12,7 +18,12 @@ use crate::backend::Fallible;
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
+    /// A host and a port.
+    target: Arc<Mutex<String>>,
     open: Arc<Mutex<CancellationToken>>,
+    /// What nothing passes through for so long is closed, if anything is.
+    limit: watch::Sender<Option<Duration>>,
+    closed: Arc<AtomicU32>,
     end: CancellationToken,
 }
 
@@ -22,20 +33,28 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or(0))).await?;
         let proxy = Self {
             address: listener.local_addr()?,
+            target: Arc::new(Mutex::new(target)),
             open: Arc::new(Mutex::new(CancellationToken::new())),
+            limit: watch::Sender::new(None),
+            closed: Arc::default(),
             end: CancellationToken::new(),
         };
-        let (open, end) = (Arc::clone(&proxy.open), proxy.end.clone());
+        let (open, target, end) = (Arc::clone(&proxy.open), Arc::clone(&proxy.target), proxy.end.clone());
+        let (limit, closed) = (proxy.limit.clone(), Arc::clone(&proxy.closed));
         tokio::spawn(async move {
             while let Some(Ok((client, _))) = end.run_until_cancelled(listener.accept()).await {
                 let cut = open.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let (target, end) = (target.clone(), end.clone());
+                let target = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let end = end.clone();
+                let (limit, closed) = (limit.subscribe(), Arc::clone(&closed));
                 tokio::spawn(async move {
+                    let seen = watch::Sender::new(Instant::now());
                     tokio::select! {
                         () = cut.cancelled() => {}
                         () = end.cancelled() => {}
+                        () = idle(limit, &seen) => drop(closed.fetch_add(1, Ordering::Relaxed)),
                         // How a connection ends is its two ends' business.
-                        _ = pass(client, &target) => {}
+                        _ = pass(client, &target, &seen) => {}
                     }
                 });
             }
@@ -53,6 +72,21 @@ impl Proxy {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *open).cancel();
     }
+
+    /// From now on leads new connections elsewhere; answers where it has led. The others stay where they are.
+    pub(crate) fn lead_to(&self, target: String) -> String {
+        std::mem::replace(&mut *self.target.lock().unwrap_or_else(PoisonError::into_inner), target)
+    }
+
+    /// From now on closes what nothing passes through for so long, or leaves it open.
+    pub(crate) fn close_idle(&self, limit: Option<Duration>) {
+        self.limit.send_replace(limit);
+    }
+
+    /// How many were closed because nothing passed through them.
+    pub(crate) fn closed(&self) -> u32 {
+        self.closed.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Proxy {
@@ -61,11 +95,46 @@ impl Drop for Proxy {
     }
 }
 
-async fn pass(mut client: TcpStream, target: &str) -> std::io::Result<()> {
-    let mut server = TcpStream::connect(target).await?;
+async fn pass(client: TcpStream, target: &str, seen: &watch::Sender<Instant>) -> std::io::Result<()> {
+    let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    tokio::try_join!(copy(from_client, to_server, seen), copy(from_server, to_client, seen)).map(drop)
+}
+
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: &watch::Sender<Instant>) -> std::io::Result<()> {
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        let number = from.read(&mut bytes).await?;
+        if number == 0 {
+            return to.shutdown().await;
+        }
+        seen.send_replace(Instant::now());
+        to.write_all(&bytes[..number]).await?;
+    }
+}
+
+/// Waits until nothing was seen for as long as the limit is; without one, for ever.
+async fn idle(mut limit: watch::Receiver<Option<Duration>>, seen: &watch::Sender<Instant>) {
+    loop {
+        let now = *limit.borrow_and_update();
+        let over = async {
+            let Some(limit) = now else { return std::future::pending().await };
+            loop {
+                // While it sleeps, more may pass.
+                let until = *seen.borrow() + limit;
+                if until <= Instant::now() {
+                    return;
+                }
+                tokio::time::sleep_until(until).await;
+            }
+        };
+        tokio::select! {
+            () = over => return,
+            changed = limit.changed() => if changed.is_err() { std::future::pending().await },
+        }
+    }
 }
 
 /// The host and port of a URL, and the URL with others in their place.
@@ -88,8 +157,6 @@ pub(crate) fn rewritten(url: &str, address: SocketAddr) -> Option<(String, Strin
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
 
     #[test]
@@ -116,5 +183,41 @@ mod tests {
             proxy.cut();
             assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));
         }
+    }
+
+    #[tokio::test]
+    async fn new_connections_are_led_elsewhere() {
+        let (old, new) = (TcpListener::bind(("127.0.0.1", 0)).await, TcpListener::bind(("127.0.0.1", 0)).await);
+        let (old, new) = (old.unwrap(), new.unwrap());
+        let place = |server: &TcpListener| server.local_addr().unwrap().to_string();
+        let proxy = Proxy::start(place(&old), None).await.unwrap();
+        assert_eq!(proxy.lead_to(place(&new)), place(&old));
+        let _client = TcpStream::connect(proxy.address()).await.unwrap();
+        tokio::select! {
+            accepted = new.accept() => drop(accepted.unwrap()),
+            _ = old.accept() => panic!("the old server is still used"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_idle_is_closed_and_what_is_used_is_not() {
+        const LIMIT: Duration = Duration::from_millis(200);
+        let server = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let proxy = Proxy::start(server.local_addr().unwrap().to_string(), None).await.unwrap();
+        let mut idle = TcpStream::connect(proxy.address()).await.unwrap();
+        let mut used = TcpStream::connect(proxy.address()).await.unwrap();
+        let (_first, _second) = (server.accept().await.unwrap(), server.accept().await.unwrap());
+        proxy.close_idle(Some(LIMIT));
+        let mut pace = tokio::time::interval(LIMIT / 10);
+        let closed = loop {
+            tokio::select! {
+                read = idle.read_u8() => break read,
+                _ = pace.tick() => used.write_all(b"x").await.unwrap(),
+            }
+        };
+        assert!(closed.is_err(), "{closed:?}");
+        assert_eq!(proxy.closed(), 1);
+        proxy.close_idle(None);
+        assert!(tokio::time::timeout(LIMIT * 2, used.read(&mut [0])).await.is_err(), "nobody is closed any more");
     }
 }

@@ -1,5 +1,6 @@
 //! A whole run: starts everything, lets the nemeses rage, heals, waits until all is delivered, and judges.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,12 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Broker, Database, Fallible};
 use crate::crash::checker::{self, Verdict};
-use crate::crash::nemesis::{Backends, Mischief, Name, Nemesis, Processes, Remake, Tally};
+use crate::crash::nemesis::{Backends, DATABASE, Hands, Mischief, Name, Nemesis, Processes, Tally};
 use crate::crash::proxy::{Proxy, rewritten};
 use crate::crash::recorder::{self, Recorder, What};
 use crate::crash::remains;
 use crate::crash::roles::{Kind, Role};
 use crate::crash::servers::{SCRIPT, Servers};
-use crate::crash::trouble::REMADE;
 use crate::database::now_micros;
 use crate::report;
 use crate::walk::CALM;
@@ -61,7 +61,8 @@ pub(crate) async fn run<D: Database, B: Broker>(
     transport: &str,
 ) -> Fallible<(Map<String, Value>, bool)> {
     let (database, broker) = (D::fresh().await?, B::fresh().await?);
-    let place = database.place().ok_or("the memory storage dies with its process: there is nothing to check")?;
+    let place =
+        database.application().await?.ok_or("the memory storage dies with its process: there is nothing to check")?;
     let broker_place = broker.place().ok_or("the broker has no place")?;
     broker.declare_groups().await?;
     tokio::time::sleep(CALM).await;
@@ -73,8 +74,9 @@ pub(crate) async fn run<D: Database, B: Broker>(
         ));
     }
 
+    put_right(servers.as_ref()).await?;
     let mut proxies = Vec::new();
-    let place = proxied(&mut proxies, "database", place, None).await?;
+    let place = proxied(&mut proxies, DATABASE, place, None).await?;
     let broker_place = proxied(&mut proxies, "broker", broker_place, broker.proxy_port()).await?;
     let folder = tempfile::tempdir()?;
     let recorder = Recorder::create(folder.path(), "nemesis", 1)?;
@@ -97,20 +99,21 @@ pub(crate) async fn run<D: Database, B: Broker>(
     };
     let roles = (1..).zip(kinds).map(role).collect();
     let command = ["crash", "--storage", storage, "--transport", transport].map(str::to_owned).to_vec();
+    let pooler = pooler(D::POOLER);
     let backends = Backends {
         has_servers: servers.is_some(),
         has_connections: !proxies.is_empty(),
         one_writer: matches!(storage, "sqlite" | "memory"),
         has_logs: B::HAS_LOGS,
+        has_bindings: B::HAS_BINDINGS,
+        has_clock: servers.as_ref().is_some_and(|servers| servers.clock().is_some()),
+        has_database_connections: proxies.iter().any(|(name, _)| *name == DATABASE),
+        has_pooler: pooler.is_some(),
+        deeds: D::DEEDS,
     };
     let (names, left_out) = Name::chosen(&settings.nemesis, backends);
     left_out.iter().for_each(|left_out| report::progress(format_args!("NOTE: without {left_out}")));
     let own: Arc<dyn Storage> = Arc::new(database.storage().await?);
-    let remade = broker.clone();
-    let remake: Remake = Box::new(move || {
-        let broker = remade.clone();
-        Box::pin(async move { broker.remake_topic(&broker.names().topic_of(REMADE)).await })
-    });
     let max_body = broker.transport().await?.capabilities().max_body;
     let mut nemesis = Nemesis {
         names,
@@ -119,7 +122,8 @@ pub(crate) async fn run<D: Database, B: Broker>(
         proxies,
         servers,
         mischief: Mischief::new(Arc::clone(&own), broker.names().clone(), recorder.clone(), max_body),
-        remake,
+        pooler,
+        operators: Box::new(Hands { database: database.clone(), broker: broker.clone() }),
         random: fastrand::Rng::with_seed(settings.seed),
         recorder: recorder.clone(),
         tally: Tally::default(),
@@ -149,6 +153,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
     recorder.record(What::Attack { on: "end".into() })?;
     nemesis.processes.end_all(END).await?;
     let verdict = judge().await?;
+    put_right(nemesis.servers.as_ref()).await?;
     let figures = figures(&nemesis, &verdict, rest);
 
     if settings.keep || !verdict.is_good() {
@@ -161,6 +166,24 @@ pub(crate) async fn run<D: Database, B: Broker>(
     }
     Ok((figures, verdict.is_good() && verdict.is_complete()))
 }
+
+/// The database's clock, where it can be set.
+async fn put_right(servers: Option<&Servers>) -> Fallible {
+    let clock = servers.and_then(|servers| Some((servers, servers.clock()?)));
+    match clock {
+        Some((servers, server)) => servers.set_clock(server, 0).await,
+        None => Ok(()),
+    }
+}
+
+/// The host and port of the pooler that this variable names.
+fn pooler(variable: Option<&str>) -> Option<String> {
+    let url = std::env::var(variable?).ok()?;
+    rewritten(&url, NOWHERE).map(|(target, _)| target)
+}
+
+/// For whom only the other half of an address matters.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// The place, reached through a proxy if it is on a server.
 async fn proxied(
@@ -175,8 +198,7 @@ async fn proxied(
         Some(members) => members.get("url").and_then(Value::as_str),
         None => Some(place.as_str()),
     };
-    let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let Some((target, _)) = url.and_then(|url| rewritten(url, nowhere)) else { return Ok(place) };
+    let Some((target, _)) = url.and_then(|url| rewritten(url, NOWHERE)) else { return Ok(place) };
     let proxy = Proxy::start(target, port).await?;
     let through = url.and_then(|url| rewritten(url, proxy.address())).map(|(_, through)| through).unwrap_or_default();
     proxies.push((name, proxy));

@@ -9,6 +9,8 @@ use crate::backend::Fallible;
 
 /// Names the script.
 pub(crate) const SCRIPT: &str = "CAP_TEST_BACKENDS";
+/// Names the servers that it has started with clocks that can be set.
+const CLOCKS: &str = "CAP_BACKENDS_CLOCKS";
 
 /// The script and the servers that it may attack.
 #[derive(Debug, Clone)]
@@ -16,6 +18,8 @@ pub(crate) struct Servers {
     script: PathBuf,
     /// Its names of the broker and of the database.
     pub(crate) names: Vec<&'static str>,
+    /// Those of these whose clocks can be set.
+    clocks: Vec<&'static str>,
 }
 
 impl Servers {
@@ -35,12 +39,18 @@ impl Servers {
     pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
         let script = PathBuf::from(std::env::var_os(SCRIPT)?);
         let names = Self::names(storage, transport);
-        (!names.is_empty()).then_some(Self { script, names })
+        let told = std::env::var(CLOCKS).unwrap_or_default();
+        let clocks = names.iter().copied().filter(|name| told.split([',', ' ']).any(|clock| clock == *name)).collect();
+        (!names.is_empty()).then_some(Self { script, names, clocks })
     }
 
     /// Runs the script and waits for its end.
     pub(crate) async fn run(&self, command: &str, server: &str) -> Fallible {
-        let output = Command::new(&self.script).args([command, server]).output().await?;
+        self.run_with(command, server, &[]).await
+    }
+
+    async fn run_with(&self, command: &str, server: &str, more: &[&str]) -> Fallible {
+        let output = Command::new(&self.script).args([command, server]).args(more).output().await?;
         if !output.status.success() {
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(format!("{} {command} {server}: {}: {told}", self.script.display(), output.status).into());
@@ -52,6 +62,16 @@ impl Servers {
     pub(crate) async fn restart(&self, server: &str) -> Fallible {
         self.run("kill", server).await?;
         self.run("restart", server).await
+    }
+
+    /// A server whose clock can be set: the database.
+    pub(crate) fn clock(&self) -> Option<&'static str> {
+        self.clocks.first().copied()
+    }
+
+    /// Lets its clock go wrong by so many seconds.
+    pub(crate) async fn set_clock(&self, server: &str, seconds: i64) -> Fallible {
+        self.run_with("clock", server, &[&seconds.to_string()]).await
     }
 
     /// Stops a server for a while.

@@ -7,11 +7,11 @@ use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
 use cap_storage_mysql::MySqlStorage;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, MySqlConnection, Row as _};
 
-use crate::backend::{Business, Client, Database, End, Fallible, unique};
+use crate::backend::{Business, Client, Database, Deed, End, Fallible, unique};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
 use crate::crash::trouble::called_in_billing;
-use crate::database::postgres::with_database;
+use crate::database::postgres::{as_role, with_database};
 use crate::database::{BUSINESS, NOTE, now_micros};
 use crate::twin::mysql::MySqlHand;
 
@@ -28,6 +28,9 @@ fn server() -> Fallible<String> {
     std::env::var(URL).map_err(|_| format!("{URL} is not set: eval \"$(scripts/backends env)\"").into())
 }
 
+/// On the whole database; to insert it may into each table, since only that right can be taken back for one table.
+const RIGHTS: &str = "SELECT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES";
+
 pub(crate) async fn open(url: &str) -> Fallible<MySqlConnection> {
     let options: sqlx::mysql::MySqlConnectOptions = url.parse()?;
     Ok(options.disable_statement_logging().connect().await?)
@@ -37,6 +40,24 @@ impl MySql {
     fn name(&self) -> &str {
         let path = self.url.rsplit_once('/').map_or("", |(_, path)| path);
         path.split('?').next().unwrap_or_default()
+    }
+
+    /// The application's.
+    fn user(&self) -> String {
+        format!("{}_app", self.name())
+    }
+
+    async fn tables(&self) -> Fallible<Vec<String>> {
+        let tables = sqlx::raw_sql("SHOW TABLES").fetch_all(&mut open(&self.url).await?).await?;
+        Ok(tables.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    }
+
+    async fn run(&self, statements: &[String]) -> Fallible {
+        let mut connection = open(&self.url).await?;
+        for statement in statements {
+            sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await?;
+        }
+        Ok(())
     }
 }
 
@@ -137,10 +158,36 @@ impl Database for MySql {
         Ok(Some(transactions))
     }
 
+    async fn application(&self) -> Fallible<Option<String>> {
+        let (user, database) = (self.user(), self.name());
+        let mut statements = vec![
+            format!("CREATE USER {user}@'%' IDENTIFIED BY '{user}'"),
+            format!("GRANT {RIGHTS} ON {database}.* TO {user}@'%'"),
+        ];
+        let of_table = |table| format!("GRANT INSERT ON {database}.`{table}` TO {user}@'%'");
+        statements.extend(self.tables().await?.into_iter().map(of_table));
+        self.run(&statements).await?;
+        as_role(&self.url, &user).map(Some)
+    }
+
+    const DEEDS: &'static [Deed] = &[Deed::Revoke, Deed::ReadOnly];
+
+    async fn operate(&self, deed: Deed, is_done: bool) -> Fallible {
+        let statement = match (deed, is_done) {
+            (Deed::Revoke, true) => format!("REVOKE INSERT ON `cap.received` FROM {}@'%'", self.user()),
+            (Deed::Revoke, false) => format!("GRANT INSERT ON `cap.received` TO {}@'%'", self.user()),
+            // The application's user lacks the right to write all the same.
+            (Deed::ReadOnly, is_done) => format!("SET GLOBAL read_only = {}", u8::from(is_done)),
+        };
+        self.run(&[statement]).await
+    }
+
     async fn discard(self) -> Fallible {
         let mut connection = open(&server()?).await?;
-        let drop = format!("DROP DATABASE IF EXISTS {}", self.name());
-        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await?;
+        let database = format!("DROP DATABASE IF EXISTS {}", self.name());
+        for statement in [database, format!("DROP USER IF EXISTS {}@'%'", self.user())] {
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        }
         Ok(())
     }
 }

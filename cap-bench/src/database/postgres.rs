@@ -7,7 +7,7 @@ use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
 use cap_storage_postgres::PostgresStorage;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
-use crate::backend::{Business, Client, Database, End, Fallible, unique};
+use crate::backend::{Business, Client, Database, Deed, End, Fallible, unique};
 use crate::crash::recorder::Recorder;
 use crate::crash::roles::mishap;
 use crate::crash::trouble::called_in_billing;
@@ -21,6 +21,9 @@ pub(crate) const URL: &str = "CAP_TEST_POSTGRES_URL";
 #[derive(Clone)]
 pub(crate) struct Postgres {
     url: String,
+    /// Whether the application's statements have names: not in the processes of a crash run, where a pooler may give
+    /// their sessions away.
+    has_names: bool,
 }
 
 fn server() -> Fallible<String> {
@@ -35,6 +38,23 @@ pub(crate) fn with_database(url: &str, name: &str) -> Fallible<String> {
     Ok(format!("{scheme}://{authority}/{name}{parameters}"))
 }
 
+/// The same place, for a role whose password is its name.
+pub(crate) fn as_role(url: &str, role: &str) -> Fallible<String> {
+    let (scheme, rest) = url.split_once("://").ok_or("it is no URL")?;
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    Ok(format!("{scheme}://{role}:{role}@{host}{path}"))
+}
+
+/// All that `fresh` makes belongs to the application, which migrates it itself; sequences go with their tables.
+const GIVE: &str = "
+DO $$ DECLARE it regclass; BEGIN
+    FOR it IN SELECT oid FROM pg_class WHERE relkind IN ('r', 'p')
+        AND relnamespace IN ('public'::regnamespace, 'cap'::regnamespace)
+    LOOP EXECUTE format('ALTER TABLE %s OWNER TO {role}', it); END LOOP;
+END $$;
+ALTER SCHEMA cap OWNER TO {role}";
+
 pub(crate) async fn open(url: &str) -> Fallible<PgConnection> {
     let options: sqlx::postgres::PgConnectOptions = url.parse()?;
     Ok(options.disable_statement_logging().connect().await?)
@@ -44,6 +64,19 @@ impl Postgres {
     fn name(&self) -> &str {
         let path = self.url.rsplit_once('/').map_or("", |(_, path)| path);
         path.split('?').next().unwrap_or_default()
+    }
+
+    /// The application's.
+    fn role(&self) -> String {
+        format!("{}_app", self.name())
+    }
+
+    async fn run(&self, statements: &[String]) -> Fallible {
+        let mut connection = open(&self.url).await?;
+        for statement in statements {
+            sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await?;
+        }
+        Ok(())
     }
 }
 
@@ -58,7 +91,7 @@ impl Database for Postgres {
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut server_connection).await?;
         // What the round before left to be written is not this round's work.
         let _ = sqlx::query("CHECKPOINT").execute(&mut server_connection).await;
-        let database = Self { url: with_database(&server()?, &name)? };
+        let database = Self { url: with_database(&server()?, &name)?, has_names: true };
         let mut connection = open(&database.url).await?;
         for table in BUSINESS {
             sqlx::query(table).execute(&mut connection).await?;
@@ -68,7 +101,7 @@ impl Database for Postgres {
     }
 
     fn at(place: &str) -> Fallible<Self> {
-        Ok(Self { url: place.to_owned() })
+        Ok(Self { url: place.to_owned(), has_names: false })
     }
 
     fn place(&self) -> Option<String> {
@@ -80,7 +113,7 @@ impl Database for Postgres {
     }
 
     async fn client(&self) -> Fallible<PostgresClient> {
-        Ok(PostgresClient(open(&self.url).await?))
+        Ok(PostgresClient { connection: open(&self.url).await?, has_names: self.has_names })
     }
 
     async fn hand(&self) -> Fallible<PostgresHand> {
@@ -97,6 +130,7 @@ impl Database for Postgres {
             async move {
                 called_in_billing(&recorder, number, &context)?;
                 sqlx::query("INSERT INTO invoices (number, made_at) VALUES ($1, $2)")
+                    .persistent(false)
                     .bind(number)
                     .bind(now_micros())
                     .execute(&mut **tx)
@@ -111,9 +145,14 @@ impl Database for Postgres {
             let recorder = recorder.clone();
             async move {
                 called_in_billing(&recorder, number, &context)?;
-                sqlx::query("UPDATE locks SET holder = $1 WHERE id = 1").bind(number).execute(&mut **tx).await?;
+                sqlx::query("UPDATE locks SET holder = $1 WHERE id = 1")
+                    .persistent(false)
+                    .bind(number)
+                    .execute(&mut **tx)
+                    .await?;
                 tokio::time::sleep(hold).await;
                 sqlx::query("INSERT INTO invoices (number, made_at) VALUES ($1, $2)")
+                    .persistent(false)
                     .bind(number)
                     .bind(now_micros())
                     .execute(&mut **tx)
@@ -144,21 +183,52 @@ impl Database for Postgres {
         Ok(Some(u64::try_from(counted.try_get::<i64, _>(0)?)?))
     }
 
+    async fn application(&self) -> Fallible<Option<String>> {
+        let role = self.role();
+        let statements = [
+            format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'"),
+            format!("ALTER DATABASE {} OWNER TO {role}", self.name()),
+            GIVE.replace("{role}", &role),
+        ];
+        self.run(&statements).await?;
+        as_role(&self.url, &role).map(Some)
+    }
+
+    const POOLER: Option<&'static str> = Some("CAP_TEST_PGBOUNCER_URL");
+
+    const DEEDS: &'static [Deed] = &[Deed::Revoke];
+
+    async fn operate(&self, deed: Deed, is_done: bool) -> Fallible {
+        let statement = match (deed, is_done) {
+            (Deed::Revoke, true) => format!("REVOKE INSERT ON cap.received FROM {}", self.role()),
+            (Deed::Revoke, false) => format!("GRANT INSERT ON cap.received TO {}", self.role()),
+            // What it has are defaults, which each transaction overrules.
+            (Deed::ReadOnly, _) => return Err("a server of PostgreSQL that is no standby takes writes".into()),
+        };
+        self.run(&[statement]).await
+    }
+
     async fn discard(self) -> Fallible {
         let mut connection = open(&server()?).await?;
-        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name());
-        sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await?;
+        let database = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name());
+        for statement in [database, format!("DROP ROLE IF EXISTS {}", self.role())] {
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        }
         Ok(())
     }
 }
 
 /// An application's connection.
-pub(crate) struct PostgresClient(PgConnection);
+pub(crate) struct PostgresClient {
+    connection: PgConnection,
+    has_names: bool,
+}
 
 impl Client<PostgresStorage> for PostgresClient {
     async fn place(&mut self, cap: &Cap<PostgresStorage>, number: i64, message: Publish, end: End) -> Fallible {
-        let mut tx = self.0.begin().await?;
+        let mut tx = self.connection.begin().await?;
         sqlx::query("INSERT INTO orders (number, note) VALUES ($1, $2)")
+            .persistent(self.has_names)
             .bind(number)
             .bind(NOTE)
             .execute(&mut *tx)
@@ -175,6 +245,12 @@ impl Client<PostgresStorage> for PostgresClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_place_is_another_roles() {
+        assert_eq!(as_role("postgres://u:p@h:1/b?x=1", "app").unwrap(), "postgres://app:app@h:1/b?x=1");
+        assert_eq!(as_role("mysql://h", "app").unwrap(), "mysql://app:app@h");
+    }
 
     #[test]
     fn another_database_of_the_same_server_is_named() {

@@ -7,7 +7,7 @@ use cap_core::storage::{Inserted, Storage, Table};
 use cap_core::{Message, MessageId};
 use tokio::time::Instant;
 
-use crate::backend::{Fallible, Names};
+use crate::backend::{Deed, Fallible, Names};
 use crate::bench::load;
 use crate::crash::nemesis::{Name, Nemesis};
 use crate::crash::recorder::{Recorder, What};
@@ -17,9 +17,7 @@ use crate::report;
 
 /// How long a killer may take to be found, and a deployment to be done.
 const KILLER: Duration = Duration::from_secs(90);
-const DEPLOYMENT: Duration = Duration::from_secs(15);
-/// How long messages may take whose topic was made again.
-const REMADE: Duration = Duration::from_secs(60);
+pub(super) const DEPLOYMENT: Duration = Duration::from_secs(15);
 /// What a large message has, unless the broker takes less.
 const BIG: usize = 3 * 1024 * 1024;
 /// How many of them come together.
@@ -96,6 +94,13 @@ impl Nemesis {
             Name::Blocked => self.every(lease.mul_f64(1.5), end, 1, |_| Trouble::Blocker).await,
             Name::Slowtx => self.slowtx(end).await,
             Name::Topics => self.topics(end).await,
+            Name::Bindings => self.bindings(false, end).await,
+            Name::Exchange => self.bindings(true, end).await,
+            Name::Clock => self.clock(end).await,
+            Name::Standby => self.deeds(Deed::ReadOnly, end).await,
+            Name::Idle => self.idle(end).await,
+            Name::Pooler => self.pooler(end).await,
+            Name::Rights => self.deeds(Deed::Revoke, end).await,
             Name::Bigmessages => self.every(Duration::from_secs(3), end, BURST, |_| Trouble::Big).await,
             Name::Kill | Name::Restart | Name::Cut | Name::Freeze => Ok(()),
         }
@@ -113,7 +118,7 @@ impl Nemesis {
         Ok(true)
     }
 
-    async fn publish(&mut self, trouble: Trouble) -> Fallible {
+    pub(super) async fn publish(&mut self, trouble: Trouble) -> Fallible {
         self.tally.trouble += 1;
         self.mischief.publish(trouble).await
     }
@@ -159,27 +164,6 @@ impl Nemesis {
             }
         }
         Ok(())
-    }
-
-    /// A topic is deleted and made again, again and again: each time when all that was sent to it is handled, so that nothing
-    /// is lost with it. What is sent afterwards must come, be it less than before or more.
-    async fn topics(&mut self, end: Instant) -> Fallible {
-        while Instant::now() < end {
-            let earlier = self.mischief.published.len();
-            for _ in 0..self.random.usize(4..40) {
-                self.publish(Trouble::Remade).await?;
-            }
-            if !self.until_over(earlier, REMADE).await? {
-                report::progress(format_args!(
-                    "what was sent to a topic that was made again has not come within {REMADE:?}"
-                ));
-                return Ok(());
-            }
-            self.recorder.record(What::Attack { on: "a topic is deleted and made again".into() })?;
-            (self.remake)().await?;
-            self.tally.remakes += 1;
-        }
-        self.publish(Trouble::Remade).await
     }
 
     /// Somebody takes the row lock and keeps it, and somebody else wants it.

@@ -3,16 +3,17 @@
 mod havoc;
 mod mischief;
 mod name;
+mod operators;
 mod processes;
 
 use std::time::Duration;
 
-use cap_core::BoxFuture;
 use serde::Serialize;
 use tokio::time::Instant;
 
 pub(crate) use self::mischief::Mischief;
 pub(crate) use self::name::{Backends, Name};
+pub(crate) use self::operators::{Hands, Operators};
 pub(crate) use self::processes::Processes;
 use crate::backend::Fallible;
 use crate::crash::neighbours::CALM;
@@ -41,14 +42,24 @@ pub(crate) struct Tally {
     pub(crate) deployments: u32,
     /// Times a topic was deleted and made again.
     pub(crate) remakes: u32,
+    /// Times a binding was taken away, or the exchange with all of them.
+    pub(crate) unbindings: u32,
+    /// Times an operator took something from the database, and gave it back.
+    pub(crate) deeds: u32,
+    /// Times the database was reached through a pooler.
+    pub(crate) poolers: u32,
+    /// Times the database's clock was set.
+    pub(crate) clock_steps: u32,
+    /// Connections closed because they were idle.
+    pub(crate) idle_closings: u32,
     /// Processes of ours that ended otherwise though nobody killed them.
     pub(crate) unexpected_ends: u32,
     /// Nemeses that had no turn.
     pub(crate) without_turn: Vec<String>,
 }
 
-/// Deletes a topic and makes it again.
-pub(crate) type Remake = Box<dyn Fn() -> BoxFuture<'static, Fallible> + Send + Sync>;
+/// The proxy before the database.
+pub(crate) const DATABASE: &str = "database";
 
 /// All that can be attacked, and the attacker's dice.
 pub(crate) struct Nemesis {
@@ -58,8 +69,9 @@ pub(crate) struct Nemesis {
     pub(crate) proxies: Vec<(&'static str, Proxy)>,
     pub(crate) servers: Option<Servers>,
     pub(crate) mischief: Mischief,
-    /// Deletes the topic of [`Trouble::Remade`](crate::crash::trouble::Trouble::Remade) and makes it again.
-    pub(crate) remake: Remake,
+    pub(crate) operators: Box<dyn Operators>,
+    /// The host and port of a pooler before the database.
+    pub(crate) pooler: Option<String>,
     pub(crate) random: fastrand::Rng,
     pub(crate) recorder: Recorder,
     pub(crate) tally: Tally,
@@ -163,8 +175,9 @@ mod tests {
 
     #[test]
     fn every_nemesis_has_a_turn_in_ten_minutes_and_enough_of_it() {
-        let (calm, work) = lengths(600, 8);
-        assert!((calm + work + QUIET) * 8 < Duration::from_secs(600));
-        assert!(calm >= Duration::from_secs(10) && work >= Duration::from_secs(30));
+        const TURNS: u32 = 13;
+        let (calm, work) = lengths(600, TURNS as usize);
+        assert!((calm + work + QUIET) * TURNS < Duration::from_secs(600));
+        assert!(calm >= Duration::from_secs(10) && work >= Duration::from_secs(20));
     }
 }

@@ -2,6 +2,8 @@
 
 use clap::ValueEnum;
 
+use crate::backend::Deed;
+
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Name {
@@ -27,6 +29,20 @@ pub(crate) enum Name {
     Bigmessages,
     /// A topic is deleted and made again, each time when all that was sent to it is handled.
     Topics,
+    /// A group's binding is taken away: it makes it again.
+    Bindings,
+    /// The exchange is deleted, and all bindings with it: the groups make them again, one after another.
+    Exchange,
+    /// The application may not insert into CAP's inbox for some seconds.
+    Rights,
+    /// The database's clock steps by ten or twenty minutes, forward and back.
+    Clock,
+    /// The database takes no writes for some seconds, as while its primary changes.
+    Standby,
+    /// Connections to the database are closed over which nothing has passed for a while.
+    Idle,
+    /// The database's address leads to a pooler in transaction mode for a while; the processes are deployed again.
+    Pooler,
 }
 
 /// What a run has that can be attacked.
@@ -38,6 +54,16 @@ pub(crate) struct Backends {
     pub(crate) one_writer: bool,
     /// The broker's topics are logs, which can be deleted.
     pub(crate) has_logs: bool,
+    /// Groups get messages by bindings, which can be taken away.
+    pub(crate) has_bindings: bool,
+    /// The database's clock can be set.
+    pub(crate) has_clock: bool,
+    /// The database is reached over connections.
+    pub(crate) has_database_connections: bool,
+    /// A pooler stands before the database for those who want it.
+    pub(crate) has_pooler: bool,
+    /// What operators can do to the database.
+    pub(crate) deeds: &'static [Deed],
 }
 
 impl Name {
@@ -48,8 +74,18 @@ impl Name {
 
     /// Whether healthy messages are to keep their speed beside it.
     pub(crate) fn is_judged(self, backends: Backends) -> bool {
-        // A group begins again whose topic was made again, with all of its topics.
-        !(self.is_havoc() || self == Self::Topics || self == Self::Slowtx && backends.one_writer)
+        match self {
+            Self::Slowtx => !backends.one_writer,
+            // A group begins again whose topic was made again, with all of its topics. What cannot be routed waits.
+            Self::Topics | Self::Bindings | Self::Exchange => false,
+            // Nothing is handled that cannot be stored before.
+            Self::Rights | Self::Standby => false,
+            // Every process is stopped and started, and each statement is prepared again for each use.
+            Self::Pooler => false,
+            // Processes are killed meanwhile, and a due time of before the step is another one after it.
+            Self::Clock => false,
+            _ => !self.is_havoc(),
+        }
     }
 
     /// Why it is not there by default.
@@ -58,6 +94,18 @@ impl Name {
             Self::Restart if !backends.has_servers => Some("no server may be attacked"),
             Self::Cut if !backends.has_connections => Some("there is no connection to a server"),
             Self::Topics if !backends.has_logs => Some("the broker has no logs"),
+            Self::Bindings | Self::Exchange if !backends.has_bindings => Some("the broker has no bindings"),
+            Self::Exchange => Some("a group loses what comes between another one's binding and its own"),
+            Self::Clock if !backends.has_clock => {
+                Some("no clock of a database of ours can be set (CAP_BACKENDS_CLOCKS)")
+            }
+            Self::Standby if !backends.deeds.contains(&Deed::ReadOnly) => {
+                Some("the storage's server always takes writes")
+            }
+            Self::Standby if !backends.has_servers => Some("no server may be attacked"),
+            Self::Idle if !backends.has_database_connections => Some("there is no connection to a database"),
+            Self::Pooler if !backends.has_pooler => Some("there is no pooler before the database"),
+            Self::Rights if !backends.deeds.contains(&Deed::Revoke) => Some("the storage has no rights to revoke"),
             Self::Slowtx if backends.one_writer => Some("the storage has one writer, for whom everybody waits"),
             _ => None,
         }
@@ -92,21 +140,49 @@ impl std::fmt::Display for Name {
 mod tests {
     use super::*;
 
+    fn all() -> Backends {
+        Backends {
+            has_servers: true,
+            has_connections: true,
+            one_writer: false,
+            has_logs: true,
+            has_bindings: true,
+            has_clock: true,
+            has_database_connections: true,
+            has_pooler: true,
+            deeds: &[Deed::Revoke, Deed::ReadOnly],
+        }
+    }
+
+    fn least() -> Backends {
+        Backends {
+            has_servers: false,
+            has_connections: false,
+            one_writer: true,
+            has_logs: false,
+            has_bindings: false,
+            has_clock: false,
+            has_database_connections: false,
+            has_pooler: false,
+            deeds: &[],
+        }
+    }
+
     #[test]
     fn by_default_there_are_all_that_the_backends_allow() {
-        let all = Backends { has_servers: true, has_connections: true, one_writer: false, has_logs: true };
-        assert_eq!(Name::chosen(&[], all), (Name::value_variants().to_vec(), Vec::new()));
-        let least = Backends { has_servers: false, has_connections: false, one_writer: true, has_logs: false };
-        let (chosen, left_out) = Name::chosen(&[], least);
-        assert_eq!((chosen.len(), left_out.len()), (7, 4));
-        assert!(!chosen.contains(&Name::Slowtx));
+        let (chosen, left_out) = Name::chosen(&[], all());
+        let is_left_out = |name: &&Name| !chosen.contains(*name);
+        assert_eq!(Name::value_variants().iter().filter(is_left_out).collect::<Vec<_>>(), [&Name::Exchange]);
+        assert!(left_out[0].starts_with("exchange: "), "{left_out:?}");
+        let (chosen, left_out) = Name::chosen(&[], least());
+        assert_eq!((chosen.len(), left_out.len()), (7, 11));
+        assert!(![Name::Slowtx, Name::Bindings, Name::Rights].iter().any(|name| chosen.contains(name)));
     }
 
     #[test]
     fn what_is_asked_for_is_there_once() {
-        let least = Backends { has_servers: false, has_connections: false, one_writer: true, has_logs: false };
         let asked = [Name::Slowtx, Name::Kill, Name::Slowtx];
-        assert_eq!(Name::chosen(&asked, least).0, [Name::Kill, Name::Slowtx]);
-        assert!(!Name::Slowtx.is_judged(least) && Name::Poison.is_judged(least));
+        assert_eq!(Name::chosen(&asked, least()).0, [Name::Kill, Name::Slowtx]);
+        assert!(!Name::Slowtx.is_judged(least()) && Name::Poison.is_judged(least()));
     }
 }

@@ -203,7 +203,8 @@ fn begin(session: &mut Session<'_>, place: &str) -> rusqlite::Result<()> {
                     tracing::warn!(
                         place,
                         ?waited,
-                        "another connection to the file keeps the one writer for longer than half the lease:                          heartbeats, claims and settlements wait, and the lease is lost if that lasts"
+                        "another connection to the file keeps the one writer for longer than half the lease: \
+                         heartbeats, claims and settlements wait, and the lease is lost if that lasts"
                     );
                 }
                 if asked.elapsed() >= timeout {
@@ -311,7 +312,8 @@ mod tests {
         });
         let panics = add(&mut batch, |session| {
             write(session, "panics")?;
-            panic!("oh {}", "dear")
+            // Not by `panic!`: a backtrace may take longer than a batch.
+            std::panic::resume_unwind(Box::new("oh dear".to_owned()))
         });
         let undone = add(&mut batch, |session| {
             write(session, "undone")?;

@@ -228,6 +228,10 @@ pub(crate) trait Broker: Clone + Send + Sync + 'static {
         None
     }
 
+    /// Whether a part of the messages waits for one process, whatever the others do: then handlers that block must not hold
+    /// it up.
+    const IS_PARTITIONED: bool = false;
+
     /// The topic and group of this round.
     fn names(&self) -> &Names;
 

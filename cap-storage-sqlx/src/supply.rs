@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::Pool;
 use sqlx::pool::{PoolConnection, PoolOptions};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::fault::{Fallible, Fault};
 use crate::losses::Losses;
@@ -46,6 +47,13 @@ pub(crate) struct Supply<S: Server> {
     /// Whether a pooler lends sessions for a transaction at a time: then none is limited, as it would be so for others.
     pub(crate) is_lent: Arc<AtomicBool>,
     limits: Limits,
+    /// Where connections are opened, wherever they are used: one works only while the runtime that made it runs.
+    home: Option<Handle>,
+}
+
+/// The runtime that this is called in, if its threads run whatever is waited for in them.
+fn home() -> Option<Handle> {
+    Handle::try_current().ok().filter(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 impl<S: Server> Supply<S> {
@@ -65,7 +73,8 @@ impl<S: Server> Supply<S> {
         let connect = Options::<S>::clone(&work.connect_options());
         let limited = if is_own || S::LIMITS_BESIDE_POOL { Limited::Unless(&is_lent) } else { Limited::Never };
         let keepers = pool::<S>(connect, KEEPERS, limits, limited, &losses);
-        Self { work, is_own, keepers, pulse: Pulse::default(), losses, room: Room::default(), is_lent, limits }
+        let (pulse, room, home) = (Pulse::default(), Room::default(), home());
+        Self { work, is_own, keepers, pulse, losses, room, is_lent, limits, home }
     }
 
     /// A connection, at the latest when the time limit of its pool is over.
@@ -77,8 +86,8 @@ impl<S: Server> Supply<S> {
         let acquiring = async {
             match via {
                 Via::Work => self.for_work().await,
-                Via::Keepers => self.beside(&self.keepers).await,
-                Via::Pulse => self.beside(&self.pulse()).await,
+                Via::Keepers => self.beside(&self.keepers, true).await,
+                Via::Pulse => self.beside(&self.pulse(), false).await,
             }
         };
         match tokio::time::timeout(limit, acquiring).await {
@@ -89,7 +98,7 @@ impl<S: Server> Supply<S> {
 
     async fn for_work(&self) -> Fallible<PoolConnection<S::Db>> {
         loop {
-            let acquired = if self.room.is_full() { self.shared().await } else { self.opened(&self.work).await };
+            let acquired = if self.room.is_full() { self.shared().await } else { self.opened(&self.work, true).await };
             if let Some(connection) = acquired? {
                 return Ok(connection);
             }
@@ -97,10 +106,11 @@ impl<S: Server> Supply<S> {
     }
 
     /// From a pool beside that for work, or from that one if the server gives no more.
-    async fn beside(&self, pool: &Pool<S::Db>) -> Fallible<PoolConnection<S::Db>> {
+    async fn beside(&self, pool: &Pool<S::Db>, at_home: bool) -> Fallible<PoolConnection<S::Db>> {
         loop {
             let may_open = !self.room.is_full() || self.work.size() == 0;
-            let acquired = if may_open || pool.num_idle() > 0 { self.opened(pool).await } else { self.shared().await };
+            let acquired =
+                if may_open || pool.num_idle() > 0 { self.opened(pool, at_home).await } else { self.shared().await };
             if let Some(connection) = acquired? {
                 return Ok(connection);
             }
@@ -108,14 +118,26 @@ impl<S: Server> Supply<S> {
     }
 
     /// An idle one, or a new one; nothing if the server gives no more.
-    async fn opened(&self, pool: &Pool<S::Db>) -> Fallible<Option<PoolConnection<S::Db>>> {
-        let mut acquiring = pin!(pool.acquire());
+    async fn opened(&self, pool: &Pool<S::Db>, at_home: bool) -> Fallible<Option<PoolConnection<S::Db>>> {
+        let mut acquiring = pin!(self.acquiring(pool, at_home));
         loop {
             tokio::select! {
                 biased;
                 acquired = &mut acquiring => return self.unless_full(pool, acquired),
                 is_full = self.room.look_later::<S>(pool) => if is_full { return Ok(None) },
             }
+        }
+    }
+
+    /// Asks a pool for a connection.
+    async fn acquiring(&self, pool: &Pool<S::Db>, at_home: bool) -> sqlx::Result<PoolConnection<S::Db>> {
+        let is_away = |home: &&Handle| at_home && Handle::try_current().is_ok_and(|here| here.id() != home.id());
+        let Some(home) = self.home.as_ref().filter(is_away) else { return pool.acquire().await };
+        let pool = pool.clone();
+        // One that nobody waits for any more goes back into the pool.
+        match home.spawn(async move { pool.acquire().await }).await {
+            Ok(acquired) => acquired,
+            Err(_) => Err(sqlx::Error::WorkerCrashed),
         }
     }
 

@@ -4,7 +4,7 @@ use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::anchor::{Again, Verdict};
-use crate::audit::Finding;
+use crate::audit::{Finding, Question};
 use crate::error::unavailable;
 use crate::place::{Place, Position};
 use crate::post::Post;
@@ -21,7 +21,7 @@ pub(crate) struct Misplaced {
 impl Misplaced {
     /// The log was looked at, and found to be another one.
     pub(crate) fn found(finding: Finding, again: Again) -> Self {
-        let Finding { place, verdict, ends: (low, high), .. } = finding;
+        let Finding { asked: Question { place, .. }, verdict, ends: (low, high), .. } = finding;
         let offset = match again {
             Again::Low => low,
             Again::At(offset) => offset.clamp(low, high),

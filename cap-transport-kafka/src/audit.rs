@@ -1,4 +1,5 @@
-//! Looks whether logs are still the ones that positions were made in, by reading single records of them.
+//! Looks whether logs are still the ones that positions were made in, and whether what is in them comes, by reading single
+//! records of them.
 //!
 //! Each time with a client of its own: one that was there before has its own idea of a topic, and may not notice that it
 //! is another one by now. (librdkafka 2.12 goes on at the old offset when a topic is made again, and never fetches again
@@ -24,39 +25,63 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
 
+/// What a log is looked at for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Question {
+    pub(crate) place: Place,
+    /// By what it is known again.
+    pub(crate) anchors: Anchors,
+    /// The record that should come next and has not for a while, if there is one.
+    pub(crate) awaits: Option<i64>,
+}
+
 /// What was found of one log.
 #[derive(Debug)]
 pub(crate) struct Finding {
-    pub(crate) place: Place,
-    /// What it was looked at for.
-    pub(crate) asked: Anchors,
+    pub(crate) asked: Question,
     pub(crate) verdict: Verdict,
+    /// The log has what is awaited.
+    pub(crate) has_awaited: bool,
     /// Its offsets: the first one, and the one behind the last.
     pub(crate) ends: (i64, i64),
 }
 
 /// Looks at logs. Of those that no broker tells of in time there is no finding.
-pub(crate) fn look(settings: &Settings, wanted: &Subscription, asked: Vec<(Place, Anchors)>) -> Vec<Finding> {
+///
+/// What may have been replaced is looked at before what is sure: the other way round, a log that is replaced in between
+/// would seem to be the same up to what is sure.
+pub(crate) fn look(settings: &Settings, wanted: &Subscription, asked: Vec<Question>) -> Vec<Finding> {
     let deadline = Instant::now() + LIMIT;
     let audit = || Audit::new(settings, wanted, deadline);
     let Some(first) = audit() else { return Vec::new() };
     let ranged = first.ranged(asked);
-    let seen = first.see(ranged.iter().filter_map(|(place, anchors, ends)| Some((place, anchors.sure?, *ends))));
-    let further = ranged.iter().filter(|(_, anchors, _)| anchors.last != anchors.sure);
-    let further: Vec<_> = further.filter_map(|(place, anchors, ends)| Some((place, anchors.last?, *ends))).collect();
-    let seen_last = match further.is_empty() {
-        true => BTreeMap::new(),
-        false => audit().map(|second| second.see(further.into_iter())).unwrap_or_default(),
+    drop(first);
+    let see = |wants: &dyn Fn(&Question) -> Option<Anchor>| {
+        let each = ranged.iter().filter_map(|(asked, ends)| Some((&asked.place, wants(asked)?, *ends)));
+        let each: Vec<_> = each.collect();
+        match each.is_empty() {
+            true => BTreeMap::new(),
+            false => audit().map(|audit| audit.see(each.into_iter())).unwrap_or_default(),
+        }
     };
-    let find = |(place, asked, ends): (Place, Anchors, (i64, i64))| {
-        let last = match asked.last != asked.sure {
-            true => Some(*seen_last.get(&place)?),
+    let seen_last = see(&|asked| asked.anchors.last.filter(|_| asked.anchors.last != asked.anchors.sure));
+    let seen_sure = see(&|asked| asked.anchors.sure);
+    // Whatever is there: only its offset is known.
+    let seen_awaited = see(&|asked| asked.awaits.map(|offset| Anchor { offset, born: i64::MIN }));
+    let find = |(asked, ends): &(Question, (i64, i64))| {
+        let (place, anchors) = (&asked.place, asked.anchors);
+        let last = match anchors.last != anchors.sure {
+            true => Some(*seen_last.get(place)?),
             false => None,
         };
-        let verdict = Verdict::of(*seen.get(&place)?, last);
-        Some(Finding { place, asked, verdict, ends })
+        let verdict = match anchors.sure {
+            Some(_) => Verdict::of(*seen_sure.get(place)?, last),
+            None => Verdict::Unknown,
+        };
+        let has_awaited = seen_awaited.get(place).is_some_and(|sight| *sight != Sight::Beyond);
+        Some(Finding { asked: asked.clone(), verdict, has_awaited, ends: *ends })
     };
-    ranged.into_iter().filter_map(find).collect()
+    ranged.iter().filter_map(find).collect()
 }
 
 /// A client that reads once. (One that is assigned a partition, and then the same one elsewhere, may abort the process when
@@ -82,12 +107,12 @@ impl Audit {
     }
 
     /// With the ends of each log; of one that is not told, nothing.
-    fn ranged(&self, asked: Vec<(Place, Anchors)>) -> Vec<(Place, Anchors, (i64, i64))> {
+    fn ranged(&self, asked: Vec<Question>) -> Vec<(Question, (i64, i64))> {
         let ends = |place: &Place| {
             let left = Some(self.left()).filter(|left| !left.is_zero())?;
             self.reader.fetch_watermarks(&place.topic, place.partition, left).ok()
         };
-        asked.into_iter().filter_map(|(place, anchors)| ends(&place).map(|ends| (place, anchors, ends))).collect()
+        asked.into_iter().filter_map(|asked| ends(&asked.place).map(|ends| (asked, ends))).collect()
     }
 
     /// What is where each record was.

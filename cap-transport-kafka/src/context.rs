@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::again::{Misplaced, begin_again, commit_now};
 use crate::anchor::{Anchors, Verdict};
-use crate::audit;
+use crate::audit::{self, Question};
 use crate::client::{COMMIT_FAILED, Fault, log};
 use crate::error::{ended, unavailable};
 use crate::metadata::{decode, moved};
@@ -218,13 +218,15 @@ impl Context {
     /// Where logs begin again that end before the group's position: if the first part of one is the same, behind that.
     fn misplaced(&self, beyond: Vec<(Place, i64, (i64, i64), Anchors)>) -> Vec<Misplaced> {
         let known = beyond.iter().filter(|(.., anchors)| anchors.sure.is_some());
-        let known: Vec<_> = known.map(|(place, .., anchors)| (place.clone(), *anchors)).collect();
+        let question = |place: &Place, anchors: Anchors| Question { place: place.clone(), anchors, awaits: None };
+        let known: Vec<_> = known.map(|(place, .., anchors)| question(place, *anchors)).collect();
         let found = match known.is_empty() {
             true => Vec::new(),
             false => audit::look(&self.settings, &self.wanted, known),
         };
-        let is_cut =
-            |place: &Place| found.iter().any(|finding| finding.place == *place && finding.verdict == Verdict::Cut);
+        let is_cut = |place: &Place| {
+            found.iter().any(|finding| finding.asked.place == *place && finding.verdict == Verdict::Cut)
+        };
         let misplaced = |(place, position, ends, anchors): (Place, i64, (i64, i64), Anchors)| {
             let sure = anchors.sure.filter(|_| is_cut(&place)).map(|sure| sure.offset);
             Misplaced::beyond(place, position, ends, sure)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cap_core::transport::{Delivery, DeliveryTag};
 
 use crate::anchor::{Again, Anchors, Verdict};
+use crate::audit::Question;
 use crate::place::{Beginning, Place, Position};
 use crate::progress::{Born, Progress, State};
 
@@ -19,6 +20,15 @@ struct Partition {
     is_wanted: bool,
     /// What was last committed, or is on its way to be.
     committed: Option<(i64, String)>,
+    lull: Lull,
+}
+
+/// What a partition has waited for when its log was looked at. Nothing, as long as the consumer itself takes nothing more.
+#[derive(Debug, Default)]
+struct Lull {
+    awaits: Option<i64>,
+    /// The log had it by then.
+    is_overdue: bool,
 }
 
 #[derive(Debug)]
@@ -109,7 +119,7 @@ impl Ledger {
             progress.settle(late.offset, late.born);
         }
         let committed = start.map(|start| (start, metadata));
-        let partition = Partition { progress, delivered_before, is_wanted, committed };
+        let partition = Partition { progress, delivered_before, is_wanted, committed, lull: Lull::default() };
         self.partitions.entry(place.topic).or_default().insert(place.partition, partition);
     }
 
@@ -309,14 +319,32 @@ impl Ledger {
         self.out.len()
     }
 
-    /// What is to be looked for in each log, to see whether it is still the same.
-    pub(crate) fn anchors(&self) -> Vec<(Place, Anchors)> {
-        let all = self.partitions.iter().flat_map(|(topic, partitions)| {
-            let place = |partition: &i32| Place { topic: Arc::clone(topic), partition: *partition };
-            partitions.iter().map(move |(number, partition)| (place(number), partition))
+    /// What is to be looked for in each log, to see whether it is still the same, and whether what it has comes.
+    pub(crate) fn questions(&mut self) -> Vec<Question> {
+        let all = self.partitions.iter_mut().flat_map(|(topic, partitions)| {
+            partitions.iter_mut().map(|(number, partition)| {
+                let place = Place { topic: Arc::clone(topic), partition: *number };
+                Question { place, anchors: partition.progress.anchors(), awaits: partition.awaits_still() }
+            })
         });
-        let known = all.map(|(place, partition)| (place, partition.progress.anchors()));
-        known.filter(|(_, anchors)| anchors.sure.is_some()).collect()
+        all.filter(|asked| asked.anchors.sure.is_some() || asked.awaits.is_some()).collect()
+    }
+
+    /// The consumer takes nothing more for now: that nothing comes says nothing.
+    pub(crate) fn excuse(&mut self) {
+        let all = self.partitions.values_mut().flat_map(BTreeMap::values_mut);
+        all.for_each(|partition| partition.lull = Lull::default());
+    }
+
+    /// Whether this record was there at the last look and is not here. The first time, that may be its way here.
+    pub(crate) fn is_stalled(&mut self, asked: &Question, has_awaited: bool) -> bool {
+        let Some(partition) = self.partition(&asked.place) else { return false };
+        let is_same = asked.awaits.is_some() && partition.lull.awaits == asked.awaits;
+        if !(has_awaited && is_same && partition.progress.awaits() == asked.awaits) {
+            partition.lull.is_overdue = false;
+            return false;
+        }
+        std::mem::replace(&mut partition.lull.is_overdue, true)
     }
 
     /// A log was looked at, for these anchors. If the position does not count for it, the partition is given up; answers
@@ -334,6 +362,18 @@ impl Ledger {
         let cut = partition.progress.cut().filter(|_| verdict == Verdict::Cut);
         self.revoke(std::slice::from_ref(place));
         Some(cut.map_or(Again::Low, Again::At))
+    }
+}
+
+impl Partition {
+    /// What it awaits, if that is the same as when it was last looked at.
+    fn awaits_still(&mut self) -> Option<i64> {
+        let awaits = self.progress.awaits();
+        if self.lull.awaits != awaits {
+            self.lull = Lull { awaits, is_overdue: false };
+            return None;
+        }
+        awaits
     }
 }
 
@@ -492,6 +532,30 @@ mod tests {
         let again: Vec<bool> = (1..4).map(|offset| arrive(&mut ledger, 0, offset)).collect();
         assert_eq!(again, [true, true, false]);
         assert!(ledger.take(9).iter().all(|delivery| delivery.redelivered));
+    }
+
+    #[test]
+    fn what_the_log_has_and_does_not_come_is_noticed_at_the_second_look() {
+        let mut ledger = ledger(9, &[0]);
+        // Looks once, with what was found; tells whether the partition is stalled.
+        let look = |ledger: &mut Ledger, has_awaited: bool| {
+            let asked = ledger.questions().pop().unwrap_or(Question {
+                place: place(0),
+                anchors: Anchors::default(),
+                awaits: None,
+            });
+            ledger.is_stalled(&asked, has_awaited && asked.awaits.is_some())
+        };
+        let looks =
+            |ledger: &mut Ledger, found: &[bool]| found.iter().map(|has| look(ledger, *has)).collect::<Vec<_>>();
+        assert_eq!(looks(&mut ledger, &[true, false, false, true, true]), [false, false, false, false, true]);
+        arrive(&mut ledger, 0, 0);
+        assert_eq!(looks(&mut ledger, &[true, true]), [false; 2], "it waits for another one by now");
+        ledger.excuse();
+        assert_eq!(looks(&mut ledger, &[true, true, true]), [false, false, true]);
+        let tag = ledger.take(1)[0].tag;
+        ledger.release(&[tag]);
+        assert_eq!(looks(&mut ledger, &[true, true, true]), [false, false, true], "what was given back");
     }
 
     #[test]

@@ -128,6 +128,12 @@ impl Progress {
         self.anchors
     }
 
+    /// The record that is to come next, as far as it is known.
+    pub(crate) fn awaits(&self) -> Option<i64> {
+        let released = self.open.iter().find(|(_, (state, _))| *state == State::Released);
+        released.map(|(offset, _)| *offset).or(self.next)
+    }
+
     /// The log was looked at, for these anchors. Whether there is more to store than before.
     pub(crate) fn confirm(&mut self, asked: Anchors, verdict: Verdict) -> bool {
         self.anchors.sure == asked.sure && self.anchors.confirm(asked, verdict)

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::again::{Misplaced, begin_again, commit_now, offsets};
-use crate::audit::{self, Finding};
+use crate::audit::{self, Finding, Question};
 use crate::context::{Begun, Context};
 use crate::error::{creation, unavailable, words};
 use crate::place::{Place, Position};
@@ -36,6 +36,9 @@ use crate::{pattern, wire};
 
 /// How long the engine may be slow before the partitions are paused.
 const FULL: Duration = Duration::from_millis(500);
+
+/// How long what a log has may be on its way here, before it is looked at once more.
+const OVERDUE: Duration = Duration::from_secs(2);
 
 /// The thread of a consumer.
 pub(crate) struct Worker {
@@ -147,6 +150,9 @@ impl Worker {
             if orders.is_changed {
                 audit.next = now;
             }
+            if !matches!(flow, Flow::Open) {
+                self.post.lock().ledger.excuse();
+            }
             self.begin_audit(&mut audit, now);
             let wake = match flow {
                 Flow::Full(since) => Some(since + FULL),
@@ -160,19 +166,20 @@ impl Worker {
                 _ = closed.wait_for(|closed| *closed) => return,
                 () = self.post.bell.notified() => {}
                 () = sleep_until(timer) => {}
-                findings = audit.findings() => self.judge(consumer, findings),
+                findings = audit.findings() => self.judge(consumer, &mut audit, findings),
                 () = self.pull(&mut messages, orders.room), if !matches!(flow, Flow::Full(_)) => {}
             }
         }
     }
 
-    /// Looks now and then whether the logs are still the ones that the positions were made in.
+    /// Looks now and then whether the logs are still the ones that the positions were made in, and whether what is in them
+    /// comes.
     fn begin_audit(&self, audit: &mut Audit, now: Instant) {
         if audit.running.is_some() || now < audit.next {
             return;
         }
         audit.next = now + self.settings.audit_interval();
-        let asked = self.post.lock().ledger.anchors();
+        let asked = self.post.lock().ledger.questions();
         if asked.is_empty() {
             return;
         }
@@ -180,16 +187,34 @@ impl Worker {
         audit.running = Some(tokio::task::spawn_blocking(move || audit::look(&settings, &wanted, asked)));
     }
 
-    /// Gives the consumer up if a position does not count for the log that is there.
-    fn judge(&self, consumer: &StreamConsumer<Context>, findings: Vec<Finding>) {
+    /// Gives the consumer up if a position does not count for the log that is there, or if librdkafka fetches no more what is
+    /// in it: a new one, with another client, does.
+    fn judge(&self, consumer: &StreamConsumer<Context>, audit: &mut Audit, findings: Vec<Finding>) {
         let mut state = self.post.lock();
+        let mut stalled = None;
         let judge = |finding: Finding| {
-            let again = state.ledger.judge(&finding.place, finding.asked, finding.verdict)?;
+            let Finding { asked, verdict, has_awaited, .. } = &finding;
+            if *has_awaited {
+                audit.next = audit.next.min(Instant::now() + OVERDUE);
+            }
+            if state.ledger.is_stalled(asked, *has_awaited) {
+                stalled = Some(asked.clone());
+            }
+            let again = state.ledger.judge(&asked.place, asked.anchors, *verdict)?;
             Some(Misplaced::found(finding, again))
         };
         let misplaced: Vec<Misplaced> = findings.into_iter().filter_map(judge).collect();
         drop(state);
         begin_again(consumer, &self.post, misplaced);
+        if let Some(Question { place: Place { topic, partition }, awaits, .. }) = stalled {
+            let offset = awaits.unwrap_or_default();
+            let reason = format!(
+                "partition {partition} of `{topic}`: what the log has at {offset} does not come (was the topic made \
+                 again?): another client fetches it"
+            );
+            tracing::error!(messaging.destination.name = %topic, partition, messaging.consumer.group.name = %self.post.group, offset, "{reason}");
+            self.post.give_up(unavailable("receive from", self.post.subject(), reason));
+        }
     }
 
     /// Why a consumer that lost its place is over. A new one joins under another id, and if the group does not take it

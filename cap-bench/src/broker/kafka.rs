@@ -71,6 +71,7 @@ impl KafkaBroker {
 impl Broker for KafkaBroker {
     type Transport = Kafka;
     type Wire = KafkaWire;
+    const IS_PARTITIONED: bool = true;
 
     async fn fresh() -> Fallible<Self> {
         let address = std::env::var(URL).map_err(|_| format!("{URL} is not set: eval \"$(scripts/backends env)\""))?;

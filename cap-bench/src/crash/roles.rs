@@ -1,11 +1,13 @@
 //! What the processes of a crash run do: one engine each, on the places that they are told.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use cap_core::{Cap, CapBuilder, Context, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
+use tokio::runtime::{Handle, Runtime};
 use tokio::time::MissedTickBehavior;
 
 use crate::backend::{Broker, Client as _, Database, End, Fallible};
@@ -132,11 +134,24 @@ async fn start<D: Database, B: Broker>(
         .storage(storage.clone())
         .transport(broker.transport_of(&role.name()).await?)
         .options(Options { lease, heartbeat: lease / 5, ..Options::default() });
+    if B::IS_PARTITIONED {
+        builder = builder.handlers_on(handlers()?);
+    }
     if role.kind.consumes() {
         let (billing, audit) = (billing(role, database, broker, &storage, recorder), audit(role, broker, recorder));
         builder = billing.into_iter().chain(audit).fold(builder, CapBuilder::subscription);
     }
     Ok(builder.start().await?)
+}
+
+/// A runtime of the handlers' own, until the process ends.
+fn handlers() -> Fallible<&'static Handle> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime.handle());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    Ok(RUNTIME.get_or_init(|| runtime).handle())
 }
 
 /// A message whose process died is tried again so often before it is tried alone: a killer is to be found within a run.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +64,7 @@ pub struct CapBuilder<S> {
     subscriptions: Vec<Subscribe>,
     published: Vec<String>,
     states: States,
+    handlers_on: Option<Handle>,
     on_dead: Option<OnDead>,
     on_step: Option<Arc<StepFn>>,
 }
@@ -76,6 +78,7 @@ impl CapBuilder<NoStorage> {
             subscriptions: Vec::new(),
             published: Vec::new(),
             states: States::default(),
+            handlers_on: None,
             on_dead: None,
             on_step: None,
         }
@@ -90,6 +93,7 @@ impl CapBuilder<NoStorage> {
             subscriptions: self.subscriptions,
             published: self.published,
             states: self.states,
+            handlers_on: self.handlers_on,
             on_dead: self.on_dead,
             on_step: self.on_step,
         }
@@ -140,6 +144,26 @@ impl<S> CapBuilder<S> {
     /// A value for handlers that ask for `State<T>`; one of each type.
     pub fn state<T: Clone + Send + Sync + 'static>(mut self, state: T) -> Self {
         self.states.insert(state);
+        self
+    }
+
+    /// Runs the handlers on another runtime than the engine (default: on the one in which [`start`](Self::start) is
+    /// called). For handlers that may block their thread, which they should not: then everything else goes on, what
+    /// arrives meanwhile is stored, and after two seconds what waits for a handler here goes back into the inbox, for the
+    /// group's other nodes. It costs a change of threads for each message.
+    ///
+    /// The runtime must have its timer and its sockets (`enable_all`), several threads, and outlive the engine.
+    ///
+    /// ```
+    /// use cap_core::Cap;
+    /// use tokio::runtime::Builder;
+    ///
+    /// let handlers = Builder::new_multi_thread().thread_name("handlers").enable_all().build()?;
+    /// let builder = Cap::builder().handlers_on(handlers.handle());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn handlers_on(mut self, runtime: &Handle) -> Self {
+        self.handlers_on = Some(runtime.clone());
         self
     }
 
@@ -215,7 +239,8 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             scheduler: Scheduler::new(options.version.clone(), names, options.poll),
             groups,
             suspects: Suspects::new(),
-            runtime: tokio::runtime::Handle::current(),
+            runtime: Handle::current(),
+            handlers_runtime: self.handlers_on,
             pulse: Pulse::new(),
             relay: Relay::new(options.unroutable_rules()?),
             relay_slots: Slots::fixed(options.relay_in_flight, options.in_flight_bytes),

@@ -390,7 +390,8 @@ struct Rooms {
 impl Rooms {
     async fn take(group: &Group, arrivals: &[Arrival]) -> Self {
         let mut wanted = vec![0_usize; group.subscriptions.len()];
-        arrivals.iter().filter_map(Arrival::begins).for_each(|place| wanted[place] += 1);
+        let may_begin = |place: &usize| !group.subscriptions[*place].share.is_shut();
+        arrivals.iter().filter_map(Arrival::begins).filter(may_begin).for_each(|place| wanted[place] += 1);
         let mut shares = Vec::with_capacity(wanted.len());
         for (subscription, wanted) in group.subscriptions.iter().zip(wanted) {
             let share = if wanted > 0 { Some(subscription.share.slots.take_soon(wanted).await) } else { None };

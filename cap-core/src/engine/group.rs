@@ -146,6 +146,19 @@ impl Group {
         false
     }
 
+    /// No handler can begin here at present, or they can again: what waits for one goes back, for other nodes.
+    pub(crate) fn shut(&self, engine: &Engine, is_shut: bool) {
+        for subscription in &self.subscriptions {
+            subscription.share.shut(is_shut);
+            if is_shut {
+                subscription.give_back_all(engine);
+            }
+        }
+        if !is_shut {
+            self.opened.notify_one();
+        }
+    }
+
     /// Waits until a subscription has room.
     async fn wait_for_room(&self, engine: &Engine) {
         while self.subscriptions.iter().all(|subscription| subscription.share.is_full()) {

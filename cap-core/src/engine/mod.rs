@@ -105,8 +105,10 @@ pub(crate) struct Engine {
     pub(crate) scheduler: Scheduler,
     pub(crate) groups: Vec<Arc<Group>>,
     pub(crate) suspects: Suspects,
-    /// The user's runtime, on which everything runs but the keeper of the lease.
+    /// The user's runtime, on which everything runs but the keeper of the lease and, if they have one, the handlers.
     pub(crate) runtime: Handle,
+    /// The handlers' own runtime.
+    pub(crate) handlers_runtime: Option<Handle>,
     pub(crate) pulse: Pulse,
     pub(crate) relay: Relay,
     pub(crate) relay_slots: Arc<Slots>,

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind};
 
@@ -13,15 +15,16 @@ pub(crate) const EVERY: Duration = Duration::from_millis(500);
 /// Without a sign for so long it is told of.
 const BLOCKED: Duration = Duration::from_secs(2);
 
-/// The name of the runtime among the loops of [`crate::Health`].
-const NAME: &str = "runtime";
+/// The names of the runtimes among the loops of [`crate::Health`].
+const RUNTIME: &str = "runtime";
+const HANDLERS: &str = "handlers";
 
 /// What is known of the runtime's threads.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     began: Instant,
-    /// The last sign, in milliseconds since the beginning.
-    sign: Arc<AtomicU64>,
+    /// The last signs of the engine's runtime and of the handlers', in milliseconds since the beginning.
+    signs: [Arc<AtomicU64>; 2],
     polled: Mutex<Vec<Weak<Polled>>>,
     keeper_ended: AtomicBool,
 }
@@ -39,7 +42,7 @@ impl Pulse {
     pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
-            sign: Arc::default(),
+            signs: Default::default(),
             polled: Mutex::default(),
             keeper_ended: AtomicBool::new(false),
         }
@@ -86,12 +89,28 @@ impl Pulse {
         names
     }
 
-    /// Looks at the last sign, asks for the next, and tells what changed.
+    /// Looks at the last signs, asks for the next, and tells what changed.
     pub(crate) fn look(&self, engine: &Engine) {
-        let silent = Duration::from_millis(millis(self.began).saturating_sub(self.sign.load(Ordering::Relaxed)));
+        let [sign, handlers_sign] = &self.signs;
+        let rest = "nothing else runs meanwhile but this node's heartbeats";
+        self.look_at(engine, RUNTIME, &engine.runtime, sign, rest);
+        if let Some(runtime) = &engine.handlers_runtime {
+            let was_well = engine.health.is_well(HANDLERS);
+            let rest = "no other handler runs here meanwhile, and what waits for one goes back into the inbox";
+            self.look_at(engine, HANDLERS, runtime, handlers_sign, rest);
+            let is_well = engine.health.is_well(HANDLERS);
+            if is_well != was_well {
+                engine.groups.iter().for_each(|group| group.shut(engine, !is_well));
+            }
+        }
+    }
+
+    /// `rest`: what becomes of everything else while this runtime is blocked.
+    fn look_at(&self, engine: &Engine, name: &'static str, runtime: &Handle, sign: &Arc<AtomicU64>, rest: &str) {
+        let silent = Duration::from_millis(millis(self.began).saturating_sub(sign.load(Ordering::Relaxed)));
         if silent < BLOCKED {
-            engine.health.well(NAME);
-        } else if engine.health.is_well(NAME) {
+            engine.health.well(name);
+        } else if engine.health.is_well(name) {
             let handlers = self.polled_for(BLOCKED / 2);
             let by = if handlers.is_empty() {
                 "by something that is no handler".to_owned()
@@ -99,13 +118,14 @@ impl Pulse {
                 format!("by the handlers of {}", handlers.join(", "))
             };
             let reason = format!(
-                "all of its threads have been blocked for {silent:?} {by}: nothing else runs meanwhile but this node's \
-                 heartbeats; use `tokio::task::spawn_blocking` for work that does not await"
+                "all of its threads have been blocked for {silent:?} {by}: {rest}; use `tokio::task::spawn_blocking` for \
+                 work that does not await"
             );
-            engine.health.ill(NAME, Error::new(ErrorKind::Unavailable, "run on", "the runtime", reason));
+            let subject = if name == HANDLERS { "the handlers' runtime" } else { "the runtime" };
+            engine.health.ill(name, Error::new(ErrorKind::Unavailable, "run on", subject, reason));
         }
-        let (sign, began) = (Arc::clone(&self.sign), self.began);
-        drop(engine.runtime.spawn(async move { sign.store(millis(began), Ordering::Relaxed) }));
+        let (sign, began) = (Arc::clone(sign), self.began);
+        drop(runtime.spawn(async move { sign.store(millis(began), Ordering::Relaxed) }));
     }
 }
 

@@ -76,8 +76,9 @@ struct Runner {
 impl Runner {
     fn start(engine: Arc<Engine>, subscription: Arc<Subscription>) {
         let tasks = engine.tasks.clone();
+        let runtime = engine.handlers_runtime.as_ref().unwrap_or(&engine.runtime).clone();
         let mut runner = Self { engine, subscription, has_begun: false, is_done: false };
-        tasks.spawn(async move {
+        let running = async move {
             runner.has_begun = true;
             let mut turn = 0;
             let mut service = runner.subscription.service.clone();
@@ -89,7 +90,8 @@ impl Runner {
                     tokio::task::yield_now().await;
                 }
             }
-        });
+        };
+        tasks.spawn_on(running, &runtime);
     }
 
     /// The next job; without one this runner is no more.

@@ -2,7 +2,7 @@
 //! waits for it waits in the inbox, and claims leave its topics alone until there is room again.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -26,6 +26,8 @@ pub(crate) struct Share {
     beyond: AtomicUsize,
     /// Of a pattern: what was lately found to match it while it was full.
     topics: Mutex<VecDeque<Topic>>,
+    /// Nothing of it can begin at present, whatever room there is.
+    shut: AtomicBool,
 }
 
 impl Share {
@@ -34,11 +36,21 @@ impl Share {
             slots: Slots::adaptive(concurrency, most_bytes, opened),
             beyond: AtomicUsize::new(LEAST),
             topics: Mutex::default(),
+            shut: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.slots.is_full(BATCH / 2)
+        self.is_shut() || self.slots.is_full(BATCH / 2)
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
+    }
+
+    /// Whether anything of it can begin.
+    pub(crate) fn shut(&self, is_shut: bool) {
+        self.shut.store(is_shut, Ordering::Release);
     }
 
     /// How many records a claim may bring that can be for it.
@@ -54,7 +66,7 @@ impl Share {
 
     /// So much more is here than there is room for that nothing more may be kept waiting.
     pub(crate) fn is_flooded(&self) -> bool {
-        self.slots.used() > self.slots.capacity() + BATCH
+        self.is_shut() || self.slots.used() > self.slots.capacity() + BATCH
     }
 
     fn topics(&self) -> MutexGuard<'_, VecDeque<Topic>> {

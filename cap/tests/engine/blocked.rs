@@ -55,3 +55,64 @@ fn a_node_whose_threads_are_all_blocked_keeps_its_lease_and_tells_by_whom() {
     other.block_on(witness.stop());
     blocked.block_on(cap.stop());
 }
+
+/// What arrives while a node's handlers block a runtime of their own is stored by that node, and handled by another.
+#[test]
+fn handlers_that_block_a_runtime_of_their_own_hold_nothing_else_up() {
+    let (storage, transport) = (MemoryStorage::new(), MemoryTransport::new());
+    let runtime =
+        |threads| tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
+    let (engines, blocked) = (runtime(2), runtime(1));
+    let seen = Seen::new();
+    let quick = {
+        let seen = seen.clone();
+        move |Json(n): Json<u32>| {
+            seen.push(n);
+            std::future::ready(())
+        }
+    };
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let slow = {
+        let seen = seen.clone();
+        move |Json(n): Json<u32>| {
+            seen.push(n);
+            // On purpose the wrong way, until it is let go.
+            let _ = held.lock().unwrap().recv();
+            std::future::ready(())
+        }
+    };
+    let builder = || Cap::builder().storage(storage.clone()).options(options());
+    let consuming = || builder().transport(transport.clone()).handlers_on(blocked.handle());
+    let blocking = engines.block_on(async {
+        consuming()
+            .subscribe("slow.topic", "g", slow.clone())
+            .subscribe("quick.topic", "g", quick.clone())
+            .start()
+            .await
+            .unwrap()
+    });
+    engines.block_on(async {
+        blocking.publish("slow.topic", &1).await.unwrap();
+        assert_eq!(seen.next().await, 1);
+    });
+    // It has no deliveries of its own: it takes what the other has stored.
+    let other = engines.block_on(async {
+        builder().transport(MemoryTransport::new()).subscribe("quick.topic", "g", quick).start().await.unwrap()
+    });
+    engines.block_on(async {
+        blocking.publish("quick.topic", &2).await.unwrap();
+        assert_eq!(seen.next().await, 2, "it waits for the handlers' runtime");
+        loop {
+            if let Some(LoopHealth::Ill { error, .. }) = blocking.health().loops.get("handlers") {
+                assert!(error.to_string().contains("`slow.topic`"), "{error}");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!matches!(blocking.health().loops.get("runtime"), Some(LoopHealth::Ill { .. })));
+        drop(release);
+        other.stop().await;
+        blocking.stop().await;
+    });
+}

@@ -461,6 +461,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///    work on it, where the database can (a storage with one writer may wait for it): it is `Duplicate`.
     /// 9. What is refused because of a record is `Rejected` or `Invalid`; what is refused whatever the records are is
     ///    `Environment` or `Unavailable`.
+    /// 10. Is not held up by another runtime whose threads are all blocked, though that one has used the storage (so for all
+    ///    calls).
     fn insert(
         &self,
         table: Table,

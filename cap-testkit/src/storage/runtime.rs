@@ -1,4 +1,5 @@
-//! Heartbeats come from a thread with a runtime of its own: they go on whatever the user's runtime is busy with.
+//! Several runtimes use one storage. Heartbeats come from a thread with a runtime of its own: they go on whatever the user's
+//! runtime is busy with.
 
 use std::future::Future;
 use std::sync::mpsc;
@@ -6,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cap_core::NodeId;
-use cap_core::storage::{Lease, Storage};
+use cap_core::storage::{Lease, Storage, Table};
+use tokio::task::JoinSet;
 
 use super::fixture::StorageFixture;
 use super::support::*;
@@ -98,7 +100,7 @@ fn lives(storage: &Arc<dyn Storage>, node: NodeId) -> CheckResult {
 pub(super) async fn heartbeats_go_on_while_every_worker_thread_is_blocked(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
     // What has been used here before leaves connections of this runtime behind.
-    insert(&storage, cap_core::storage::Table::Outbox, vec![message()]).await?;
+    insert(&storage, Table::Outbox, vec![message()]).await?;
     let worker = Worker { storage: Arc::clone(&storage), node: NodeId::generate() };
     lives(&storage, worker.node)?;
     worker.claim_message().await?;
@@ -115,6 +117,42 @@ pub(super) async fn heartbeats_go_on_from_the_next_runtime(fixture: &dyn Storage
     for node in nodes {
         let lease = storage.heartbeat(node, LONG).await?;
         ensure_eq!(lease != Lease::Lost, true, "whether a node that joined from another runtime lives here, too");
+    }
+    Ok(())
+}
+
+/// More than pools have connections, mostly.
+const MANY: usize = 24;
+
+/// A runtime whose threads are all blocked, such as one of the handlers' own, holds up nothing here, though it has used the
+/// storage.
+pub(super) async fn work_goes_on_while_another_runtime_is_blocked(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let other = other.map_err(|error| Failure::new(error.to_string()))?;
+    let used = other.spawn(insert_at_once(Arc::clone(&storage))).await;
+    let gate = Arc::new(Gate::default());
+    let blocking = Arc::clone(&gate);
+    other.spawn(async move { blocking.block() });
+    let waiting = Arc::clone(&gate);
+    let is_blocked = tokio::task::spawn_blocking(move || waiting.wait_for(1)).await;
+    let worked = tokio::time::timeout(PATIENCE, insert_at_once(storage)).await;
+    gate.open();
+    other.shutdown_background();
+    used.map_err(|error| Failure::new(error.to_string()))??;
+    is_blocked.map_err(|error| Failure::new(error.to_string()))?;
+    worked
+        .unwrap_or_else(|_| Err("inserts waited for another runtime that had used the storage, and is blocked".into()))
+}
+
+async fn insert_at_once(storage: Arc<dyn Storage>) -> CheckResult {
+    let mut inserts = JoinSet::new();
+    for _ in 0..MANY {
+        let storage = Arc::clone(&storage);
+        inserts.spawn(async move { storage.insert(Table::Outbox, vec![message()], None).await });
+    }
+    while let Some(inserted) = inserts.join_next().await {
+        inserted.map_err(|error| Failure::new(error.to_string()))??;
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ pub const PROMISES: &[&str] = &[
     "insert/7",
     "insert/8",
     "insert/9",
+    "insert/10",
     "claim/1",
     "claim/2",
     "claim/3",

@@ -647,6 +647,11 @@ macro_rules! for_each_storage_check {
                 catches: "a database's clock that steps forward, and every node is dead",
                 faults: [LeaseEndsByClock, TakeOverByClock]
             }
+            "S-129" runtime::work_goes_on_while_another_runtime_is_blocked {
+                promises: ["insert/10"],
+                catches: "connections that were opened where handlers block, and that everything else has to wait for",
+                faults: [WorkNeedsFirstRuntime]
+            }
         }
     };
 }

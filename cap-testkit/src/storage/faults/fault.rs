@@ -249,4 +249,5 @@ faults! {
     JoinNeedsRuntime => "`join` works on the runtime that opened the handle",
     HeartbeatNeedsRuntime => "A heartbeat works on the runtime that opened the handle",
     HeartbeatKeepsFirstRuntime => "Heartbeats work on the runtime of the first one only",
+    WorkNeedsFirstRuntime => "Inserts work on the runtime of the first one only",
 }

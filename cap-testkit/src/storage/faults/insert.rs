@@ -20,6 +20,9 @@ impl Double {
         mut claim: Option<Claim>,
     ) -> Result<Vec<Inserted>> {
         self.is_broken()?;
+        if self.has(Fault::WorkNeedsFirstRuntime) {
+            self.until_runtime_runs().await?;
+        }
         if let Err(refused) = self.is_writable() {
             if self.has(Fault::EnvironmentStoresAll) {
                 self.inner().insert(table, records, claim).await?;

@@ -599,6 +599,11 @@ pub(crate) fn not_of_net_cap(table: Table) -> Document {
     doc! { "$or": fields.map(|field| doc! { field: { "$exists": false } }).collect::<Vec<_>>() }
 }
 
+/// How many documents there are of each status.
+pub(crate) fn statuses() -> Vec<Document> {
+    vec![doc! { "$group": { "_id": "$StatusName", "number": { "$sum": 1_i64 } } }, doc! { "$sort": { "_id": 1 } }]
+}
+
 /// Documents of .NET CAP that it would have worked on, and what becomes of them. `DueAt` tells that it is done.
 fn waits() -> (Document, Vec<Document>) {
     let filter = doc! { "DueAt": { "$exists": false }, "$or": [

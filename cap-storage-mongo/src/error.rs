@@ -44,9 +44,12 @@ impl Fault {
         }
     }
 
-    /// Whether the server took the whole transaction back, mostly for the sake of another one: doing it again is right.
+    /// Whether the server took the whole transaction back, mostly for the sake of another one: doing it again is right. If it
+    /// is no primary any more the driver has forgotten that it was, and asks the next one.
     pub(crate) fn is_victim(&self) -> bool {
         match self {
+            Self::Mongo(_) if self.is_unknown_commit() => false,
+            Self::Mongo(error) if code(error).is_some_and(|code| MOVED.contains(&code)) => true,
             Self::Mongo(error) => error.contains_label(TRANSIENT_TRANSACTION_ERROR) && !is_network(error),
             Self::Conflict => true,
             Self::Said(..) | Self::AddressTaken => false,
@@ -163,6 +166,9 @@ const LATER: [i32; 26] = [
     13435,
     13436,
 ];
+/// The server is no primary, or will not be one much longer. Upon these the driver takes it for unknown, as MongoDB's rules for
+/// drivers say, and looks for the new primary before it sends anything else.
+const MOVED: [i32; 8] = [91, 189, 10058, 10107, 11600, 11602, 13435, 13436];
 /// No such namespace or index, or another index of the same name.
 const MISSING: [i32; 5] = [26, 27, 85, 86, 291];
 
@@ -352,13 +358,33 @@ mod tests {
     #[test]
     fn each_class_of_codes_says_what_the_caller_can_do() {
         for (codes, kind) in [
-            (&[112, 251, 91, 189, 10058, 10107, 11602, 13435, 13436, 50, 64][..], ErrorKind::Unavailable),
+            (&[112, 251, 50, 64][..], ErrorKind::Unavailable),
+            (&MOVED, ErrorKind::Unavailable),
             (&[2, 14, 121, 10334, 11000, 17280], ErrorKind::Rejected),
             (&[1, 8, 13, 18, 20, 26, 27, 85, 86, 14031, 987_654], ErrorKind::Environment),
         ] {
             for code in codes {
                 assert_eq!(kind_of_code(*code), kind, "{code}");
             }
+        }
+    }
+
+    fn refused(code: i32) -> Fault {
+        let command = mongodb::bson::from_document(doc! { "code": code, "errmsg": "no" }).unwrap();
+        Fault::from(mongodb::error::Error::from(DriverKind::Command(command)))
+    }
+
+    #[test]
+    fn what_a_server_refuses_that_is_no_primary_any_more_is_done_again_elsewhere() {
+        for code in MOVED {
+            let fault = refused(code);
+            assert!(fault.is_victim(), "{code}");
+            assert!(!fault.is_conflict(), "{code}: it is not waited for as another transaction is");
+            let error = fault.into_error(Attempt::on("claim from", Table::Outbox), "mongodb db:27017/cap");
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{code}");
+        }
+        for code in [DUPLICATE_KEY, NO_RIGHTS, 121, 50] {
+            assert!(!refused(code).is_victim(), "{code}");
         }
     }
 

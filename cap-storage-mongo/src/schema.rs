@@ -63,15 +63,16 @@ async fn migrate(db: &Db, holder: &Bson) -> Fallible<()> {
     if found > VERSION {
         return Err(newer(db, found));
     }
-    if found == 0 {
-        refuse_strangers(db).await?;
-    }
+    let left = if found == 0 { left_behind(db).await? } else { Vec::new() };
     for (version, commands) in (1..).zip(commands::migrations(&db.names)).filter(|(version, _)| *version > found) {
         for command in commands {
             lock(db, holder).await?;
             step(db, command).await?;
         }
         tracing::info!(version, prefix = %db.names.prefix, "applied a schema migration");
+    }
+    for (table, rows) in left {
+        tracing::info!(cap.table = %table, cap.rows = %rows, "took over the documents of .NET CAP");
     }
     Ok(())
 }
@@ -146,8 +147,9 @@ fn newer(db: &Db, found: i64) -> Fault {
 }
 
 /// Collections without a version are taken over if their documents have all of .NET CAP's fields, and left alone
-/// otherwise.
-async fn refuse_strangers(db: &Db) -> Fallible<()> {
+/// otherwise. Answers how many documents of each status those have that are there; their times are moments in any zone.
+async fn left_behind(db: &Db) -> Fallible<Vec<(Table, String)>> {
+    let mut left = Vec::new();
     for table in [Table::Outbox, Table::Inbox] {
         let strange = commands::not_of_net_cap(table);
         let name = db.names.of(table);
@@ -159,11 +161,16 @@ async fn refuse_strangers(db: &Db) -> Fallible<()> {
             );
             return Err(Fault::said(ErrorKind::Schema, reason));
         }
-        if db.table(table).find_one(doc! {}).await?.is_some() {
-            tracing::info!(%table, collection = name, "takes over the collection of .NET CAP");
+        let found = crate::session::all(db.table(table).aggregate(commands::statuses()).await?).await?;
+        let rows = found.iter().map(|found| {
+            let number = found.get("number").and_then(crate::record::whole).unwrap_or_default();
+            format!("{number} {}", found.get_str("_id").unwrap_or("without a status"))
+        });
+        if !found.is_empty() {
+            left.push((table, rows.collect::<Vec<_>>().join(", ")));
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// 0 when there is no schema, or that of .NET CAP.

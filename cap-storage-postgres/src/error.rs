@@ -60,6 +60,11 @@ pub(crate) fn is_no_right(error: &sqlx::Error) -> bool {
     code(error) == Some(NO_RIGHTS)
 }
 
+/// Whether a pooler refuses a setting that a connection begins with.
+pub(crate) fn is_startup_refused(error: &sqlx::Error) -> bool {
+    code(error) == Some(PROTOCOL_VIOLATION) && error.to_string().contains("startup parameter")
+}
+
 /// Whether it was said inside a transaction that had failed before.
 pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
     code(error) == Some(ABORTED_TRANSACTION)

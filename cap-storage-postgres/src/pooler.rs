@@ -3,12 +3,13 @@
 //! Such a pooler (PgBouncer in transaction mode, before version 1.21 or without `max_prepared_statements`) sends a statement's
 //! parameters to whatever statement has that name in the session that happens to be free: in the worst case one that writes
 //! something else. So it is found out with statements that only read, before any that writes. The storage's statements have no
-//! names then, and each is prepared and carried out within one transaction.
+//! names then, and each is prepared and carried out within one transaction. One that is put before the server later is found out
+//! by each new connection (`Server::mark`).
 
 use std::time::Duration;
 
 use cap_core::ErrorKind;
-use cap_storage_sqlx::{Errors, Fallible, Fault};
+use cap_storage_sqlx::{Errors, Fallible, Fault, Server};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::timeout;
@@ -21,14 +22,43 @@ use crate::sql;
 /// behind a pooler, a connection may be lent the same session a few times.
 const LOOKS: usize = 30;
 
+/// How long finding out may take, whether it is one and what it keeps.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// How long one step may take: a pooler with a single session lets the second transaction wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whether sessions are lent and nothing is kept in them.
-pub(crate) async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
-    if is_direct(options).await.unwrap_or(false) {
-        return Ok(false);
+/// Who is at the other end of a connection.
+pub(crate) enum Peer {
+    /// The server itself.
+    Server,
+    /// A pooler that can be taken for it, or nobody knows.
+    Like,
+    /// A pooler that lends sessions and keeps nothing in them.
+    Lender,
+}
+
+/// Who answers now. Later it may be another one: see [`Server::mark`].
+pub(crate) async fn peer(options: &PgConnectOptions) -> Peer {
+    let is_pooler = match timeout(LIMIT, is_direct(options)).await {
+        Ok(Ok(true)) => return Peer::Server,
+        Ok(Ok(false)) => true,
+        Ok(Err(fault)) => fault.driver().is_some_and(PostgresServer::refuses_mark),
+        Err(_) => false,
+    };
+    match timeout(LIMIT, lends(options)).await {
+        Ok(Ok(true)) => Peer::Lender,
+        Ok(Ok(false)) => Peer::Like,
+        // Whoever cannot connect is told so by what comes next.
+        Ok(Err(fault)) if fault.driver().is_some_and(PostgresServer::is_no_entry) => Peer::Like,
+        // A pooler, and what it keeps could not be found out: unnamed statements are right in any case.
+        Ok(Err(_)) | Err(_) if is_pooler => Peer::Lender,
+        Ok(Err(_)) | Err(_) => Peer::Like,
     }
+}
+
+/// Whether sessions are lent and nothing is kept in them.
+async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
     let mut one = PgConnection::connect_with(options).await?;
     let mut other = match PgConnection::connect_with(options).await {
         Ok(other) => other,
@@ -59,11 +89,10 @@ async fn lends_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Fal
 /// Whether a setting that a connection begins with reaches its session. Poolers refuse it, or pass over it: their sessions
 /// were there before.
 async fn is_direct(options: &PgConnectOptions) -> Fallible<bool> {
-    let options = options.clone().options([(sql::MARK, "yes")]);
-    let mut connection = PgConnection::connect_with(&options).await?;
-    let mark: Option<String> = sqlx::raw_sql(sql::IS_MARKED).fetch_one(&mut connection).await?.try_get(0)?;
+    let mut connection = PgConnection::connect_with(&PostgresServer::mark(options.clone())).await?;
+    let is_direct = PostgresServer::has_mark(&mut connection).await?;
     connection.close().await?;
-    Ok(mark.as_deref() == Some("yes"))
+    Ok(is_direct)
 }
 
 /// The session that the connection has now.

@@ -34,7 +34,7 @@ async fn migrate(connection: &mut PgConnection, sql: &Sql) -> Fallible<()> {
         return Err(newer(sql, found));
     }
     let left = if found == 0 { left_behind(connection, sql).await? } else { Vec::new() };
-    let zone: Option<String> = sqlx::query_scalar(sql::CAP_ZONE).fetch_one(&mut *connection).await?;
+    let zone: Option<String> = sqlx::query_scalar(sql::CAP_ZONE).persistent(false).fetch_one(&mut *connection).await?;
     if !is_there(connection, sql).await? {
         sql.create_schema.query().execute(&mut *connection).await?;
     }

@@ -46,6 +46,31 @@ impl Server for PostgresServer {
         Some(sql::begin_on_terms(statement_timeout))
     }
 
+    fn mark(options: PgConnectOptions) -> PgConnectOptions {
+        options.options([(sql::MARK, "yes")])
+    }
+
+    fn has_mark(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<bool>> {
+        Box::pin(async move {
+            let mark: Option<String> = sqlx::raw_sql(sql::IS_MARKED).fetch_one(connection).await?.try_get(0)?;
+            Ok(mark.as_deref() == Some("yes"))
+        })
+    }
+
+    fn refuses_mark(error: &sqlx::Error) -> bool {
+        error::is_startup_refused(error)
+    }
+
+    fn tell_of_pooler(place: &str) {
+        tracing::warn!(
+            cap.place = %place,
+            "a pooler in transaction mode stands before the server and keeps no prepared statements, as far as can be told: \
+             each statement is prepared again in a transaction of its own, which is slower; let the pooler keep them \
+             (PgBouncer from 1.21, `max_prepared_statements`), use its session mode, or connect to the server itself, and \
+             start again"
+        );
+    }
+
     fn needs_terms(connection: &mut PgConnection, statement_timeout: Duration) -> BoxFuture<'_, Fallible<bool>> {
         Box::pin(async move {
             let ask = sqlx::raw_sql(sql::needs_terms(statement_timeout));

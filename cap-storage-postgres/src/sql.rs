@@ -580,10 +580,6 @@ pub(crate) struct Statement {
 pub(crate) struct Lending(Arc<AtomicBool>);
 
 impl Lending {
-    pub(crate) fn turn_on(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
     pub(crate) fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -616,7 +612,7 @@ pub(crate) struct Names {
 
 impl Names {
     /// Schemas hold neither quotes nor braces (see `config.rs`).
-    pub(crate) fn new(schema: &str) -> Self {
+    fn new(schema: &str, lending: Lending) -> Self {
         let name = |table: &str| format!("\"{schema}\".\"{table}\"");
         Self {
             plain: schema.to_owned(),
@@ -626,7 +622,7 @@ impl Names {
             nodes: name("nodes"),
             chores: name("chores"),
             versions: name("schema"),
-            lending: Lending::default(),
+            lending,
         }
     }
 
@@ -711,9 +707,14 @@ pub(crate) struct TableSql {
 }
 
 impl Sql {
-    /// For a schema that was checked.
+    /// For a schema that was checked, and sessions that nobody lends.
     pub(crate) fn new(schema: &str) -> Self {
-        let names = Names::new(schema);
+        Self::lent(schema, Arc::default())
+    }
+
+    /// For a schema that was checked, and sessions that a pooler lends as soon as `lent` says so.
+    pub(crate) fn lent(schema: &str, lent: Arc<AtomicBool>) -> Self {
+        let names = Names::new(schema, Lending(lent));
         Self {
             published: TableSql::new(&names, Table::Outbox),
             received: TableSql::new(&names, Table::Inbox),

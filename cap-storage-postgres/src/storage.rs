@@ -14,18 +14,15 @@ use cap_core::storage::{
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use cap_storage_sqlx::{Fallible, Via};
 use sqlx::{PgConnection, PgPool, Row};
-use tokio::time::timeout;
 
 use crate::config::PostgresOptions;
 use crate::floor::{Floor, Floors};
 use crate::policy::Policies;
+use crate::pooler::{self, Peer};
 use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
-use crate::{pooler, record, schema, sequence, session};
-
-/// How long finding out about a pooler may take altogether.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{record, schema, sequence, session};
 
 /// A storage in a PostgreSQL database. A handle: cheap to clone, and any number of handles on one database, in this
 /// process or in others, work together.
@@ -112,7 +109,7 @@ impl PostgresStorage {
     fn over(pools: Pools, options: &PostgresOptions) -> Self {
         let pools = Arc::new(pools);
         let notifier = Notifier::new(Arc::clone(&pools), &options.schema);
-        let sql = Arc::new(Sql::new(&options.schema));
+        let sql = Arc::new(Sql::lent(&options.schema, pools.lent()));
         Self(Arc::new(Shared {
             pools,
             sql,
@@ -153,21 +150,17 @@ impl PostgresStorage {
         self.0.pools.run(Via::Pulse, attempt, context, work).await
     }
 
-    /// Whoever cannot connect is told so by what comes next.
+    /// Finds out who answers. Whoever cannot connect is told so by what comes next.
     async fn find_pooler(&self) {
-        let Shared { pools, sql, .. } = &*self.0;
-        let options = self.pool().connect_options();
-        if pools.is_lent() || !matches!(timeout(PATIENCE, pooler::lends(&options)).await, Ok(Ok(true))) {
+        let pools = &self.0.pools;
+        if pools.is_lent() {
             return;
         }
-        sql.names.lending.turn_on();
-        pools.lend();
-        tracing::warn!(
-            cap.place = %pools.place(),
-            "a pooler in transaction mode stands before the server and keeps no prepared statements: each statement is \
-             prepared again in a transaction of its own, which is slower; let the pooler keep them (PgBouncer from 1.21, \
-             `max_prepared_statements`), use its session mode, or connect to the server itself"
-        );
+        match pooler::peer(&pools.connect_options()).await {
+            Peer::Server => pools.mark(),
+            Peer::Lender => pools.lend(),
+            Peer::Like => {}
+        }
     }
 
     /// Brings the sequence of a table's addresses up to the table, over a connection of the storage's own.

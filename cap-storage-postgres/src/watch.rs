@@ -12,7 +12,7 @@ use cap_core::backend::Attempt;
 use cap_core::storage::{Table, Wake};
 use cap_core::{Error, ErrorKind, Result};
 use cap_storage_sqlx::{Fallible, Via};
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{PgConnection, Row};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -82,10 +82,12 @@ impl Notifier {
 }
 
 async fn notify(pools: &Pools, attempt: Attempt, channel: &str, payload: &str) -> Result<()> {
-    let context = (channel, payload, !pools.is_lent());
-    let notify = pools.run(Via::Work, attempt, context, |connection, (channel, payload, is_named)| {
+    let context = (channel, payload, pools);
+    let notify = pools.run(Via::Work, attempt, context, |connection, (channel, payload, pools)| {
         Box::pin(async move {
-            sqlx::query(sql::NOTIFY).persistent(*is_named).bind(channel).bind(payload).execute(connection).await?;
+            // Only now is it known who lent the connection.
+            let notify = sqlx::query(sql::NOTIFY).persistent(!pools.is_lent());
+            notify.bind(channel).bind(payload).execute(connection).await?;
             Ok(())
         })
     });
@@ -178,7 +180,7 @@ async fn listen(storage: &PostgresStorage) -> Result<Start> {
 }
 
 async fn listen_beside(connection: &mut PgConnection, storage: &PostgresStorage) -> Fallible<Start> {
-    let options = PgConnectOptions::clone(&storage.pool().connect_options());
+    let options = storage.pools().connect_options();
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_LIMIT).connect_lazy_with(options);
     let mut listener = match PgListener::connect_with(&own).await {
         // Somebody else was quicker.

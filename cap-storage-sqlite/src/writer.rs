@@ -176,6 +176,10 @@ fn lost(place: &str, why: &str) -> Error {
     Attempt::on_database("commit to").failed(ErrorKind::Unavailable, place, reason)
 }
 
+/// How long SQLite waits at a stretch. The longer it waits the more seldom it looks, in the end every 100 ms: so long would
+/// a transaction that was open for a while be over before anybody noticed.
+const STRETCH: Duration = Duration::from_millis(30);
+
 /// Waits for the writers of other connections, at most for the busy timeout; at half the lease it says what holds it up.
 fn begin(session: &mut Session<'_>, place: &str) -> rusqlite::Result<()> {
     // Nothing leaves a transaction open; if something did, it must not become part of this one.
@@ -187,7 +191,7 @@ fn begin(session: &mut Session<'_>, place: &str) -> rusqlite::Result<()> {
         let patience = session.leases.patience().filter(|_| !session.waiting.is_told);
         let until_told = patience.map_or(left, |patience| patience.saturating_sub(since.elapsed()));
         // SQLite counts in milliseconds, and would not wait at all for less than one.
-        session.connection.busy_timeout(left.min(until_told.max(Duration::from_millis(1))))?;
+        session.connection.busy_timeout(left.min(STRETCH).min(until_told.max(Duration::from_millis(1))))?;
         let begun = session.execute(BEGIN);
         session.connection.busy_timeout(timeout)?;
         match begun {

@@ -15,6 +15,7 @@ mod room;
 mod server;
 mod supply;
 mod takeover;
+mod way;
 
 pub use address::{check_url, has_parameter, host_and_port, without_brackets};
 pub use fault::{Fallible, Fault};

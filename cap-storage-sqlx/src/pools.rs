@@ -1,6 +1,7 @@
 //! Connections of the storage's own, and what it means to run something over one.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,7 @@ impl<S: Server> Pools<S> {
     }
 
     fn new(supply: Supply<S>, limits: Limits) -> Self {
-        let place = S::place(&supply.work.connect_options());
+        let place = S::place(&supply.connect_options());
         let no = || AtomicBool::new(false);
         Self { place, supply, has_terms: no(), asked_for_terms: no(), limits }
     }
@@ -114,7 +115,7 @@ impl<S: Server> Pools<S> {
     /// As the server or the driver say; `Unavailable` after the connect timeout.
     pub async fn try_connect(&self) -> Result<()> {
         let attempt = Attempt::on_database("connect to");
-        let options = self.supply.work.connect_options();
+        let options = self.supply.connect_options();
         let limit = self.limits.connect_timeout;
         let tried = async {
             let mut connection = Connection::<S>::connect_with(&options).await?;
@@ -269,12 +270,28 @@ impl<S: Server> Pools<S> {
     /// From now on sessions are taken to be lent by a pooler, for one transaction at a time: whatever is done is done in a
     /// transaction, and no session gets a setting.
     pub fn lend(&self) {
-        self.supply.is_lent.store(true, Ordering::Relaxed);
+        self.supply.lend();
     }
 
     /// Whether sessions are lent by a pooler.
     pub fn is_lent(&self) -> bool {
-        self.supply.is_lent.load(Ordering::Relaxed)
+        self.supply.way.is_lent()
+    }
+
+    /// The same, for whoever has to know at any time. It may be so from one connection to the next.
+    pub fn lent(&self) -> Arc<AtomicBool> {
+        self.supply.way.lent()
+    }
+
+    /// Nobody stands before the server now: each connection that the storage makes from now on is looked at, whether a pooler
+    /// [lends](Self::lend) its session (see [`Server::mark`]).
+    pub fn mark(&self) {
+        self.supply.mark();
+    }
+
+    /// What connections are made with, as it was given.
+    pub fn connect_options(&self) -> Options<S> {
+        self.supply.connect_options()
     }
 
     async fn acquire(&self, via: Via) -> Fallible<Held<S::Db>> {

@@ -74,6 +74,25 @@ pub trait Server: Errors + Send + Sync + 'static {
         false
     }
 
+    /// Options with a mark: a setting that only a session has which was begun for this very connection, and none that a
+    /// pooler lends. By default there is none, and no pooler that lends sessions is expected.
+    fn mark(options: Options<Self>) -> Options<Self> {
+        options
+    }
+
+    /// Whether the session of a new connection has the mark.
+    fn has_mark(_connection: &mut Connection<Self>) -> BoxFuture<'_, sqlx::Result<bool>> {
+        Box::pin(async { Ok(true) })
+    }
+
+    /// Whether somebody refuses a connection because of the mark, which the server itself does not.
+    fn refuses_mark(_error: &sqlx::Error) -> bool {
+        false
+    }
+
+    /// Tells that a pooler at `place` lends sessions, and what that costs. Called once.
+    fn tell_of_pooler(_place: &str) {}
+
     /// Refuses a server that cannot be used, when a storage connects for the first time. By default all can.
     fn greet(_connection: &mut Connection<Self>) -> BoxFuture<'_, Fallible<()>> {
         Box::pin(async { Ok(()) })

@@ -6,7 +6,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::Pool;
@@ -19,6 +18,7 @@ use crate::pools::{Limits, Via};
 use crate::pulse::Pulse;
 use crate::room::Room;
 use crate::server::{Options, Server};
+use crate::way::Way;
 
 /// Connections that only leases use, however busy the pool is.
 const KEEPERS: u32 = 2;
@@ -44,8 +44,10 @@ pub(crate) struct Supply<S: Server> {
     pulse: Pulse<S::Db>,
     pub(crate) losses: Losses,
     pub(crate) room: Room,
-    /// Whether a pooler lends sessions for a transaction at a time: then none is limited, as it would be so for others.
-    pub(crate) is_lent: Arc<AtomicBool>,
+    /// Where sessions are lent none is limited, as it would be so for others.
+    pub(crate) way: Way,
+    /// What its own pools connect with, as it was given.
+    connect: Options<S>,
     limits: Limits,
     /// Where connections are opened, wherever they are used: one works only while the runtime that made it runs.
     home: Option<Handle>,
@@ -59,22 +61,53 @@ fn home() -> Option<Handle> {
 impl<S: Server> Supply<S> {
     /// Over a pool of the user's.
     pub(crate) fn over(work: Pool<S::Db>, limits: Limits) -> Self {
-        Self::new(work, false, limits, Losses::default(), Arc::default())
+        let connect = Options::<S>::clone(&work.connect_options());
+        Self::new(work, connect, false, limits, Losses::default(), Way::default())
     }
 
     /// Over a pool of its own.
     pub(crate) fn own(connect: Options<S>, limits: Limits) -> Self {
-        let (losses, is_lent) = (Losses::default(), Arc::default());
-        let work = pool::<S>(connect, limits.pool_size, limits, Limited::Unless(&is_lent), &losses);
-        Self::new(work, true, limits, losses, is_lent)
+        let (losses, way) = (Losses::default(), Way::default());
+        let work = pool::<S>(connect.clone(), limits.pool_size, limits, true, &losses, &way);
+        Self::new(work, connect, true, limits, losses, way)
     }
 
-    fn new(work: Pool<S::Db>, is_own: bool, limits: Limits, losses: Losses, is_lent: Arc<AtomicBool>) -> Self {
-        let connect = Options::<S>::clone(&work.connect_options());
-        let limited = if is_own || S::LIMITS_BESIDE_POOL { Limited::Unless(&is_lent) } else { Limited::Never };
-        let keepers = pool::<S>(connect, KEEPERS, limits, limited, &losses);
+    fn new(work: Pool<S::Db>, connect: Options<S>, is_own: bool, limits: Limits, losses: Losses, way: Way) -> Self {
+        let is_limited = is_own || S::LIMITS_BESIDE_POOL;
+        let keepers = pool::<S>(connect.clone(), KEEPERS, limits, is_limited, &losses, &way);
         let (pulse, room, home) = (Pulse::default(), Room::default(), home());
-        Self { work, is_own, keepers, pulse, losses, room, is_lent, limits, home }
+        Self { work, is_own, keepers, pulse, losses, room, way, connect, limits, home }
+    }
+
+    /// The server itself answers: each new connection of the storage's own is looked at from now on, whether it still does.
+    pub(crate) fn mark(&self) {
+        if !self.way.is_marked() {
+            self.connect_with(&S::mark(self.connect_options()));
+            self.way.mark(true);
+        }
+    }
+
+    /// A pooler lends sessions. It may refuse what it does not know.
+    pub(crate) fn lend(&self) {
+        self.way.mark(false);
+        let options = self.connect_options();
+        self.connect_with(&options);
+        self.way.lend::<S>(&S::place(&options));
+    }
+
+    /// What connections are made with, as it was given: in a pool of the user's that may have changed.
+    pub(crate) fn connect_options(&self) -> Options<S> {
+        if self.is_own { self.connect.clone() } else { Options::<S>::clone(&self.work.connect_options()) }
+    }
+
+    /// For all pools but that of the user's.
+    fn connect_with(&self, options: &Options<S>) {
+        if self.is_own {
+            self.work.set_connect_options(options.clone());
+        }
+        for pool in std::iter::once(self.keepers.clone()).chain(self.pulse.all()) {
+            pool.set_connect_options(options.clone());
+        }
     }
 
     /// A connection, at the latest when the time limit of its pool is over.
@@ -164,6 +197,10 @@ impl<S: Server> Supply<S> {
         acquired: sqlx::Result<PoolConnection<S::Db>>,
     ) -> Fallible<Option<PoolConnection<S::Db>>> {
         match acquired {
+            Err(error) if self.way.is_marked() && S::refuses_mark(&error) => {
+                self.lend();
+                Ok(None)
+            }
             Err(error) if S::is_full(&error) => {
                 self.room.fill::<S>(&error, pool);
                 Ok(None)
@@ -192,33 +229,26 @@ impl<S: Server> Supply<S> {
 
     fn pulse(&self) -> Pool<S::Db> {
         self.pulse.here(|| {
-            let connect = Options::<S>::clone(&self.work.connect_options());
-            let limited =
-                if self.is_own || S::LIMITS_BESIDE_POOL { Limited::Unless(&self.is_lent) } else { Limited::Never };
-            pool::<S>(connect, 1, self.limits, limited, &self.losses)
+            let connect = self.connect_options();
+            let connect = if self.way.is_marked() { S::mark(connect) } else { connect };
+            let is_limited = self.is_own || S::LIMITS_BESIDE_POOL;
+            pool::<S>(connect, 1, self.limits, is_limited, &self.losses, &self.way)
         })
     }
 }
 
-/// Whether the sessions of a pool have the statement timeout as their own limit.
-enum Limited<'a> {
-    Never,
-    Unless(&'a Arc<AtomicBool>),
-}
-
-/// A pool of the storage's own. It connects when it is first used.
+/// A pool of the storage's own. It connects when it is first used. Its sessions may have the statement timeout as their own
+/// limit.
 fn pool<S: Server>(
     connect: Options<S>,
     size: u32,
     limits: Limits,
-    limited: Limited<'_>,
+    is_limited: bool,
     losses: &Losses,
+    way: &Way,
 ) -> Pool<S::Db> {
-    let losses = losses.clone();
-    let limited = match limited {
-        Limited::Never => None,
-        Limited::Unless(is_lent) => Some(Arc::clone(is_lent)),
-    };
+    let (losses, way) = (losses.clone(), way.clone());
+    let place: Arc<str> = S::place(&connect).into();
     PoolOptions::<S::Db>::new()
         .max_connections(size)
         .acquire_timeout(limits.connect_timeout)
@@ -229,9 +259,10 @@ fn pool<S: Server>(
             Box::pin(async move { losses.allow(connection, found).await })
         })
         .after_connect(move |connection, _| {
-            let is_limited = limited.as_ref().is_some_and(|is_lent| !is_lent.load(Ordering::Relaxed));
+            let (way, place) = (way.clone(), Arc::clone(&place));
             Box::pin(async move {
-                if is_limited {
+                way.look::<S>(connection, &place).await?;
+                if is_limited && !way.is_lent() {
                     S::limit(connection, limits.statement_timeout).await?;
                 }
                 Ok(())

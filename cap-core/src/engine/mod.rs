@@ -291,10 +291,11 @@ impl Engine {
         let (mut expects, mut soon) = (false, Vec::new());
         for (message, due) in messages {
             match due {
-                Due::In(delay) if !delay.is_zero() => self.scheduler.wake_in(OUTBOX, delay),
-                Due::In(_) => soon.push(message),
+                Due::Now => soon.push(message),
+                Due::In(delay) if delay.is_zero() => soon.push(message),
+                Due::In(delay) => self.scheduler.wake_in(OUTBOX, delay),
                 // A moment that the user named, which may be over.
-                _ => expects = true,
+                Due::At(_) => expects = true,
             }
         }
         if expects || !soon.is_empty() {

@@ -7,6 +7,7 @@ mod golden;
 mod locks;
 mod net_cap;
 mod policy;
+mod pooled;
 mod pooler;
 mod refused;
 mod running;

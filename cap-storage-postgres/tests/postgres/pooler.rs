@@ -15,7 +15,7 @@ use cap_testkit::storage::scene::{LEASE, delivery, in_flight, inbox_status, mess
 const TASKS: usize = 8;
 const EACH: usize = 9;
 
-const SERVER: Server = Server {
+pub(crate) const SERVER: Server = Server {
     variable: "CAP_TEST_PGBOUNCER_URL",
     name: "pgbouncer",
     hint: "set it to a PgBouncer in transaction mode that keeps no prepared statements, before the server of \

@@ -8,6 +8,7 @@ mod collecting;
 mod fencing;
 mod neighbours;
 mod owning;
+mod serializable;
 mod sharing;
 mod stopping;
 mod support;

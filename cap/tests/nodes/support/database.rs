@@ -38,6 +38,11 @@ impl Database {
         Self { name, pool }
     }
 
+    /// What sessions have from now on, unless they say otherwise.
+    pub(crate) async fn set(&self, setting: &str, value: &str) {
+        on_server(format!("ALTER DATABASE {} SET {setting} TO '{value}'", self.name)).await;
+    }
+
     /// The server's `host:port`.
     pub(crate) fn place() -> String {
         format!("{}:{}", server().get_host(), server().get_port())

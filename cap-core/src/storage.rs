@@ -462,7 +462,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 9. What is refused because of a record is `Rejected` or `Invalid`; what is refused whatever the records are is
     ///    `Environment` or `Unavailable`.
     /// 10. Is not held up by another runtime whose threads are all blocked, though that one has used the storage (so for all
-    ///    calls).
+    ///     calls).
     fn insert(
         &self,
         table: Table,

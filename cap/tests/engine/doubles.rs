@@ -65,6 +65,7 @@ pub(crate) enum Call {
 pub(crate) enum Writes<'w> {
     Insert(Table, &'w [NewRecord]),
     Settle(&'w [Settlement]),
+    Claim,
 }
 
 type Refuse = dyn Fn(Writes<'_>) -> Option<Error> + Send;
@@ -179,6 +180,9 @@ impl Storage for Faulty {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
             self.may_hang(Call::Any).await;
+            if let Some(error) = self.refusal(Writes::Claim) {
+                return Err(error);
+            }
             let table = request.lane.table();
             let due = self.inner.next_due(request.version.clone(), vec![request.lane.clone()]).await?;
             if due == [Some(Duration::ZERO)] && self.strikes(Fault::ClaimCarriedOutLate(table)) {

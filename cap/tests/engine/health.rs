@@ -1,7 +1,8 @@
 //! Each loop is well again at its next success, and nothing is called well that is not.
 
 use cap::memory::MemoryStorage;
-use cap::{Cap, Error, ErrorKind, Publish, Table};
+use cap::storage::{Query, Storage as _};
+use cap::{Cap, Error, ErrorKind, LoopHealth, Publish, Status, Table};
 
 use crate::doubles::{Call, Fault, Faulty, Trouble, Troubled, Writes, refusal};
 use crate::support::{Seen, Shop, becomes, eventually, idle, options, record};
@@ -131,6 +132,40 @@ async fn health_says_how_many_deliveries_wait_for_what() {
     storage.refuse(|_| None);
     idle(&cap).await;
     becomes(&cap, true).await;
+    cap.stop().await;
+}
+
+/// Rights to insert, and none to update: what comes from the broker is stored and handled, and stays in flight.
+#[tokio::test]
+async fn a_node_that_can_store_and_not_settle_is_ill_with_the_reason_until_it_can() {
+    let (transport, seen) = (Troubled::new([]), Seen::<u32>::new());
+    let storage = Faulty::new(MemoryStorage::new(), &[]);
+    let cap = start(&storage, transport.clone(), &seen).await;
+    let elsewhere = Cap::builder().storage(MemoryStorage::new()).transport(transport).options(options());
+    let publisher = elsewhere.start().await.unwrap();
+    becomes(&cap, true).await;
+    storage.refuse(|writes| (!matches!(writes, Writes::Insert(..))).then(|| refusal(ErrorKind::Environment)));
+    publisher.publish_many((0..5).map(|n| Publish::json("t", &n))).await.unwrap();
+    for _ in 0..5 {
+        seen.next().await;
+    }
+    let told = eventually(async || match cap.health().loops.remove("settle inbox") {
+        Some(LoopHealth::Ill { failures: 3.., error, .. }) => Some(error.to_string()),
+        _ => None,
+    });
+    let text = told.await;
+    assert!(text.contains("on purpose"), "{text}");
+    assert!(!cap.health().ready);
+
+    storage.refuse(|_| None);
+    becomes(&cap, true).await;
+    idle(&cap).await;
+    let query = Query { limit: 10, ..Query::default() };
+    let records = storage.inner.list(Table::Inbox, query).await.unwrap();
+    let outcomes: Vec<_> = records.iter().map(|record| (record.status, record.attempts)).collect();
+    assert_eq!(outcomes, [(Status::Succeeded, 1); 5]);
+    assert!(seen.rest().await.is_empty(), "what was handled was handled again");
+    publisher.stop().await;
     cap.stop().await;
 }
 

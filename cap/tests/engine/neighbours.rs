@@ -36,6 +36,7 @@ fn refuses_umlauts(settlements: &[Settlement]) -> Option<cap::Error> {
 async fn an_outcome_that_the_database_refuses_is_written_in_plain_words_and_the_others_as_they_are() {
     let storage = Faulty::new(MemoryStorage::new(), &[]);
     storage.refuse(|writes| match writes {
+        Writes::Claim => None,
         Writes::Settle(settlements) => refuses_umlauts(settlements),
         Writes::Insert(..) => None,
     });

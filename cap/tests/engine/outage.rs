@@ -201,6 +201,7 @@ async fn a_sign_off_that_hangs_does_not_hold_up_the_next_life_nor_a_stop() {
 async fn a_stop_ends_in_time_while_the_storage_refuses_every_outcome() {
     let storage = Faulty::new(MemoryStorage::new(), &[]);
     storage.refuse(|writes| match writes {
+        Writes::Claim => None,
         Writes::Settle(..) => Some(refusal(cap::ErrorKind::Environment)),
         Writes::Insert(..) => None,
     });

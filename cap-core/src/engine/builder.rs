@@ -214,7 +214,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             node: Node::new(options.lease, options.heartbeat),
             scheduler: Scheduler::new(options.version.clone(), names, options.poll),
             groups,
-            suspects: Suspects::new(),
+            suspects: Suspects::default(),
             runtime: tokio::runtime::Handle::current(),
             pulse: Pulse::new(),
             relay: Relay::new(options.unroutable_rules()?),

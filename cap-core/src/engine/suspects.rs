@@ -3,7 +3,7 @@
 //! then twice as many in each round, since each that comes to an end shows that it was innocent: n innocents cost log n
 //! rounds, and each crash halves the company of the guilty. Those that were in one crash more than the others are closer to
 //! what kills: they begin with one again, while the others go on ([`Suspects::level`]). One that was in too many crashes is
-//! tried with no other suspect beside it, which is written down first; if the process dies then, it is given up
+//! tried with no other suspect beside it, which is written down first; if the process dies twice so, it is given up
 //! ([`lifecycle::begin`]).
 
 use std::collections::BTreeMap;

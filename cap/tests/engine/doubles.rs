@@ -324,6 +324,8 @@ pub(crate) struct Troubled {
     frozen: watch::Sender<bool>,
     /// What was sent meanwhile.
     unconfirmed: Arc<Mutex<Vec<Outgoing>>>,
+    /// How many consumers were made.
+    pub(crate) subscribed: watch::Sender<u32>,
 }
 
 type RefuseToSend = dyn Fn(&cap::Message) -> Option<Error> + Send;
@@ -344,7 +346,8 @@ impl Troubled {
     pub(crate) fn over(inner: MemoryTransport, troubles: impl IntoIterator<Item = Trouble>) -> Self {
         let troubles = Arc::new(Mutex::new(troubles.into_iter().collect()));
         let (frozen, unconfirmed) = (watch::Sender::new(false), Arc::default());
-        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default(), frozen, unconfirmed }
+        let (refusing, obstacle, subscribed) = (Arc::default(), Arc::default(), watch::Sender::new(0));
+        Self { inner, troubles, refusing, obstacle, frozen, unconfirmed, subscribed }
     }
 
     /// From now on the broker answers nothing.
@@ -415,6 +418,7 @@ impl Transport for Troubled {
         self.obstacle.lock().unwrap().clone()
     }
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
+        self.subscribed.send_modify(|subscribed| *subscribed += 1);
         self.inner.subscribe(subscription)
     }
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {

@@ -120,10 +120,8 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
         except.extend(group.unhandled.topics());
         let (claim, claimed) = match engine.claim(lane, &epoch, limit, room.bytes_left(), except).await {
             Ok(answer) => answer,
-            Err(error) if error.kind() == ErrorKind::LeaseLost => {
-                engine.node.lost(&epoch);
-                continue;
-            }
+            // The node goes on under a new id.
+            Err(error) if error.kind() == ErrorKind::LeaseLost => continue,
             Err(error) => return Err(error),
         };
         if claimed.records.is_empty() {

@@ -90,7 +90,12 @@ pub(crate) struct Faulty {
     late: Arc<Mutex<Option<ClaimRequest>>>,
     hanging: watch::Sender<Option<Call>>,
     refusing: Arc<Mutex<Option<Refuses>>>,
+    claims_refused: Arc<Mutex<Option<ErrorKind>>>,
     pub(crate) heartbeats: watch::Sender<u32>,
+    /// How many claims were refused.
+    pub(crate) refused: watch::Sender<u32>,
+    /// How many nodes have joined.
+    pub(crate) joined: watch::Sender<u32>,
 }
 
 impl Faulty {
@@ -101,7 +106,10 @@ impl Faulty {
             late: Arc::default(),
             hanging: watch::Sender::new(None),
             refusing: Arc::default(),
+            claims_refused: Arc::default(),
             heartbeats: watch::Sender::new(0),
+            refused: watch::Sender::new(0),
+            joined: watch::Sender::new(0),
         }
     }
 
@@ -113,6 +121,11 @@ impl Faulty {
     /// From now on what is written is refused as this says.
     pub(crate) fn refuse(&self, refuse: impl Fn(Writes<'_>) -> Option<Error> + Send + 'static) {
         *self.refusing.lock().unwrap() = Some(Refuses(Box::new(refuse)));
+    }
+
+    /// From now on claims are refused so, having taken nothing.
+    pub(crate) fn refuse_claims(&self, kind: Option<ErrorKind>) {
+        *self.claims_refused.lock().unwrap() = kind;
     }
 
     fn refusal(&self, writes: Writes<'_>) -> Option<Error> {
@@ -179,6 +192,11 @@ impl Storage for Faulty {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
             self.may_hang(Call::Any).await;
+            let refused = *self.claims_refused.lock().unwrap();
+            if let Some(kind) = refused {
+                self.refused.send_modify(|refused| *refused += 1);
+                return Err(refusal(kind));
+            }
             let table = request.lane.table();
             let due = self.inner.next_due(request.version.clone(), vec![request.lane.clone()]).await?;
             if due == [Some(Duration::ZERO)] && self.strikes(Fault::ClaimCarriedOutLate(table)) {
@@ -235,6 +253,7 @@ impl Storage for Faulty {
         if self.strikes(Fault::JoinFails) {
             return Box::pin(async { Err(away()) });
         }
+        self.joined.send_modify(|joined| *joined += 1);
         self.inner.join(node, lease)
     }
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {

@@ -132,3 +132,26 @@ async fn a_consumer_whose_last_insert_has_failed_gives_back_though_nothing_else_
     assert!(*transport.subscribed.borrow() >= 3, "the delivery came without having been given back");
     cap.stop().await;
 }
+
+/// Claims whose answer was lost end a node's life when there are too many. What was refused clearly has taken nothing.
+#[tokio::test]
+async fn claims_that_are_refused_do_not_end_the_life_of_a_node() {
+    // More than a life bears of those in doubt.
+    const REFUSED: u32 = 40;
+    let (storage, seen) = (Faulty::new(MemoryStorage::new(), &[]), Seen::<u32>::new());
+    storage.refuse_claims(Some(ErrorKind::Environment));
+    let mut builder = Cap::builder().storage(storage.clone()).transport(MemoryTransport::new()).options(options());
+    for group in 0..20 {
+        builder = builder.subscribe("t", format!("g{group}"), record(&seen));
+    }
+    let cap = builder.start().await.unwrap();
+    at_least(&storage.refused, REFUSED).await;
+    storage.refuse_claims(None);
+    becomes(&cap, true).await;
+    cap.publish("t", &7).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(seen.next().await, 7);
+    }
+    assert_eq!(*storage.joined.borrow(), 1, "the node was fenced");
+    cap.stop().await;
+}

@@ -483,6 +483,9 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 7. Costs nothing that grows with the number of terminal or delayed records, nor with those of the other lanes.
     /// 8. Contents together have at most `bytes` bytes, unless it is a single record. If that is why fewer than `limit`
     ///    were taken, `next_due` is zero.
+    /// 9. A refusal has taken nothing: an error of kind `LeaseLost`, `Environment`, `Rejected`, `Invalid`, `Schema` or
+    ///    `Unsupported`. Any other leaves open whether something was taken, and core [releases](Storage::release) the token,
+    ///    more than once: an answer that was lost is `Unavailable`.
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>>;
 
     /// Writes the outcomes of attempts, in one transaction.
@@ -540,6 +543,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 4. Safe when several nodes call it at once.
     /// 5. Does not wait for an open transaction that has a record locked, where the database can: that record is taken by
     ///    the first call after its end.
+    ///
+    /// After an error core calls it again, with the same signs or later ones: what was taken stays taken.
     fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>>;
 
     /// Signs a node off: it is forgotten, and what it still holds becomes due at once, the attempts not counted.

@@ -7,6 +7,9 @@ use cap_core::{Cap, Group, Json, NodeId, Options, Status, Subscribe, Timestamp, 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Child;
+use tokio::sync::oneshot;
 
 use crate::backend::{Broker, Database, Fallible, Names};
 use crate::bench::{child, load};
@@ -67,6 +70,8 @@ struct Worked {
     seconds: f64,
     /// Of these, after deaths, for leases to run out.
     waited: f64,
+    /// Of these, from the starts of processes until their engines had started.
+    starting: f64,
     deaths: u32,
     /// Not all was worked off within the limit.
     unfinished: u64,
@@ -94,14 +99,15 @@ pub(crate) async fn run<D: Database, B: Broker>(
         }
         report::progress(format_args!("{name}: seeding {}", seed.records));
         let part = worked_off::<D, B>(settings, backends, seed).await?;
-        let Worked { seconds, waited, deaths, unfinished, dead, buried } = part;
+        let Worked { seconds, waited, starting, deaths, unfinished, dead, buried } = part;
         report::progress(format_args!(
-            "{name}: {seconds:.2} s, of which {waited:.2} s for leases; {deaths} deaths, {unfinished} unfinished, {dead} dead, \
-             {buried} of them innocent"
+            "{name}: {seconds:.2} s, of which {waited:.2} s for leases and {starting:.2} s for starts; {deaths} deaths, \
+             {unfinished} unfinished, {dead} dead, {buried} of them innocent"
         ));
         let told = json!({
             "s": seconds,
             "waited_s": waited,
+            "starting_s": starting,
             "deaths": deaths,
             "unfinished": unfinished,
             "dead": dead,
@@ -120,6 +126,7 @@ fn compared(worked: &[Worked]) -> Map<String, Value> {
     let rounded = |ratio: f64| (ratio * 100.0).round() / 100.0;
     report::object(json!({
         "ratio": rounded((killer.seconds - killer.waited) / alone.seconds),
+        "ratio_without_starts": rounded((killer.seconds - killer.waited - killer.starting) / (alone.seconds - alone.starting)),
         "ratio_with_waiting": rounded(killer.seconds / alone.seconds),
         "aim": "ratio at most 3, buried 0, many_suspects within 60 s",
     }))
@@ -146,15 +153,23 @@ async fn worked_off<D: Database, B: Broker>(settings: &Settings, backends: [&str
 async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit: Duration) -> Fallible<Worked> {
     let begun = Instant::now();
     let mut child = child::start("crashloop", backends, told)?;
-    let (mut deaths, mut done) = (0, 0);
+    let mut started = told_of_start(&mut child);
+    let (mut deaths, mut done, mut spawned) = (0, 0, begun);
     let mut waiting = Waiting::new(Duration::from_millis(told.lease_ms) + RESTART, begun);
+    let mut starting = Duration::ZERO;
     loop {
         tokio::time::sleep(LOOK).await;
         if let Some(status) = child.try_wait()? {
             deaths += 1;
-            waiting.died(Instant::now());
+            spawned = Instant::now();
+            waiting.died(spawned);
             report::progress(format_args!("the child died ({status}), and is started again"));
             child = child::start("crashloop", backends, told)?;
+            started = told_of_start(&mut child);
+        }
+        if let Ok(moment) = started.try_recv() {
+            starting += moment - spawned;
+            waiting.started(moment);
         }
         let looked = Instant::now();
         let counts = storage.counts(Table::Inbox, Version::default()).await?;
@@ -166,11 +181,34 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
         if is_over {
             let (seconds, waited) = ((looked - begun).as_secs_f64(), waiting.sum.as_secs_f64());
             let buried = buried(storage).await?;
-            return Ok(Worked { seconds, waited, deaths, unfinished: counts.pending(), dead: counts.dead, buried });
+            let starting = starting.as_secs_f64();
+            return Ok(Worked {
+                seconds,
+                waited,
+                starting,
+                deaths,
+                unfinished: counts.pending(),
+                dead: counts.dead,
+                buried,
+            });
         }
         // To count many records takes a while, which is not to be half of the child's time.
         tokio::time::sleep(looked.elapsed() * 4).await;
     }
+}
+
+/// Gets the moment at which a child says that its engine has started.
+fn told_of_start(child: &mut Child) -> oneshot::Receiver<Instant> {
+    let (tell, told) = oneshot::channel();
+    let stdout = child.stdout.take();
+    tokio::spawn(async move {
+        let Some(mut stdout) = stdout else { return };
+        if stdout.read_u8().await.is_ok() {
+            // Nobody waits for it any more if all is worked off.
+            let _ = tell.send(Instant::now());
+        }
+    });
+    told
 }
 
 /// How many are dead that kill nobody; some of the reasons are told.
@@ -210,6 +248,13 @@ impl Waiting {
         self.died = Some(now);
     }
 
+    /// The next process is there: what it took until now was no waiting.
+    fn started(&mut self, now: Instant) {
+        if self.died.is_some() && self.last_done < now {
+            self.last_done = now;
+        }
+    }
+
     /// Something was worked off again.
     fn done(&mut self, now: Instant) {
         if let Some(died) = self.died {
@@ -239,6 +284,7 @@ pub(crate) async fn work<D: Database, B: Broker>(told: &str) -> Fallible {
         .subscription(Subscribe::to(&names.topic, handler).group(&names.group).concurrency(CONCURRENCY))
         .start()
         .await?;
+    println!("started");
     child::parent_is_gone().await;
     // Not by returning: the runtime would wait for what still runs.
     std::process::exit(0);
@@ -332,5 +378,9 @@ mod tests {
         assert_eq!(waiting.sum, second * 2 - BREAK / 2, "until two seconds after the death");
         waiting.done(start + second * 60);
         assert_eq!(waiting.sum, second * 4 - BREAK / 2);
+        waiting.died(start + second * 61);
+        waiting.started(start + second * 62);
+        waiting.done(start + second * 63);
+        assert_eq!(waiting.sum, second * 5 - BREAK / 2, "to start is not to wait");
     }
 }

@@ -238,7 +238,7 @@ impl<S: Storage> CapBuilder<Arc<S>> {
             node: Node::new(options.lease, options.heartbeat),
             scheduler: Scheduler::new(options.version.clone(), names, options.poll),
             groups,
-            suspects: Suspects::new(),
+            suspects: Suspects::default(),
             runtime: Handle::current(),
             handlers_runtime: self.handlers_on,
             pulse: Pulse::new(),

@@ -18,7 +18,7 @@ use crate::engine::slots::{Room, Slot};
 use crate::engine::step::Step;
 use crate::engine::storing::Storing;
 use crate::engine::twins;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::storage::{Claim, Inserted, Table};
 use crate::time::Timestamp;
 use crate::transport::{Consumer, Delivery, DeliveryTag, Subscription};
@@ -415,20 +415,6 @@ impl Rooms {
     }
 }
 
-/// An insert with a claim has failed. It may have been committed all the same, with nobody to work on it, unless the error
-/// says otherwise. Nobody waits for the release: what failed is told at once, and inserted again it is a duplicate.
-fn forget_claim(engine: &Arc<Engine>, epoch: Epoch, claim: Claim, error: &Error) {
-    match error.kind() {
-        ErrorKind::LeaseLost => engine.node.lost(&epoch),
-        ErrorKind::Unavailable => {
-            let engine = Arc::clone(engine);
-            let tasks = engine.tasks.clone();
-            tasks.spawn(async move { engine.undo_claim(Table::Inbox, claim, &epoch).await });
-        }
-        _ => {}
-    }
-}
-
 /// Inserts records into the inbox. As many as there is room for are claimed with the same statement and go on at
 /// once; the others wait in the inbox for a claim, by this node or another.
 async fn store(engine: &Arc<Engine>, group: &Group, arrivals: &[Arrival]) -> Result<Stored> {
@@ -449,7 +435,10 @@ async fn store(engine: &Arc<Engine>, group: &Group, arrivals: &[Arrival]) -> Res
         Ok(inserted) => inserted,
         Err(error) => {
             if let (Some(epoch), Some(claim)) = (epoch, claim) {
-                forget_claim(engine, epoch, claim, &error);
+                // Nobody waits for the release: what failed is told at once, and inserted again it is a duplicate.
+                let (engine, error) = (Arc::clone(engine), error.clone());
+                let tasks = engine.tasks.clone();
+                tasks.spawn(async move { engine.forget_claim(Table::Inbox, claim, &epoch, &error).await });
             }
             return Err(error);
         }

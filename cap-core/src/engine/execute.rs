@@ -64,8 +64,8 @@ pub(crate) async fn execute(
     engine.steps.tell(Step::HandlerBegins, &held.message_id);
     let end = attempt(engine, subscription, service, polled, &job.held, &job.epoch, job.message).instrument(span).await;
     engine.steps.tell(Step::HandlerEnded, &job.held.message_id);
-    if job.place.take().is_some() {
-        engine.suspects.acquitted();
+    if let Some(place) = job.place.take() {
+        place.acquit();
     }
     subscription.share.slots.learn(began.elapsed());
     engine.activity.record();

@@ -265,10 +265,8 @@ pub(crate) async fn run(engine: Arc<Engine>, group: Arc<Group>) -> Result<()> {
         let bytes = claimable.bytes.min(room.bytes_left());
         let (claim, claimed) = match engine.claim(group.lane, &epoch, limit, bytes, claimable.except).await {
             Ok(answer) => answer,
-            Err(error) if error.kind() == ErrorKind::LeaseLost => {
-                engine.node.lost(&epoch);
-                continue;
-            }
+            // The node goes on under a new id.
+            Err(error) if error.kind() == ErrorKind::LeaseLost => continue,
             Err(error) => return Err(error),
         };
         let full = claimed.records.len() == limit;

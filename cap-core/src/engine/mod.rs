@@ -64,6 +64,7 @@ use crate::engine::health::HealthBoard;
 use crate::engine::held::Held;
 use crate::engine::node::{Epoch, Node};
 use crate::engine::pulse::Pulse;
+use crate::engine::refusal::is_in_doubt;
 use crate::engine::relay::Relay;
 use crate::engine::replies::Replies;
 use crate::engine::scheduler::{OUTBOX, Scheduler};
@@ -204,15 +205,26 @@ impl Engine {
                 Ok((claim, claimed))
             }
             Err(error) => {
-                self.undo_claim(table, claim, epoch).await;
+                self.forget_claim(table, claim, epoch, &error).await;
                 Err(error)
             }
         }
     }
 
+    /// A claim, or an insert with one, has failed: what it may have taken all the same, with nobody to work on it, is released.
+    /// After a refusal there is nothing to release, and no doubt that would end the life of the node.
+    pub(crate) async fn forget_claim(&self, table: Table, claim: Claim, epoch: &Epoch, error: &Error) {
+        if error.kind() == ErrorKind::LeaseLost {
+            self.node.lost(epoch);
+        }
+        if is_in_doubt(error) {
+            self.undo_claim(table, claim, epoch).await;
+        }
+    }
+
     /// Releases whatever is held under a token that was given up. Ends when it is done or the life is over, in which
     /// case all of it is taken over.
-    pub(crate) async fn undo_claim(&self, table: Table, claim: Claim, epoch: &Epoch) {
+    async fn undo_claim(&self, table: Table, claim: Claim, epoch: &Epoch) {
         self.node.doubt(table, claim);
         let mut pause = backoff::Pause::quick();
         while !epoch.fenced.is_cancelled() && !self.stop.finish.is_cancelled() {

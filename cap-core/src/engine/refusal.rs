@@ -39,6 +39,24 @@ pub(crate) fn is_about_what_was_given(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Rejected | ErrorKind::Corrupt | ErrorKind::Unsupported)
 }
 
+/// Whether a claim, or an insert with one, that failed so may have taken something all the same: its answer was lost, or
+/// could not be read. What is refused has taken nothing.
+pub(crate) fn is_in_doubt(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::LeaseLost
+        | ErrorKind::Environment
+        | ErrorKind::Rejected
+        | ErrorKind::Invalid
+        | ErrorKind::Schema
+        | ErrorKind::Unsupported => false,
+        ErrorKind::Unavailable
+        | ErrorKind::Corrupt
+        | ErrorKind::Unroutable
+        | ErrorKind::Stopped
+        | ErrorKind::Internal => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -122,7 +122,8 @@ async fn claim(engine: &Engine) -> Result<Option<Claimed>> {
                 room.truncate(claimed.records.len());
                 return Ok(Some(Claimed { claim, records: claimed.records, room, is_full }));
             }
-            Err(error) if error.kind() == ErrorKind::LeaseLost => engine.node.lost(&epoch),
+            // The node goes on under a new id.
+            Err(error) if error.kind() == ErrorKind::LeaseLost => {}
             Err(error) => return Err(error),
         }
     }

@@ -68,7 +68,7 @@ impl Slots {
     }
 
     /// An attempt on a suspect has ended, and this process lives.
-    pub(crate) fn grow(&self) {
+    fn grow(&self) {
         let more = |capacity: usize| (capacity < SUSPECTS).then_some(capacity + 1);
         if self.capacity.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
             self.tell_of_room();
@@ -287,6 +287,11 @@ impl Room {
         }
     }
 
+    /// Whether these are some of `slots`.
+    pub(crate) fn is_of(&self, slots: &Arc<Slots>) -> bool {
+        Arc::ptr_eq(&self.slots, slots)
+    }
+
     /// Takes one out.
     pub(crate) fn next(&mut self) -> Option<Slot> {
         self.left = self.left.checked_sub(1)?;
@@ -311,6 +316,11 @@ impl Slot {
     /// How large the content is that it is for.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A suspect's attempt has come to its end, however, and this process lives: its place is free, and there is one more.
+    pub(crate) fn acquit(self) {
+        self.slots.grow();
     }
 
     /// It is for a content of so many bytes.

@@ -33,9 +33,9 @@ pub struct RetryPolicy {
     pub immediate: u32,
     /// The pauses after that.
     pub backoff: Backoff,
-    /// After how many attempts in a row that ended with their process a message is tried alone; if the process dies
-    /// again, it is given up. It has nothing to do with `limit`, since a crash may be anybody's fault. Default 10. Without
-    /// a limit it is never given up.
+    /// After how many attempts in a row that ended with their process, the last of them alone, a message is tried alone
+    /// once more; if the process dies again, it is given up. It has nothing to do with `limit`, since a crash may be
+    /// anybody's fault. Default 10, at least 2. Without a limit it is never given up.
     pub crashes: u32,
 }
 
@@ -100,9 +100,9 @@ impl RetryPolicy {
         }
     }
 
-    /// Whether so many attempts in a row that ended with their process are enough to suspect just this message.
-    pub fn gives_up_after(&self, crashes: u32) -> bool {
-        self.limit != Limit::None && crashes >= self.crashes.max(1)
+    /// Whether a message is tried alone after so many attempts in a row that ended with their process.
+    pub fn tries_alone_after(&self, crashes: u32) -> bool {
+        self.limit != Limit::None && crashes >= self.crashes.max(2) - 1
     }
 
     /// The pause after the failure of attempt number `attempts` (from 1). `roll` in `0.0..1.0` is the jitter's dice.

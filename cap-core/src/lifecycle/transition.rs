@@ -63,14 +63,16 @@ pub enum Begin {
     /// Go on.
     Run,
     /// So many attempts took their process down with them that it is to be tried with no other suspect beside it, after
-    /// this is written ([`State::status`] is `Queued`): should the process die once more, it was this record.
+    /// this is written ([`State::status`] is `Queued`): should the process die twice so, it was this record.
     Alone(State),
-    /// It was tried alone, and its process died again. It is dead; write this instead.
+    /// It was tried alone twice, and its process died each time. It is dead; write this instead.
     Exhausted(State),
 }
 
 /// What goes before the number of crashes in the reason of a record that is tried alone.
 const ALONE: &str = "tried alone after crashes: ";
+/// The same when its process died with it the first time that it was alone.
+const ALONE_AGAIN: &str = "tried alone again after crashes: ";
 
 /// A newly published record, due at `due`.
 pub fn scheduled(due: Due) -> State {
@@ -95,19 +97,24 @@ pub fn parked(reason: impl AsRef<str>, rules: &Rules) -> State {
 /// Whether the attempt that a claim has just begun may run.
 ///
 /// Whoever is in flight when a process dies is a suspect, the innocent with the guilty, so crashes alone condemn nobody.
-/// After [`RetryPolicy::crashes`] of them a record is tried alone, which is written down first: if its process dies
-/// again, it is given up.
+/// After one less than [`RetryPolicy::crashes`] of them a record is tried alone, which is written down first. If its process
+/// dies then, it may still have been another that did it: one that was no suspect before, or nobody in the process at all. That
+/// one is a suspect now, and kept away. So it is tried alone again, and given up only if its process dies that time, too.
 pub fn begin(begun: &Begun, rules: &Rules) -> Begin {
-    if !rules.retry.gives_up_after(begun.crashes) {
+    if !rules.retry.tries_alone_after(begun.crashes) {
         return Begin::Run;
     }
-    let tried_alone = begun.reason.as_deref().and_then(|reason| reason.strip_prefix(ALONE)?.parse::<u32>().ok());
-    if tried_alone.is_some_and(|crashes| crashes < begun.crashes) {
+    let ended_with_its_process = |mark: &str| {
+        let marked = begun.reason.as_deref().and_then(|reason| reason.strip_prefix(mark)?.parse::<u32>().ok());
+        marked.is_some_and(|crashes| crashes < begun.crashes)
+    };
+    if ended_with_its_process(ALONE_AGAIN) {
         let reason =
-            format!("given up: {} attempts in a row ended with their process, the last one alone", begun.crashes);
+            format!("given up: {} attempts in a row ended with their process, the last two alone", begun.crashes);
         return Begin::Exhausted(dead(begun, &reason, rules));
     }
-    let reason = Some(format!("{ALONE}{}", begun.crashes));
+    let mark = if ended_with_its_process(ALONE) { ALONE_AGAIN } else { ALONE };
+    let reason = Some(format!("{mark}{}", begun.crashes));
     Begin::Alone(in_flight(&Begun { reason, ..begun.clone() }))
 }
 
@@ -236,23 +243,49 @@ mod tests {
         }
     }
 
+    /// The reason that says that it is tried alone.
+    fn mark(begun: &Begun, rules: &Rules) -> Option<String> {
+        let Begin::Alone(state) = begin(begun, rules) else { panic!("not tried alone: {begun:?}") };
+        assert_eq!((state.status(), state.crashes()), (Status::Queued, begun.crashes));
+        state.reason().map(ToOwned::to_owned)
+    }
+
     #[test]
-    fn a_message_that_kills_its_process_is_tried_alone_before_it_is_given_up() {
+    fn a_message_that_kills_its_process_is_tried_alone_twice_before_it_is_given_up() {
         let rules = rules(Limit::Attempts(50));
-        assert_eq!(begin(&suspect(9, None), &rules), Begin::Run);
-        let Begin::Alone(state) = begin(&suspect(10, None), &rules) else { panic!("not tried alone") };
-        assert_eq!((state.status(), state.crashes()), (Status::Queued, 10));
+        assert_eq!(begin(&suspect(8, None), &rules), Begin::Run);
+        let first = mark(&suspect(9, None), &rules);
         // Given back by a stop: it has not been tried.
-        let reason = state.reason().map(ToOwned::to_owned);
-        assert!(matches!(begin(&suspect(10, reason.clone()), &rules), Begin::Alone(_)));
-        let Begin::Exhausted(state) = begin(&suspect(11, reason), &rules) else { panic!("tried alone again") };
+        assert_eq!(mark(&suspect(9, first.clone()), &rules), first);
+        let second = mark(&suspect(10, first.clone()), &rules);
+        assert_ne!(second, first);
+        let Begin::Exhausted(state) = begin(&suspect(11, second), &rules) else { panic!("tried alone again") };
         assert!(state.is_dead());
+    }
+
+    #[test]
+    fn a_crash_while_it_waits_to_be_tried_alone_buries_nobody() {
+        let rules = rules(Limit::Attempts(50));
+        let first = mark(&suspect(9, None), &rules);
+        // The second trial never began: the record says of the first only, and its crashes are more by several.
+        let second = mark(&suspect(15, first), &rules);
+        assert!(matches!(begin(&suspect(16, second), &rules), Begin::Exhausted(_)));
+    }
+
+    #[test]
+    fn no_policy_buries_a_message_that_was_tried_alone_once() {
+        for crashes in [0, 1, 2] {
+            let mut rules = rules(Limit::Attempts(1));
+            rules.retry.crashes = crashes;
+            let second = mark(&suspect(2, mark(&suspect(1, None), &rules)), &rules);
+            assert!(matches!(begin(&suspect(3, second), &rules), Begin::Exhausted(_)), "{crashes}");
+        }
     }
 
     #[test]
     fn a_few_crashes_do_not_kill_a_message_even_if_a_single_failure_does() {
         let rules = rules(Limit::Attempts(1));
-        assert_eq!(begin(&suspect(9, None), &rules), Begin::Run);
+        assert_eq!(begin(&suspect(8, None), &rules), Begin::Run);
         assert!(settle(&begun(2), Outcome::Failed("no".into()), &rules, 0.5).is_dead());
     }
 
@@ -300,7 +333,7 @@ mod tests {
             prop_assert_eq!(state.check(), Ok(()));
             prop_assert_eq!(state.status() == Status::Succeeded, outcome == Outcome::Succeeded);
             match begin(&begun, &rules) {
-                Begin::Run => prop_assert!(crashes < rules.retry.crashes),
+                Begin::Run => prop_assert!(crashes + 1 < rules.retry.crashes),
                 Begin::Alone(state) => prop_assert_eq!(state.check(), Ok(())),
                 Begin::Exhausted(_) => prop_assert!(false, "it was not tried alone"),
             }

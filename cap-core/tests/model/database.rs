@@ -7,7 +7,9 @@ use cap_core::time::Due;
 
 use super::faults::Fault;
 use super::setup::{Kind, Setup};
-use super::state::{Holder, Lease, Record, Row, Slot, Stage, Task, Token, Told, Transaction, Verdict, When, World};
+use super::state::{
+    Holder, Lease, Mark, Record, Row, Slot, Stage, Task, Token, Told, Transaction, Verdict, When, World,
+};
 
 /// The pause after which a failed send is due again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,13 +31,8 @@ pub(crate) fn published(kind: Kind) -> State {
 }
 
 /// An attempt that has begun, as core wants to know of it.
-fn begun(told: Told, setup: &Setup) -> Begun {
-    let begun = |crashes: u8, reason| Begun { attempts: u32::from(told.attempts), crashes: crashes.into(), reason };
-    let reason = told.alone.and_then(|crashes| match lifecycle::begin(&begun(crashes, None), &setup.rules) {
-        Begin::Alone(state) => state.reason().map(ToOwned::to_owned),
-        Begin::Run | Begin::Exhausted(_) => None,
-    });
-    begun(told.crashes, reason)
+fn begun(told: Told) -> Begun {
+    Begun { attempts: told.attempts.into(), crashes: told.crashes.into(), reason: told.alone.map(Mark::reason) }
 }
 
 impl Task {
@@ -44,17 +41,13 @@ impl Task {
     }
 }
 
-/// What core would write if the last crash had come when the record was tried alone.
+/// What core would write if the last crashes had come when the record was tried alone.
 fn given_up(begun: Begun, setup: &Setup) -> State {
     let retry = RetryPolicy { crashes: 1, ..setup.rules.retry.clone() };
     let rules = Rules { retry, ..setup.rules.clone() };
-    let before = Begun { crashes: begun.crashes.saturating_sub(1).max(1), reason: None, ..begun };
-    let alone = match lifecycle::begin(&before, &rules) {
-        Begin::Alone(state) => state.reason().map(ToOwned::to_owned),
-        Begin::Run | Begin::Exhausted(_) => None,
-    };
-    let crashes = begun.crashes.max(before.crashes + 1);
-    match lifecycle::begin(&Begun { crashes, reason: alone, ..before }, &rules) {
+    let mark = Mark { crashes: 0, again: true };
+    let alone = Begun { crashes: begun.crashes.max(1), reason: Some(mark.reason()), ..begun };
+    match lifecycle::begin(&alone, &rules) {
         Begin::Exhausted(state) => state,
         Begin::Run | Begin::Alone(_) => unreachable!("it was tried alone before"),
     }
@@ -62,7 +55,7 @@ fn given_up(begun: Begun, setup: &Setup) -> State {
 
 /// The state that settles an attempt.
 fn settled(task: Task, verdict: Verdict, setup: &Setup) -> State {
-    let begun = begun(task.told(), setup);
+    let begun = begun(task.told());
     let outcome = match verdict {
         Verdict::Succeeded => Outcome::Succeeded,
         Verdict::Failed => Outcome::Failed("it failed".to_owned()),
@@ -131,8 +124,12 @@ impl World {
 
     /// Whether what was claimed may run, as core decides.
     pub(crate) fn first_stage(told: Told, setup: &Setup) -> Stage {
-        let is_marked = told.alone.is_some() && setup.has(Fault::MarkNotCompared);
-        match lifecycle::begin(&begun(told, setup), &setup.rules) {
+        let is_marked = told.alone.is_some_and(|mark| match setup.fault {
+            Some(Fault::MarkNotCompared) => mark.again,
+            Some(Fault::OneTrialBuries) => mark.is_of_a_crash(told.crashes),
+            _ => false,
+        });
+        match lifecycle::begin(&begun(told), &setup.rules) {
             Begin::Alone(_) if is_marked || setup.has(Fault::NoTrial) => Stage::Settling(Verdict::Exhausted),
             Begin::Alone(_) if setup.has(Fault::TrialNotWritten) => Stage::Begun,
             Begin::Alone(_) => Stage::Apart,
@@ -167,7 +164,7 @@ impl World {
     /// `Storage::settle` with the state that says that a record is tried alone: it stays held. Answers whether it was
     /// written.
     pub(crate) fn isolate(&mut self, task: Task, setup: &Setup) -> bool {
-        let Begin::Alone(state) = lifecycle::begin(&begun(task.told(), setup), &setup.rules) else {
+        let Begin::Alone(state) = lifecycle::begin(&begun(task.told()), &setup.rules) else {
             unreachable!("begin wanted it tried alone when it was claimed")
         };
         let Some(Row { holder, token, .. }) =

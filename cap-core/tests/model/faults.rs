@@ -51,7 +51,10 @@ pub(crate) enum Fault {
     TrialNotWritten,
     /// Other suspects are worked on beside one that is tried alone.
     CompanyInTrial,
-    /// A record that was tried alone is given up when it is claimed again, whether its process died or it was given back.
+    /// A record is given up when its process died once while it was tried alone.
+    OneTrialBuries,
+    /// A record that was tried alone again is given up when it is claimed again, whether its process died or it was given
+    /// back.
     MarkNotCompared,
     /// What a node that leaves was trying alone still says so when another claims it.
     LeaveKeepsMark,

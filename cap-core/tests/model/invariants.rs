@@ -170,7 +170,7 @@ fn nothing_is_dead_before_its_time(world: &World, setup: &Setup) -> bool {
     let is_parked = |record| matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Unreadable);
     rows(world, setup).filter(|(_, row)| row.is_dead()).all(|(record, row)| {
         let is_used_up = failed > 0 && u32::from(row.attempts) >= setup.limit;
-        let is_given_up = u32::from(row.crashes) > setup.rules.retry.crashes && cut_short >= row.crashes;
+        let is_given_up = u32::from(row.crashes) > setup.rules.retry.crashes.max(2) && cut_short >= row.crashes;
         is_used_up || is_given_up || refused || is_parked(record)
     })
 }
@@ -184,20 +184,21 @@ fn what_failed_too_often_is_dead(world: &World, setup: &Setup) -> bool {
     })
 }
 
-/// "The killer is buried, nobody else": crashes alone condemn no innocent, however many it was in flight at. Dead with
-/// crashes is what was given up for them.
+/// "The killer is buried, nobody else": crashes alone condemn no innocent, however many it was in flight at, and neither
+/// does one crash in its trial. A killer that is no suspect yet can strike a trial once. Dead with crashes is what was given
+/// up for them.
 fn nobody_but_a_killer_is_given_up(world: &World, setup: &Setup) -> bool {
     let is_killer = |record| matches!(record, Record::Inbox(message, _) if kind(message, setup) == Kind::Killer);
-    world.witness.unlucky
+    world.witness.unlucky > 1
         || rows(world, setup).all(|(record, row)| is_killer(record) || !row.is_dead() || row.crashes == 0)
 }
 
-/// A message that takes its process down does so as often as it takes to be tried alone, and once more: in each of the
+/// A message that takes its process down does so as often as it takes to be tried alone again, and once more: in each of the
 /// lives that a person gives it, and after each attempt that came to an end in spite of it.
 fn a_killer_is_not_tried_for_ever(world: &World, setup: &Setup) -> bool {
     let mut killers = inboxes(setup).filter(|&(message, _)| kind(message, setup) == Kind::Killer);
     let Witness { requeued, failed, .. } = world.witness;
-    let most = (setup.rules.retry.crashes + 1) * (1 + u32::from(requeued) + u32::from(failed));
+    let most = (setup.rules.retry.crashes.max(2) + 1) * (1 + u32::from(requeued) + u32::from(failed));
     killers.all(|(message, group)| u32::from(world.group(message, group).effects) <= most)
 }
 

@@ -45,8 +45,29 @@ pub(crate) enum When {
     Later,
 }
 
-/// How core begins the reason of a record that is tried alone.
-const ALONE: &str = "tried alone after crashes: ";
+/// How core begins the reason of a record that is tried alone, and of one that is tried alone again.
+const ALONE: [&str; 2] = ["tried alone after crashes: ", "tried alone again after crashes: "];
+
+/// What the reason of a record says that is tried alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Mark {
+    /// After so many crashes.
+    pub(crate) crashes: u8,
+    /// Its process died with it the first time.
+    pub(crate) again: bool,
+}
+
+impl Mark {
+    /// As core writes it.
+    pub(crate) fn reason(self) -> String {
+        format!("{}{}", ALONE[usize::from(self.again)], self.crashes)
+    }
+
+    /// The process of a record with so many crashes now died with it.
+    pub(crate) fn is_of_a_crash(self, crashes: u8) -> bool {
+        self.crashes < crashes
+    }
+}
 
 /// What a storage keeps of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,8 +75,8 @@ pub(crate) struct Row {
     pub(crate) status: Status,
     pub(crate) attempts: u8,
     pub(crate) crashes: u8,
-    /// After how many crashes it was tried alone, as its reason says.
-    pub(crate) alone: Option<u8>,
+    /// How it was tried alone, as its reason says.
+    pub(crate) alone: Option<Mark>,
     pub(crate) due: Option<When>,
     pub(crate) expires: bool,
     pub(crate) holder: Option<Holder>,
@@ -68,7 +89,10 @@ impl Row {
         let due = state.due().map(|due| if due == Due::Now { When::Now } else { When::Later });
         let few = |number| u8::try_from(number).expect("the model makes few attempts");
         let (attempts, crashes) = (few(state.attempts()), few(state.crashes()));
-        let alone = state.reason().and_then(|reason| reason.strip_prefix(ALONE)?.parse().ok());
+        let alone = ALONE.iter().zip([false, true]).find_map(|(mark, again)| {
+            let crashes = state.reason()?.strip_prefix(mark)?.parse().ok()?;
+            Some(Mark { crashes, again })
+        });
         let expires = state.expires().is_some();
         let status = state.status();
         Self { status, attempts, crashes, alone, due, expires, holder: None, token: Token::STALE }
@@ -161,7 +185,7 @@ pub(crate) struct Group {
 pub(crate) struct Told {
     pub(crate) attempts: u8,
     pub(crate) crashes: u8,
-    pub(crate) alone: Option<u8>,
+    pub(crate) alone: Option<Mark>,
 }
 
 /// How an attempt ended, before core made a state of it.
@@ -194,7 +218,7 @@ pub(crate) struct Task {
     pub(crate) token: Token,
     pub(crate) attempts: u8,
     pub(crate) crashes: u8,
-    pub(crate) alone: Option<u8>,
+    pub(crate) alone: Option<Mark>,
     pub(crate) stage: Stage,
     /// It is, or may be, written that it is tried alone.
     pub(crate) on_trial: bool,
@@ -257,9 +281,9 @@ pub(crate) struct Witness {
     pub(crate) requeued: u8,
     /// Something failed for good.
     pub(crate) refused: bool,
-    /// While an innocent was tried alone its process ended, or was taken for dead, by the fault of nobody or of someone
-    /// who was no suspect yet. Core cannot tell that from a killer, and does not claim to.
-    pub(crate) unlucky: bool,
+    /// How often, while an innocent was tried alone, its process ended, or was taken for dead, by nobody's fault. Twice in
+    /// a row core cannot tell from a killer, and does not claim to.
+    pub(crate) unlucky: u8,
     /// A record was collected that was not terminal.
     pub(crate) collected_early: bool,
 }

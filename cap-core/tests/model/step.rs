@@ -391,7 +391,7 @@ impl World {
             Record::Inbox(message, _) => setup.messages[usize::from(message)] != Kind::Killer,
         };
         let struck = |task: &Task| task.on_trial && Some(*task) != by && is_innocent(task);
-        self.witness.unlucky |= self.nodes[node].tasks.iter().any(struck);
+        self.witness.unlucky += u8::from(self.nodes[node].tasks.iter().any(struck));
     }
 
     /// A trial that begins when the lease has run out already.

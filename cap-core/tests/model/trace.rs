@@ -4,7 +4,7 @@ use std::fmt;
 use std::fmt::Write as _;
 
 use super::database::Insertion;
-use super::state::{Delivery, Lease, Record, Slot, Stage, World};
+use super::state::{Delivery, Lease, Mark, Record, Slot, Stage, World};
 use super::step::{Step, Take};
 
 /// The steps, one a line, and where they lead.
@@ -161,8 +161,8 @@ impl fmt::Display for Slot {
             Self::Stored(row) => row,
         };
         write!(f, "{} after {} attempts and {} crashes", row.status, row.attempts, row.crashes)?;
-        if let Some(crashes) = row.alone {
-            write!(f, ", tried alone after {crashes}")?;
+        if let Some(Mark { crashes, again }) = row.alone {
+            write!(f, ", tried alone {}after {crashes}", if again { "again " } else { "" })?;
         }
         match (row.holder, row.due) {
             (Some(holder), _) => write!(f, ", held by {holder:?}"),

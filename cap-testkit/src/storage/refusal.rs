@@ -1,7 +1,7 @@
 //! What the database refuses: because of the record, or because of something that somebody else can put right.
 
 use cap_core::error::ErrorKind;
-use cap_core::lifecycle::received;
+use cap_core::lifecycle::{Status, received};
 use cap_core::storage::{Claim, Lane, NewRecord, Settled, Table};
 
 use super::fixture::StorageFixture;
@@ -53,6 +53,8 @@ pub(super) async fn what_the_environment_refuses_works_once_that_is_put_right(
     }
     let settled = storage.settle(Table::Outbox, taken.settlements(succeeded)).await?;
     ensure_eq!(settled, vec![Settled::Written], "the settlement once writes are allowed again");
+    let held = all(&storage, Table::Outbox).await?.iter().filter(|record| record.status == Status::Queued).count();
+    ensure_eq!(held, 0, "records that a refused claim has taken");
     worker.claim_message().await?;
     Ok(())
 }

@@ -37,6 +37,7 @@ pub const PROMISES: &[&str] = &[
     "claim/6",
     "claim/7",
     "claim/8",
+    "claim/9",
     "settle/1",
     "settle/2",
     "settle/3",

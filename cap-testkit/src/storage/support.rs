@@ -174,12 +174,12 @@ pub(super) fn dead(attempts: u32, reason: &str) -> State {
     after_attempt(attempts, Outcome::Hopeless(reason.into()))
 }
 
-/// Given up after crashes, as `lifecycle::begin` has it.
+/// Given up after so many crashes, at least 3, as `lifecycle::begin` has it.
 pub(super) fn dead_after_crashes(crashes: u32) -> State {
     let rules = Rules { retry: RetryPolicy { crashes: 1, ..RetryPolicy::default() }, ..rules(SHORT, KEEP) };
-    let mut begun = Begun { attempts: crashes + 1, crashes: crashes - 1, reason: None };
-    if let Begin::Alone(state) = begin(&begun, &rules) {
-        begun = Begun { crashes, reason: state.reason().map(ToOwned::to_owned), ..begun };
+    let mut begun = Begun { attempts: crashes + 1, crashes: crashes - 2, reason: None };
+    while let Begin::Alone(state) = begin(&begun, &rules) {
+        begun = Begun { crashes: begun.crashes + 1, reason: state.reason().map(ToOwned::to_owned), ..begun };
     }
     match begin(&begun, &rules) {
         Begin::Exhausted(state) => state,

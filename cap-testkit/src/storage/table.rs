@@ -218,9 +218,9 @@ macro_rules! for_each_storage_check {
                 faults: [ClaimDoesNotCount, ClaimHidesOwner]
             }
             "S-043" claim::a_claim_of_nobody_is_refused {
-                promises: ["claim/5"],
-                catches: "a node thought dead that goes on to claim",
-                faults: [ClaimWithoutLease]
+                promises: ["claim/5", "claim/9"],
+                catches: "a node thought dead that goes on to claim; records that a refused claim keeps",
+                faults: [ClaimWithoutLease, ClaimOfNobodyTakes]
             }
             "S-044" claim::a_claim_says_when_the_next_is_due {
                 promises: ["claim/6"],
@@ -623,9 +623,9 @@ macro_rules! for_each_storage_check {
                 faults: [WatchNeverListens, WatchListensTooSoon, WatchListensLate]
             }
             "S-124" refusal::what_the_environment_refuses_works_once_that_is_put_right {
-                promises: ["insert/9", "insert/4", "settle/6", "settle/4"], needs: REFUSED_WRITES,
+                promises: ["insert/9", "insert/4", "claim/9", "settle/6", "settle/4"], needs: REFUSED_WRITES,
                 catches: "a message that is given up for rights that somebody revoked; a connection that never recovers",
-                faults: [EnvironmentIsRejected, EnvironmentSticks, EnvironmentStoresAll]
+                faults: [EnvironmentIsRejected, EnvironmentSticks, EnvironmentStoresAll, EnvironmentClaimsAll]
             }
             "S-125" refusal::what_is_refused_for_its_content_is_rejected {
                 promises: ["insert/9", "insert/4"], needs: REFUSED_RECORDS,

@@ -92,6 +92,8 @@ pub(crate) struct Faulty {
     hanging: watch::Sender<Option<Call>>,
     refusing: Arc<Mutex<Option<Refuses>>>,
     pub(crate) heartbeats: watch::Sender<u32>,
+    /// How many nodes have joined.
+    pub(crate) joined: watch::Sender<u32>,
 }
 
 impl Faulty {
@@ -103,6 +105,7 @@ impl Faulty {
             hanging: watch::Sender::new(None),
             refusing: Arc::default(),
             heartbeats: watch::Sender::new(0),
+            joined: watch::Sender::new(0),
         }
     }
 
@@ -239,6 +242,7 @@ impl Storage for Faulty {
         if self.strikes(Fault::JoinFails) {
             return Box::pin(async { Err(away()) });
         }
+        self.joined.send_modify(|joined| *joined += 1);
         self.inner.join(node, lease)
     }
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
@@ -328,6 +332,8 @@ pub(crate) struct Troubled {
     frozen: watch::Sender<bool>,
     /// What was sent meanwhile.
     unconfirmed: Arc<Mutex<Vec<Outgoing>>>,
+    /// How many consumers were made.
+    pub(crate) subscribed: watch::Sender<u32>,
 }
 
 type RefuseToSend = dyn Fn(&cap::Message) -> Option<Error> + Send;
@@ -348,7 +354,8 @@ impl Troubled {
     pub(crate) fn over(inner: MemoryTransport, troubles: impl IntoIterator<Item = Trouble>) -> Self {
         let troubles = Arc::new(Mutex::new(troubles.into_iter().collect()));
         let (frozen, unconfirmed) = (watch::Sender::new(false), Arc::default());
-        Self { inner, troubles, refusing: Arc::default(), obstacle: Arc::default(), frozen, unconfirmed }
+        let (refusing, obstacle, subscribed) = (Arc::default(), Arc::default(), watch::Sender::new(0));
+        Self { inner, troubles, refusing, obstacle, frozen, unconfirmed, subscribed }
     }
 
     /// From now on the broker answers nothing.
@@ -419,6 +426,7 @@ impl Transport for Troubled {
         self.obstacle.lock().unwrap().clone()
     }
     fn subscribe(&self, subscription: Subscription) -> BoxFuture<'_, Result<Box<dyn Consumer>>> {
+        self.subscribed.send_modify(|subscribed| *subscribed += 1);
         self.inner.subscribe(subscription)
     }
     fn backlog(&self, group: Group) -> BoxFuture<'_, Result<u64>> {

@@ -16,7 +16,12 @@ use super::suspect::without_crashes;
 impl Double {
     pub(super) async fn claim(&self, mut request: ClaimRequest) -> Result<Claimed> {
         let inner = self.inner();
-        self.is_writable()?;
+        if let Err(refused) = self.is_writable() {
+            if self.has(Fault::EnvironmentClaimsAll) {
+                inner.claim(request).await?;
+            }
+            return Err(refused);
+        }
         match self.fault {
             Some(Fault::ClaimIgnoresLimit) => request.limit = ALL,
             Some(Fault::ClaimWaitsForTransactions) => self.until_no_transaction_is_open().await,
@@ -30,6 +35,10 @@ impl Double {
         if self.has(Fault::ClaimWithoutLease) && result.is_err() {
             inner.join(request.claim.node, LONG).await?;
             result = inner.claim(request.clone()).await;
+        }
+        if self.has(Fault::ClaimOfNobodyTakes) && result.is_err() {
+            inner.join(request.claim.node, LONG).await?;
+            inner.claim(request.clone()).await?;
         }
         let mut claimed = result?;
         if self.has(Fault::ClaimIgnoresGroup) && request.lane.table() == Table::Inbox {

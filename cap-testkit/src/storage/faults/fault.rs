@@ -244,6 +244,8 @@ faults! {
     EnvironmentIsRejected => "Writes that the environment refuses are answered as `Rejected`",
     EnvironmentSticks => "A handle that was refused once is refused for ever",
     EnvironmentStoresAll => "An insert that the environment refuses is stored all the same",
+    EnvironmentClaimsAll => "A claim that the environment refuses has taken records all the same",
+    ClaimOfNobodyTakes => "A claim by a node that is not registered is refused, and has taken records all the same",
     RefusalIsEnvironment => "A content that is too long is answered as `Environment`",
     RefusalIsUnavailable => "A content that is too long is answered as `Unavailable`",
     JoinNeedsRuntime => "`join` works on the runtime that opened the handle",

@@ -5,6 +5,7 @@ mod mischief;
 mod name;
 mod operators;
 mod processes;
+mod switchover;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub(crate) use self::mischief::Mischief;
 pub(crate) use self::name::{Backends, Name};
 pub(crate) use self::operators::{Hands, Operators};
 pub(crate) use self::processes::Processes;
+pub(crate) use self::switchover::Pair;
 use crate::backend::Fallible;
 use crate::crash::neighbours::CALM;
 use crate::crash::proxy::Proxy;
@@ -48,6 +50,8 @@ pub(crate) struct Tally {
     pub(crate) deeds: u32,
     /// Times the database was reached through a pooler.
     pub(crate) poolers: u32,
+    /// Times the database's standby took the place of its primary.
+    pub(crate) switchovers: u32,
     /// Times the database's clock was set.
     pub(crate) clock_steps: u32,
     /// Connections closed because they were idle.
@@ -72,6 +76,8 @@ pub(crate) struct Nemesis {
     pub(crate) operators: Box<dyn Operators>,
     /// The host and port of a pooler before the database.
     pub(crate) pooler: Option<String>,
+    /// The database's server and its standby.
+    pub(crate) pair: Option<Pair>,
     pub(crate) random: fastrand::Rng,
     pub(crate) recorder: Recorder,
     pub(crate) tally: Tally,
@@ -175,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_nemesis_has_a_turn_in_ten_minutes_and_enough_of_it() {
-        const TURNS: u32 = 13;
+        const TURNS: u32 = 14;
         let (calm, work) = lengths(600, TURNS as usize);
         assert!((calm + work + QUIET) * TURNS < Duration::from_secs(600));
         assert!(calm >= Duration::from_secs(10) && work >= Duration::from_secs(20));

@@ -197,7 +197,7 @@ impl Nemesis {
     }
 
     /// Writes down and tells what is done.
-    fn attack(&self, what: &str) -> Fallible {
+    pub(super) fn attack(&self, what: &str) -> Fallible {
         report::progress(format_args!("nemesis: {what}"));
         Ok(self.recorder.record(What::Attack { on: what.into() })?)
     }

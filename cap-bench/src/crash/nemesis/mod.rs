@@ -20,7 +20,7 @@ pub(crate) use self::switchover::Pair;
 use crate::backend::Fallible;
 use crate::crash::neighbours::CALM;
 use crate::crash::proxy::Proxy;
-use crate::crash::recorder::{Recorder, What};
+use crate::crash::recorder::{Ails, Recorder, What};
 use crate::crash::servers::Servers;
 use crate::database::now_micros;
 use crate::report;
@@ -87,6 +87,9 @@ pub(crate) struct Nemesis {
 const START: Duration = Duration::from_secs(4);
 /// Between a nemesis and the calm: what it held up is caught up with.
 const QUIET: Duration = Duration::from_secs(2);
+
+/// How long after the end of its lease a node may take to say so.
+const KNOWING: Duration = Duration::from_secs(1);
 
 /// How long its messages may take to come to their end before the next turn.
 const REST: Duration = Duration::from_secs(30);
@@ -168,6 +171,13 @@ impl Nemesis {
         // What was frozen or killed held records for as long as its lease.
         let healing = if turn == Turn::Havoc { self.processes.lease() * 2 } else { Duration::ZERO };
         self.wait(QUIET + healing).await
+    }
+
+    /// Who must be ill while the database takes nothing, or no inserts into the inbox: a node knows it at the latest when
+    /// its lease is over, and a consumer earlier.
+    fn ails(&self, only_consumers: bool) -> Ails {
+        let within = self.processes.lease() + KNOWING;
+        Ails { only_consumers, within: i64::try_from(within.as_micros()).unwrap_or(i64::MAX) }
     }
 
     async fn wait(&mut self, pause: Duration) -> Fallible {

@@ -98,7 +98,8 @@ impl Nemesis {
             }
             None => target,
         };
-        self.recorder.record(What::Outage { of: format!("switchover to {to}"), from: since })?;
+        let ails = Some(self.ails(false));
+        self.recorder.record(What::Outage { of: "switchover".into(), from: since, ails })?;
         self.tally.switchovers += 1;
         report::progress(format_args!("nemesis: {to} takes writes"));
         let long = Duration::from_millis(self.random.u64(500..3000));

@@ -47,7 +47,7 @@ pub(crate) enum What {
         /// Who must say that they are ill meanwhile.
         ails: Option<Ails>,
     },
-    /// Whether the process' engine says that it is ready, and which of its loops say that they are ill: when that changes,
+    /// Whether the process' engine says that it is ready, and which of its loops say that they are ill, and why: when that changes,
     /// and otherwise once a second for as long as the process runs.
     Health { ready: bool, ill: Vec<String> },
     /// A message that makes trouble is about to be stored in the outbox: its number, and its message id. Committed if

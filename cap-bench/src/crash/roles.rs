@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cap_core::{Cap, CapBuilder, Context, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe};
+use cap_core::{
+    Cap, CapBuilder, Context, Error, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -125,6 +127,13 @@ pub(crate) async fn run<D: Database, B: Broker>(role: Role) -> Fallible {
     Ok(())
 }
 
+/// A loop that is ill, and the beginning of its reason.
+fn why(name: &str, error: &Error) -> String {
+    const MOST: usize = 120;
+    let reason: String = error.reason().chars().take(MOST).collect();
+    format!("{name}: {reason}")
+}
+
 /// Writes down what the engine says of its health.
 async fn watch<S: Storage>(cap: Cap<S>, recorder: Recorder) -> Fallible {
     let (mut last, mut told) = (None, Instant::now());
@@ -133,7 +142,7 @@ async fn watch<S: Storage>(cap: Cap<S>, recorder: Recorder) -> Fallible {
     loop {
         pace.tick().await;
         let health = cap.health();
-        let now = (health.ready, health.ill().map(|(name, _)| name.to_owned()).collect::<Vec<_>>());
+        let now = (health.ready, health.ill().map(|(name, error)| why(name, error)).collect::<Vec<_>>());
         if last.as_ref() != Some(&now) || told.elapsed() >= SIGN {
             told = Instant::now();
             recorder.record(What::Health { ready: now.0, ill: now.1.clone() })?;

@@ -63,7 +63,8 @@ impl Nemesis {
                 };
                 elsewhere = self.switch(&servers, &switch, elsewhere).await?;
                 servers.run("follow", from).await?;
-                let long = Duration::from_millis(self.random.u64(1000..3000));
+                // Long enough for it to be seen who has not left the old one.
+                let long = Duration::from_millis(self.random.u64(5500..8000));
                 self.wait(long).await?;
             }
         }

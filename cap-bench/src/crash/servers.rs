@@ -61,7 +61,8 @@ impl Servers {
         self.run_with(command, server, &[]).await
     }
 
-    async fn run_with(&self, command: &str, server: &str, more: &[&str]) -> Fallible {
+    /// The same, with more to say.
+    pub(crate) async fn run_with(&self, command: &str, server: &str, more: &[&str]) -> Fallible {
         let output = Command::new(&self.script).args([command, server]).args(more).output().await?;
         if !output.status.success() {
             let told = String::from_utf8_lossy(&output.stderr).into_owned();

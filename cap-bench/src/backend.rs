@@ -142,6 +142,9 @@ pub(crate) trait Database: Clone + Send + Sync + 'static {
     /// Names the URL of a pooler before the same server, in transaction mode.
     const POOLER: Option<&'static str> = None;
 
+    /// Names the URL of a second server, which is a replica of its own and can take its place.
+    const STANDBY: Option<&'static str> = None;
+
     /// What can be done to it by [`Database::operate`].
     const DEEDS: &'static [Deed] = &[];
 

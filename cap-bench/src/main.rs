@@ -56,6 +56,8 @@ enum Command {
     Memory(bench::memory::Settings),
     /// A healthy topic's rate beside others that are not well.
     Neighbours(bench::neighbours::Settings),
+    /// How long a stop takes while a server or a handler hangs.
+    Stop(bench::stop::Settings),
     /// A short walk through all that a storage and a transport must do together, with their servers killed.
     Walk,
     /// Kills, freezes and cuts everything, and checks that nothing is lost, invented or done twice.
@@ -160,6 +162,9 @@ async fn on<D: Database, B: Broker>(arguments: Arguments) -> Fallible<bool> {
         }
         Command::Neighbours(settings) => {
             ("neighbours", json!(settings), bench::neighbours::run::<D, B>(settings).await?)
+        }
+        Command::Stop(settings) => {
+            ("stop", json!(settings), bench::stop::run::<D, B>(settings, &storage, &transport).await?)
         }
         Command::Walk => ("walk", json!(null), walk::run::<D, B>(&storage, &transport).await?),
         Command::Crash(settings) => {

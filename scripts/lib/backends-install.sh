@@ -46,12 +46,12 @@ faketime_library() {
 missing_packages() {
   ! has_clock "$1" || [ -n "$(faketime_library)" ] || echo libfaketime
   case $1 in
-    postgres) [ -n "$(postgres_bin)" ] || echo postgresql ;;
+    postgres | postgres_standby) [ -n "$(postgres_bin)" ] || echo postgresql ;;
     pgbouncer)
       [ -n "$(postgres_bin)" ] || echo postgresql
       [ -n "$(pgbouncer_program)" ] || echo pgbouncer
       ;;
-    mariadb) [ -n "$(mariadb_program)" ] || echo mariadb-server ;;
+    mariadb | mariadb_standby) [ -n "$(mariadb_program)" ] || echo mariadb-server ;;
     rabbitmq) [ -n "$(rabbitmq_bin)" ] || echo rabbitmq-server ;;
     kafka)
       command -v java >/dev/null || echo default-jre-headless

@@ -86,6 +86,14 @@ bring_up() {
   esac
 }
 
+# A replica, made anew if it has never been one.
+bring_up_standby() {
+  case $(process_state "$1") in
+    down) do_follow "$1" ;;
+    *) bring_up "$1" ;;
+  esac
+}
+
 bring_back() {
   [ "$(process_state "$1")" = down ] || do_stop "$1"
   start "$1"

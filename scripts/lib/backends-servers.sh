@@ -42,19 +42,33 @@ forget_dead_postmaster() {
   rm -f "$file"
 }
 
-start_postgres() {
-  local home=$1 port=$2 switch=() clock
-  mapfile -t clock < <(clock_environment postgres "$home")
+start_postgres() { start_a_postgres postgres "$@"; }
+
+# Whoever it was to wait for at each commit may not be there any more. A standby that has lost its primary looks for it often.
+start_a_postgres() {
+  local name=$1 home=$2 port=$3 switch=() clock
+  mapfile -t clock < <(clock_environment "$name" "$home")
   forget_dead_postmaster "$home/data"
+  sed -i '/^synchronous_standby_names/d' "$home/data/postgresql.auto.conf"
+  ! as_root || chown postgres: "$home/data/postgresql.auto.conf"
   ! as_root || switch=(setpriv --reuid=postgres --regid=postgres --init-groups)
-  launch postgres "$home" "${switch[@]}" "${clock[@]}" "$(postgres_bin)/postgres" -D "$home/data" \
+  launch "$name" "$home" "${switch[@]}" "${clock[@]}" "$(postgres_bin)/postgres" -D "$home/data" \
     -c listen_addresses=127.0.0.1 -c port="$port" -c unix_socket_directories= \
-    -c max_connections=300 -c shared_buffers=128MB
+    -c max_connections=300 -c shared_buffers=128MB -c wal_retrieve_retry_interval=200ms
 }
 
 answers_postgres() { PGCONNECT_TIMEOUT=3 timeout 5 "$(postgres_bin)/psql" -XAtq "$1" -c 'SELECT 1'; }
 
 client_postgres() { "$(postgres_bin)/psql" "$(own_url postgres)" "$@"; }
+
+# --- The one beside it: a copy of it
+
+user_postgres_standby() { user_postgres; }
+ports_postgres_standby() { ports_postgres "$@"; }
+prepare_postgres_standby() { [ -d "$1/data" ] || copy_postgres postgres_standby "$1"; }
+start_postgres_standby() { start_a_postgres postgres_standby "$@"; }
+answers_postgres_standby() { answers_postgres "$@"; }
+client_postgres_standby() { "$(postgres_bin)/psql" "$(own_url postgres_standby)" "$@"; }
 
 # --- PgBouncer before our own PostgreSQL, whoever comes and for any database of it: in transaction mode, and in session mode
 # on the port above
@@ -111,8 +125,9 @@ ports_mariadb() { echo "$1"; }
 
 prepare_mariadb() {
   local home=$1 user=()
-  # Read at each start, before the first connection is let in.
+  # Read at each start, before the first connection is let in; each server does it by itself, so that no replica is told.
   cat >"$home/init.sql" <<'SQL'
+SET sql_log_bin = 0;
 CREATE DATABASE IF NOT EXISTS cap;
 CREATE USER IF NOT EXISTS cap@'%' IDENTIFIED BY 'cap';
 GRANT ALL PRIVILEGES ON *.* TO cap@'%' WITH GRANT OPTION;
@@ -126,23 +141,46 @@ SQL
 }
 
 # The socket's path is relative to the data directory: an absolute one may be too long.
-start_mariadb() {
-  local home=$1 port=$2 user=() options=() clock
-  mapfile -t clock < <(clock_environment mariadb "$home")
+start_mariadb() { start_a_mariadb mariadb "$@"; }
+
+start_a_mariadb() {
+  local name=$1 home=$2 port=$3 user=() options=() clock replication
+  mapfile -t clock < <(clock_environment "$name" "$home")
+  mapfile -t replication < <(mariadb_replication "$name" "$home")
   ! as_root || user=(--user=mysql)
   read -ra options <<<"${CAP_BACKENDS_MARIADB_OPTIONS:-}"
-  launch mariadb "$home" "${clock[@]}" "$(mariadb_program)" --no-defaults "${user[@]}" --datadir="$home/data" \
+  launch "$name" "$home" "${clock[@]}" "$(mariadb_program)" --no-defaults "${user[@]}" --datadir="$home/data" \
     --bind-address=127.0.0.1 --port="$port" --socket=server.sock --pid-file=server.pid --init-file="$home/init.sql" \
-    --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300 "${options[@]}"
+    --skip-name-resolve --character-set-server=utf8mb4 --max-connections=300 "${replication[@]}" "${options[@]}"
+}
+
+# Only where there are two: what is written down for a replica is written twice.
+mariadb_replication() {
+  local name=$1 home=$2
+  has_standby "$name" || return 0
+  if [ "$name" = mariadb ]; then echo --server-id=1; else echo --server-id=2; fi
+  printf '%s\n' --log-bin=binlog --binlog-format=row --log-slave-updates --slave-net-timeout=10
+  [ ! -e "$home/standby" ] || echo --read-only
 }
 
 mariadb_client() {
-  mariadb --no-defaults --protocol=tcp --host=127.0.0.1 --port="$(port_of mariadb)" --user=cap --password=cap "$@"
+  local name=$1
+  shift
+  mariadb --no-defaults --protocol=tcp --host=127.0.0.1 --port="$(port_of "$name")" --user=cap --password=cap "$@"
 }
 
-answers_mariadb() { mariadb_client --connect-timeout=3 -e 'SELECT 1' cap; }
+answers_mariadb() { mariadb_client mariadb --connect-timeout=3 -e 'SELECT 1' cap; }
 
-client_mariadb() { mariadb_client cap "$@"; }
+client_mariadb() { mariadb_client mariadb cap "$@"; }
+
+# --- The one beside it
+
+user_mariadb_standby() { user_mariadb; }
+ports_mariadb_standby() { ports_mariadb "$@"; }
+prepare_mariadb_standby() { prepare_mariadb "$@"; }
+start_mariadb_standby() { start_a_mariadb mariadb_standby "$@"; }
+answers_mariadb_standby() { mariadb_client mariadb_standby --connect-timeout=3 -e 'SELECT 1' cap; }
+client_mariadb_standby() { mariadb_client mariadb_standby cap "$@"; }
 
 # --- RabbitMQ: the user guest/guest, a node of its own on the port above, an epmd of its own on the port above that, the
 # management API on the port above that
@@ -373,4 +411,4 @@ receive() { { timeout 3 head -c "$1" <&3 || true; } | od -An -v -tx1 | tr -d ' \
 
 port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-stop_signal() { if [ "$1" = postgres ]; then echo INT; else echo TERM; fi; }
+stop_signal() { if [ "${1%_standby}" = postgres ]; then echo INT; else echo TERM; fi; }

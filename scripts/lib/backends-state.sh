@@ -7,6 +7,8 @@
 #   data/NAME, logs/NAME.log, software/
 
 names=(postgres pgbouncer mariadb rabbitmq kafka mongo)
+# Second servers, each beside the one that it is called after. They are replicas of it, until they take its place.
+standbys=(postgres_standby mariadb_standby)
 
 dir=${CAP_BACKENDS_DIR:-$(dirname "$(dirname "$script")")/target/backends}
 mkdir -p "$dir/state" "$dir/data" "$dir/logs" "$dir/software"
@@ -32,10 +34,24 @@ pid_file() { printf '%s/state/%s.pid' "$dir" "$1"; }
 port_file() { printf '%s/state/%s.port' "$dir" "$1"; }
 home_file() { printf '%s/state/%s.home' "$dir" "$1"; }
 
+# Whether one list, with commas or blanks, names this server or the one that it stands beside.
+is_named() {
+  local named=" $1 "
+  [[ ${named//,/ } == *" ${2%_standby} "* ]]
+}
+
 # Whether its clock can be set: what CAP_BACKENDS_CLOCKS names is started so.
-has_clock() {
-  local named=" ${CAP_BACKENDS_CLOCKS:-} "
-  [[ ${named//,/ } == *" $1 "* ]]
+has_clock() { is_named "${CAP_BACKENDS_CLOCKS:-}" "$1"; }
+
+# Whether it has a second server beside it: what CAP_BACKENDS_STANDBYS names is started so.
+has_standby() { is_named "${CAP_BACKENDS_STANDBYS:-}" "$1" && [[ " ${standbys[*]} " == *" ${1%_standby}_standby "* ]]; }
+
+# The other one of the two.
+twin_of() {
+  case $1 in
+    *_standby) echo "${1%_standby}" ;;
+    *) echo "$1_standby" ;;
+  esac
 }
 
 clock_file() { printf '%s/clock' "$(home_of "$1")"; }
@@ -53,8 +69,10 @@ home_of() {
 default_port() {
   case $1 in
     postgres) echo 28432 ;;
+    postgres_standby) echo 28436 ;;
     pgbouncer) echo 28434 ;;
     mariadb) echo 28306 ;;
+    mariadb_standby) echo 28308 ;;
     rabbitmq) echo 28672 ;;
     kafka) echo 28092 ;;
     mongo) echo 28017 ;;
@@ -79,6 +97,7 @@ port_of() {
 url_variable() {
   case $1 in
     mariadb) echo CAP_TEST_MYSQL_URL ;;
+    mariadb_standby) echo CAP_TEST_MYSQL_STANDBY_URL ;;
     *) echo "CAP_TEST_${1^^}_URL" ;;
   esac
 }
@@ -87,8 +106,8 @@ own_url() {
   local port
   port=$(port_of "$1")
   case $1 in
-    postgres | pgbouncer) echo "postgres://cap:cap@127.0.0.1:$port/cap" ;;
-    mariadb) echo "mysql://cap:cap@127.0.0.1:$port/cap" ;;
+    postgres | postgres_standby | pgbouncer) echo "postgres://cap:cap@127.0.0.1:$port/cap" ;;
+    mariadb | mariadb_standby) echo "mysql://cap:cap@127.0.0.1:$port/cap" ;;
     rabbitmq) echo "amqp://guest:guest@127.0.0.1:$port/%2f" ;;
     kafka) echo "127.0.0.1:$port" ;;
     mongo) echo "mongodb://127.0.0.1:$port/?replicaSet=secantus" ;;

@@ -12,6 +12,7 @@ pub(crate) mod neighbours;
 pub(crate) mod publish;
 pub(crate) mod relay;
 pub(crate) mod resident;
+pub(crate) mod stop;
 
 use std::time::Duration;
 

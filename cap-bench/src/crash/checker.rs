@@ -15,12 +15,15 @@
 //!   without saying why is *unaccounted*.
 //! - *buried*: a record that is dead and is neither poison's nor a killer's in the group that it kills.
 //! - *slow*: a nemesis beside which healthy messages were too slow ([`neighbours`]).
+//! - *health*: whether the processes said that they were ill while they were, and well when they were ([`health`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use crate::backend::Business;
+use crate::crash::health::{self, Told};
+use crate::crash::intervals::merged;
 use crate::crash::neighbours::{self, Beside, Latency, Window};
 use crate::crash::recorder::{Event, What};
 use crate::crash::remains::Remaining;
@@ -60,6 +63,8 @@ pub(crate) struct Verdict {
     /// How healthy messages fared beside each nemesis, and in the calm.
     pub(crate) neighbours: BTreeMap<String, Beside>,
     pub(crate) slow: usize,
+    /// What the processes said of their health.
+    pub(crate) health: Told,
     pub(crate) longest_stall_s: f64,
     /// Which order and group stalled longest.
     pub(crate) longest_stall_of: Option<String>,
@@ -76,7 +81,7 @@ impl Verdict {
     /// Whether nothing is wrong.
     pub(crate) fn is_good(&self) -> bool {
         let wrong = [self.lost, self.phantom, self.duplicate_executions, self.unaccounted, self.buried, self.slow];
-        wrong.into_iter().sum::<usize>() == 0 && self.killers_dead == self.killers
+        wrong.into_iter().sum::<usize>() == 0 && self.health.is_good() && self.killers_dead == self.killers
     }
 
     fn example(&mut self, text: String) {
@@ -120,7 +125,7 @@ impl Sorted {
                 What::Window { of, from, judged } => {
                     sorted.windows.push(Window { of: of.clone(), from: *from, until: event.at, judged: *judged });
                 }
-                What::Started | What::Attack { .. } => {}
+                What::Started | What::Attack { .. } | What::Health { .. } => {}
             }
         }
         sorted.outages = merged(std::mem::take(&mut sorted.outages));
@@ -190,6 +195,7 @@ pub(crate) fn check(events: &[Event], business: &Business, remains: &[Remaining]
         }
     }
     verdict.neighbours = neighbours::measure(&sorted.windows, &latencies);
+    verdict.health = health::judge(events);
     verdict.slow = verdict.neighbours.values().filter(|beside| beside.slow).count();
     for (id, message) in &sorted.trouble {
         let own: Vec<_> = remains.iter().filter(|remaining| remaining.message == *message).collect();
@@ -284,19 +290,6 @@ fn stalled(verdict: &mut Verdict, id: i64, group: &str, took: i64) {
         verdict.longest_stall_s = stall;
         verdict.longest_stall_of = Some(format!("order {id} in {group}"));
     }
-}
-
-/// Intervals, with those that touch made one.
-fn merged(mut intervals: Vec<(i64, i64)>) -> Vec<(i64, i64)> {
-    intervals.sort_unstable();
-    let mut merged: Vec<(i64, i64)> = Vec::new();
-    for (begin, end) in intervals {
-        match merged.last_mut() {
-            Some(last) if begin <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((begin, end)),
-        }
-    }
-    merged
 }
 
 #[cfg(test)]
@@ -401,8 +394,8 @@ mod tests {
         events.push(handled(21, AUDIT, 2));
         assert_eq!(check(&events, &business, &[]).longest_stall_s, 20.0);
         // Two that overlap, one of which began before the commit: 15 s of 20.
-        events.push(event(10, What::Outage { of: "broker".into(), from: 0 }));
-        events.push(event(16, What::Outage { of: "database".into(), from: 5 * SECOND }));
+        events.push(event(10, What::outage("broker", 0)));
+        events.push(event(16, What::outage("database", 5 * SECOND)));
         let verdict = check(&events, &business, &[]);
         assert_eq!(verdict.longest_stall_s, 5.0);
         assert_eq!(verdict.longest_stall_of.as_deref(), Some("order 2 in audit"));

@@ -3,9 +3,11 @@
 //!
 //! In the order in which a run goes: `run` (the whole), `roles` (what the processes do), `recorder` (what they write
 //! down), `proxy` and `servers` (what can be attacked), `trouble` (messages that attack), `nemesis` (who attacks, and
-//! when), `remains` (what is left in CAP's tables), `checker` and `neighbours` (who judges).
+//! when), `remains` (what is left in CAP's tables), `checker`, `neighbours` and `health` (who judges).
 
 pub(crate) mod checker;
+pub(crate) mod health;
+pub(crate) mod intervals;
 pub(crate) mod neighbours;
 pub(crate) mod nemesis;
 pub(crate) mod proxy;

@@ -41,12 +41,36 @@ pub(crate) enum What {
     /// The nemesis did something.
     Attack { on: String },
     /// A server was away, or a role had no process that ran, from then until this line.
-    Outage { of: String, from: i64 },
+    Outage {
+        of: String,
+        from: i64,
+        /// Who must say that they are ill meanwhile.
+        ails: Option<Ails>,
+    },
+    /// Whether the process' engine says that it is ready, and which of its loops say that they are ill, and why: when that changes,
+    /// and otherwise once a second for as long as the process runs.
+    Health { ready: bool, ill: Vec<String> },
     /// A message that makes trouble is about to be stored in the outbox: its number, and its message id. Committed if
     /// that is said later, and otherwise if CAP's tables have it.
     Trouble { id: i64, message: String },
     /// A nemesis was at work, or none, from then until this line; judged: its neighbours are to keep their speed.
     Window { of: String, from: i64, judged: bool },
+}
+
+impl What {
+    /// An outage until now, of which nobody need say anything.
+    pub(crate) fn outage(of: impl Into<String>, from: i64) -> Self {
+        Self::Outage { of: of.into(), from, ails: None }
+    }
+}
+
+/// Who must say that they are ill while an outage lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ails {
+    /// Only the processes that consume.
+    pub(crate) only_consumers: bool,
+    /// So many microseconds after its beginning.
+    pub(crate) within: i64,
 }
 
 /// Where a process writes. Cheap to clone.

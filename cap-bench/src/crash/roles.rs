@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use cap_core::{Cap, CapBuilder, Context, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe};
+use cap_core::{
+    Cap, CapBuilder, Context, Error, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::{Handle, Runtime};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::backend::{Broker, Client as _, Database, End, Fallible};
 use crate::crash::checker::AUDIT;
@@ -23,6 +25,9 @@ pub(crate) const GROUPS: [&str; 2] = [BILLING, AUDIT];
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a process that is told to end may take.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often a process looks at its health, and how often it writes it down though nothing has changed.
+const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const SIGN: Duration = Duration::from_secs(1);
 
 /// What a process is there for. Every one of them relays, as every engine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +108,7 @@ pub(crate) async fn run<D: Database, B: Broker>(role: Role) -> Fallible {
         }
     };
     recorder.record(What::Started)?;
+    let watching = tokio::spawn(watch(cap.clone(), recorder.clone()));
     let placing = async {
         if role.kind.publishes() {
             place(&role, &database, &broker, &cap, &recorder).await?;
@@ -118,8 +124,33 @@ pub(crate) async fn run<D: Database, B: Broker>(role: Role) -> Fallible {
         }
         _ = stdin.read_u8() => {}
     }
+    watching.abort();
     let _ = tokio::time::timeout(DRAIN, cap.stop()).await;
     Ok(())
+}
+
+/// A loop that is ill, and the beginning of its reason.
+fn why(name: &str, error: &Error) -> String {
+    const MOST: usize = 120;
+    let reason: String = error.reason().chars().take(MOST).collect();
+    format!("{name}: {reason}")
+}
+
+/// Writes down what the engine says of its health.
+async fn watch<S: Storage>(cap: Cap<S>, recorder: Recorder) -> Fallible {
+    let (mut last, mut told) = (None, Instant::now());
+    let mut pace = tokio::time::interval(LOOK);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        pace.tick().await;
+        let health = cap.health();
+        let now = (health.ready, health.ill().map(|(name, error)| why(name, error)).collect::<Vec<_>>());
+        if last.as_ref() != Some(&now) || told.elapsed() >= SIGN {
+            told = Instant::now();
+            recorder.record(What::Health { ready: now.0, ill: now.1.clone() })?;
+            last = Some(now);
+        }
+    }
 }
 
 async fn start<D: Database, B: Broker>(

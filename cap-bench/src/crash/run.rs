@@ -11,12 +11,12 @@ use serde_json::{Map, Value, json};
 
 use crate::backend::{Broker, Database, Fallible};
 use crate::crash::checker::{self, Verdict};
-use crate::crash::nemesis::{Backends, DATABASE, Hands, Mischief, Name, Nemesis, Processes, Tally};
+use crate::crash::nemesis::{Backends, DATABASE, Hands, Mischief, Name, Nemesis, Pair, Processes, Tally};
 use crate::crash::proxy::{Proxy, rewritten};
 use crate::crash::recorder::{self, Recorder, What};
 use crate::crash::remains;
 use crate::crash::roles::{Kind, Role};
-use crate::crash::servers::{SCRIPT, Servers};
+use crate::crash::servers::{SCRIPT, Servers, standby_of};
 use crate::database::now_micros;
 use crate::report;
 use crate::walk::CALM;
@@ -60,12 +60,6 @@ pub(crate) async fn run<D: Database, B: Broker>(
     storage: &str,
     transport: &str,
 ) -> Fallible<(Map<String, Value>, bool)> {
-    let (database, broker) = (D::fresh().await?, B::fresh().await?);
-    let place =
-        database.application().await?.ok_or("the memory storage dies with its process: there is nothing to check")?;
-    let broker_place = broker.place().ok_or("the broker has no place")?;
-    broker.declare_groups().await?;
-    tokio::time::sleep(CALM).await;
     let servers = Servers::found(storage, transport);
     if servers.is_none() {
         report::progress(format_args!(
@@ -73,8 +67,14 @@ pub(crate) async fn run<D: Database, B: Broker>(
              own): only processes and connections are"
         ));
     }
-
     put_right(servers.as_ref()).await?;
+    let (database, broker) = (D::fresh().await?, B::fresh().await?);
+    let place =
+        database.application().await?.ok_or("the memory storage dies with its process: there is nothing to check")?;
+    let broker_place = broker.place().ok_or("the broker has no place")?;
+    broker.declare_groups().await?;
+    tokio::time::sleep(CALM).await;
+    let (pair, database) = paired(database, servers.as_ref()).await?;
     let mut proxies = Vec::new();
     let place = proxied(&mut proxies, DATABASE, place, None).await?;
     let broker_place = proxied(&mut proxies, "broker", broker_place, broker.proxy_port()).await?;
@@ -99,7 +99,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
     };
     let roles = (1..).zip(kinds).map(role).collect();
     let command = ["crash", "--storage", storage, "--transport", transport].map(str::to_owned).to_vec();
-    let pooler = pooler(D::POOLER);
+    let pooler = named_by(D::POOLER);
     let backends = Backends {
         has_servers: servers.is_some(),
         has_connections: !proxies.is_empty(),
@@ -109,6 +109,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
         has_clock: servers.as_ref().is_some_and(|servers| servers.clock().is_some()),
         has_database_connections: proxies.iter().any(|(name, _)| *name == DATABASE),
         has_pooler: pooler.is_some(),
+        has_standby: pair.is_some(),
         deeds: D::DEEDS,
     };
     let (names, left_out) = Name::chosen(&settings.nemesis, backends);
@@ -123,6 +124,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
         servers,
         mischief: Mischief::new(Arc::clone(&own), broker.names().clone(), recorder.clone(), max_body),
         pooler,
+        pair,
         operators: Box::new(Hands { database: database.clone(), broker: broker.clone() }),
         random: fastrand::Rng::with_seed(settings.seed),
         recorder: recorder.clone(),
@@ -167,19 +169,35 @@ pub(crate) async fn run<D: Database, B: Broker>(
     Ok((figures, verdict.is_good() && verdict.is_complete()))
 }
 
-/// The database's clock, where it can be set.
+/// The database's clock, where it can be set, and which of two servers takes writes.
 async fn put_right(servers: Option<&Servers>) -> Fallible {
-    let clock = servers.and_then(|servers| Some((servers, servers.clock()?)));
-    match clock {
-        Some((servers, server)) => servers.set_clock(server, 0).await,
-        None => Ok(()),
+    let Some(servers) = servers else { return Ok(()) };
+    if let Some(server) = servers.clock() {
+        servers.set_clock(server, 0).await?;
     }
+    if let Some(server) = servers.standby() {
+        servers.run("promote", server).await?;
+        servers.run("follow", &standby_of(server)).await?;
+    }
+    Ok(())
 }
 
-/// The host and port of the pooler that this variable names.
-fn pooler(variable: Option<&str>) -> Option<String> {
+/// The host and port of a server that this variable names.
+fn named_by(variable: Option<&str>) -> Option<String> {
     let url = std::env::var(variable?).ok()?;
     rewritten(&url, NOWHERE).map(|(target, _)| target)
+}
+
+/// The two servers, if there are two; and how the rig itself reaches whichever of them takes writes.
+async fn paired<D: Database>(database: D, servers: Option<&Servers>) -> Fallible<(Option<Pair>, D)> {
+    let server = servers.and_then(Servers::standby);
+    let (Some(server), Some(standby), Some(place)) = (server, named_by(D::STANDBY), database.place()) else {
+        return Ok((None, database));
+    };
+    let mut proxies = Vec::new();
+    let place = proxied(&mut proxies, DATABASE, place, None).await?;
+    let Some((_, proxy)) = proxies.pop() else { return Ok((None, database)) };
+    Ok((Some(Pair::new(server, standby, proxy)), D::at(&place)?))
 }
 
 /// For whom only the other half of an address matters.

@@ -11,6 +11,8 @@ use crate::backend::Fallible;
 pub(crate) const SCRIPT: &str = "CAP_TEST_BACKENDS";
 /// Names the servers that it has started with clocks that can be set.
 const CLOCKS: &str = "CAP_BACKENDS_CLOCKS";
+/// Names the servers that have a second one beside them.
+const STANDBYS: &str = "CAP_BACKENDS_STANDBYS";
 
 /// The script and the servers that it may attack.
 #[derive(Debug, Clone)]
@@ -20,6 +22,13 @@ pub(crate) struct Servers {
     pub(crate) names: Vec<&'static str>,
     /// Those of these whose clocks can be set.
     clocks: Vec<&'static str>,
+    /// Those that have a second one beside them.
+    standbys: Vec<&'static str>,
+}
+
+/// The name of the second server beside one.
+pub(crate) fn standby_of(server: &str) -> String {
+    format!("{server}_standby")
 }
 
 impl Servers {
@@ -39,9 +48,12 @@ impl Servers {
     pub(crate) fn found(storage: &str, transport: &str) -> Option<Self> {
         let script = PathBuf::from(std::env::var_os(SCRIPT)?);
         let names = Self::names(storage, transport);
-        let told = std::env::var(CLOCKS).unwrap_or_default();
-        let clocks = names.iter().copied().filter(|name| told.split([',', ' ']).any(|clock| clock == *name)).collect();
-        (!names.is_empty()).then_some(Self { script, names, clocks })
+        let named_by = |variable| {
+            let told = std::env::var(variable).unwrap_or_default();
+            names.iter().copied().filter(|name| told.split([',', ' ']).any(|named| named == *name)).collect()
+        };
+        let (clocks, standbys) = (named_by(CLOCKS), named_by(STANDBYS));
+        (!names.is_empty()).then_some(Self { script, names, clocks, standbys })
     }
 
     /// Runs the script and waits for its end.
@@ -49,7 +61,8 @@ impl Servers {
         self.run_with(command, server, &[]).await
     }
 
-    async fn run_with(&self, command: &str, server: &str, more: &[&str]) -> Fallible {
+    /// The same, with more to say.
+    pub(crate) async fn run_with(&self, command: &str, server: &str, more: &[&str]) -> Fallible {
         let output = Command::new(&self.script).args([command, server]).args(more).output().await?;
         if !output.status.success() {
             let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -69,9 +82,19 @@ impl Servers {
         self.clocks.first().copied()
     }
 
-    /// Lets its clock go wrong by so many seconds.
+    /// Lets its clock go wrong by so many seconds, and that of the one beside it.
     pub(crate) async fn set_clock(&self, server: &str, seconds: i64) -> Fallible {
-        self.run_with("clock", server, &[&seconds.to_string()]).await
+        let seconds = seconds.to_string();
+        self.run_with("clock", server, &[&seconds]).await?;
+        match self.standby() == Some(server) {
+            true => self.run_with("clock", &standby_of(server), &[&seconds]).await,
+            false => Ok(()),
+        }
+    }
+
+    /// A server that has a second one beside it: the database.
+    pub(crate) fn standby(&self) -> Option<&'static str> {
+        self.standbys.first().copied()
     }
 
     /// Stops a server for a while.

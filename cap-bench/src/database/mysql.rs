@@ -170,6 +170,8 @@ impl Database for MySql {
         as_role(&self.url, &user).map(Some)
     }
 
+    const STANDBY: Option<&'static str> = Some("CAP_TEST_MYSQL_STANDBY_URL");
+
     const DEEDS: &'static [Deed] = &[Deed::Revoke, Deed::ReadOnly];
 
     async fn operate(&self, deed: Deed, is_done: bool) -> Fallible {

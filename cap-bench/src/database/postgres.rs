@@ -196,6 +196,8 @@ impl Database for Postgres {
 
     const POOLER: Option<&'static str> = Some("CAP_TEST_PGBOUNCER_URL");
 
+    const STANDBY: Option<&'static str> = Some("CAP_TEST_POSTGRES_STANDBY_URL");
+
     const DEEDS: &'static [Deed] = &[Deed::Revoke];
 
     async fn operate(&self, deed: Deed, is_done: bool) -> Fallible {

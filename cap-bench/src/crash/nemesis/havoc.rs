@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::backend::Fallible;
 use crate::crash::nemesis::{Name, Nemesis};
-use crate::crash::recorder::What;
+use crate::crash::recorder::{Ails, What};
 use crate::database::now_micros;
 use crate::report;
 
@@ -109,12 +109,14 @@ impl Nemesis {
             (true, true) => self.random.bool(),
             (restart, _) => restart,
         };
-        let pause = Duration::from_millis(self.random.u64(500..7000));
+        let pause = Duration::from_millis(self.random.u64(500..10_000));
         let what = if restart { "kill -9 and restart" } else { "freeze" };
         self.recorder.record(What::Attack { on: format!("{what} {name}") })?;
         report::progress(format_args!("nemesis: {what} {name}"));
         *if restart { &mut self.tally.restarts } else { &mut self.tally.freezes } += 1;
         let recorder = self.recorder.clone();
+        let of = format!("{what} {name}");
+        let ails = self.ails_of_attack(name, restart);
         Ok(Some(tokio::spawn(async move {
             let from = now_micros();
             let attacked = match restart {
@@ -127,9 +129,15 @@ impl Nemesis {
                     report::progress(format_args!("{error}"));
                 }
             }
-            if let Err(error) = recorder.record(What::Outage { of: name.into(), from }) {
+            if let Err(error) = recorder.record(What::Outage { of, from, ails }) {
                 report::progress(format_args!("an outage could not be recorded: {error}"));
             }
         })))
+    }
+
+    /// Of a broker that is frozen nobody knows before something is to be sent to it, or its heartbeats are missed.
+    fn ails_of_attack(&self, server: &str, is_restart: bool) -> Option<Ails> {
+        let is_broker = matches!(server, "rabbitmq" | "kafka");
+        (!is_broker || is_restart).then(|| self.ails(is_broker))
     }
 }

@@ -100,6 +100,7 @@ impl Nemesis {
             Name::Standby => self.deeds(Deed::ReadOnly, end).await,
             Name::Idle => self.idle(end).await,
             Name::Pooler => self.pooler(end).await,
+            Name::Switchover => self.switchover(end).await,
             Name::Rights => self.deeds(Deed::Revoke, end).await,
             Name::Bigmessages => self.every(Duration::from_secs(3), end, BURST, |_| Trouble::Big).await,
             Name::Kill | Name::Restart | Name::Cut | Name::Freeze => Ok(()),

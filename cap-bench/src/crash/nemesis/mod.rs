@@ -5,6 +5,7 @@ mod mischief;
 mod name;
 mod operators;
 mod processes;
+mod switchover;
 
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ pub(crate) use self::mischief::Mischief;
 pub(crate) use self::name::{Backends, Name};
 pub(crate) use self::operators::{Hands, Operators};
 pub(crate) use self::processes::Processes;
+pub(crate) use self::switchover::Pair;
 use crate::backend::Fallible;
 use crate::crash::neighbours::CALM;
 use crate::crash::proxy::Proxy;
-use crate::crash::recorder::{Recorder, What};
+use crate::crash::recorder::{Ails, Recorder, What};
 use crate::crash::servers::Servers;
 use crate::database::now_micros;
 use crate::report;
@@ -48,6 +50,8 @@ pub(crate) struct Tally {
     pub(crate) deeds: u32,
     /// Times the database was reached through a pooler.
     pub(crate) poolers: u32,
+    /// Times the database's standby took the place of its primary.
+    pub(crate) switchovers: u32,
     /// Times the database's clock was set.
     pub(crate) clock_steps: u32,
     /// Connections closed because they were idle.
@@ -72,6 +76,8 @@ pub(crate) struct Nemesis {
     pub(crate) operators: Box<dyn Operators>,
     /// The host and port of a pooler before the database.
     pub(crate) pooler: Option<String>,
+    /// The database's server and its standby.
+    pub(crate) pair: Option<Pair>,
     pub(crate) random: fastrand::Rng,
     pub(crate) recorder: Recorder,
     pub(crate) tally: Tally,
@@ -81,6 +87,9 @@ pub(crate) struct Nemesis {
 const START: Duration = Duration::from_secs(4);
 /// Between a nemesis and the calm: what it held up is caught up with.
 const QUIET: Duration = Duration::from_secs(2);
+
+/// How long after the end of its lease a node may take to say so.
+const KNOWING: Duration = Duration::from_secs(1);
 
 /// How long its messages may take to come to their end before the next turn.
 const REST: Duration = Duration::from_secs(30);
@@ -164,6 +173,13 @@ impl Nemesis {
         self.wait(QUIET + healing).await
     }
 
+    /// Who must be ill while the database takes nothing, or no inserts into the inbox: a node knows it at the latest when
+    /// its lease is over, and a consumer earlier.
+    fn ails(&self, only_consumers: bool) -> Ails {
+        let within = self.processes.lease() + KNOWING;
+        Ails { only_consumers, within: i64::try_from(within.as_micros()).unwrap_or(i64::MAX) }
+    }
+
     async fn wait(&mut self, pause: Duration) -> Fallible {
         self.processes.wait(pause, &mut self.tally).await
     }
@@ -175,7 +191,7 @@ mod tests {
 
     #[test]
     fn every_nemesis_has_a_turn_in_ten_minutes_and_enough_of_it() {
-        const TURNS: u32 = 13;
+        const TURNS: u32 = 14;
         let (calm, work) = lengths(600, TURNS as usize);
         assert!((calm + work + QUIET) * TURNS < Duration::from_secs(600));
         assert!(calm >= Duration::from_secs(10) && work >= Duration::from_secs(20));

@@ -43,6 +43,8 @@ pub(crate) enum Name {
     Idle,
     /// The database's address leads to a pooler in transaction mode for a while; the processes are deployed again.
     Pooler,
+    /// The database's primary and its standby take each other's place, and its address leads to the new primary.
+    Switchover,
 }
 
 /// What a run has that can be attacked.
@@ -62,6 +64,8 @@ pub(crate) struct Backends {
     pub(crate) has_database_connections: bool,
     /// A pooler stands before the database for those who want it.
     pub(crate) has_pooler: bool,
+    /// A second server stands beside the database's, to take its place.
+    pub(crate) has_standby: bool,
     /// What operators can do to the database.
     pub(crate) deeds: &'static [Deed],
 }
@@ -79,7 +83,7 @@ impl Name {
             // A group begins again whose topic was made again, with all of its topics. What cannot be routed waits.
             Self::Topics | Self::Bindings | Self::Exchange => false,
             // Nothing is handled that cannot be stored before.
-            Self::Rights | Self::Standby => false,
+            Self::Rights | Self::Standby | Self::Switchover => false,
             // Every process is stopped and started, and each statement is prepared again for each use.
             Self::Pooler => false,
             // Processes are killed meanwhile, and a due time of before the step is another one after it.
@@ -105,6 +109,9 @@ impl Name {
             Self::Standby if !backends.has_servers => Some("no server may be attacked"),
             Self::Idle if !backends.has_database_connections => Some("there is no connection to a database"),
             Self::Pooler if !backends.has_pooler => Some("there is no pooler before the database"),
+            Self::Switchover if !backends.has_standby => {
+                Some("no second server of the database is there (CAP_BACKENDS_STANDBYS)")
+            }
             Self::Rights if !backends.deeds.contains(&Deed::Revoke) => Some("the storage has no rights to revoke"),
             Self::Slowtx if backends.one_writer => Some("the storage has one writer, for whom everybody waits"),
             _ => None,
@@ -150,6 +157,7 @@ mod tests {
             has_clock: true,
             has_database_connections: true,
             has_pooler: true,
+            has_standby: true,
             deeds: &[Deed::Revoke, Deed::ReadOnly],
         }
     }
@@ -164,6 +172,7 @@ mod tests {
             has_clock: false,
             has_database_connections: false,
             has_pooler: false,
+            has_standby: false,
             deeds: &[],
         }
     }
@@ -175,7 +184,7 @@ mod tests {
         assert_eq!(Name::value_variants().iter().filter(is_left_out).collect::<Vec<_>>(), [&Name::Exchange]);
         assert!(left_out[0].starts_with("exchange: "), "{left_out:?}");
         let (chosen, left_out) = Name::chosen(&[], least());
-        assert_eq!((chosen.len(), left_out.len()), (7, 11));
+        assert_eq!((chosen.len(), left_out.len()), (7, 12));
         assert!(![Name::Slowtx, Name::Bindings, Name::Rights].iter().any(|name| chosen.contains(name)));
     }
 

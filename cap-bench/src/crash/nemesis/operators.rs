@@ -112,7 +112,7 @@ impl Nemesis {
     /// Something is done to the database for some seconds, again and again.
     pub(super) async fn deeds(&mut self, deed: Deed, end: Instant) -> Fallible {
         while Instant::now() < end {
-            let long = Duration::from_millis(self.random.u64(2000..8000));
+            let long = Duration::from_millis(self.random.u64(2000..11_000));
             self.attack(&format!("{deed:?} for {long:?}"))?;
             let from = now_micros();
             self.operators.operate(deed, true).await?;
@@ -120,7 +120,8 @@ impl Nemesis {
             // Whatever has happened meanwhile: a server may be others', too.
             self.operators.operate(deed, false).await?;
             waited?;
-            self.recorder.record(What::Outage { of: format!("{deed:?}"), from })?;
+            let ails = Some(self.ails(deed == Deed::Revoke));
+            self.recorder.record(What::Outage { of: format!("{deed:?}"), from, ails })?;
             self.tally.deeds += 1;
             let pause = Duration::from_millis(self.random.u64(500..3000));
             self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await?;
@@ -192,12 +193,12 @@ impl Nemesis {
         let before = proxy.lead_to(target);
         proxy.cut();
         self.processes.start_all()?;
-        self.recorder.record(What::Outage { of: "all processes".into(), from })?;
+        self.recorder.record(What::outage("all processes", from))?;
         Ok(Some(before))
     }
 
     /// Writes down and tells what is done.
-    fn attack(&self, what: &str) -> Fallible {
+    pub(super) fn attack(&self, what: &str) -> Fallible {
         report::progress(format_args!("nemesis: {what}"));
         Ok(self.recorder.record(What::Attack { on: what.into() })?)
     }

@@ -101,7 +101,7 @@ impl Processes {
             let those: Vec<_> = self.members.iter().filter(|member| belongs(member.role.kind)).collect();
             let all_down: Option<Vec<i64>> = those.iter().map(|member| member.down_since).collect();
             if let Some(from) = all_down.and_then(|since| since.into_iter().max()) {
-                self.recorder.record(What::Outage { of: of.into(), from })?;
+                self.recorder.record(What::outage(of, from))?;
             }
         }
         for index in 0..self.members.len() {
@@ -139,7 +139,7 @@ impl Processes {
         signal("-CONT", id).await?;
         let alike = |other: &&Member| other.role.kind.consumes() == member.role.kind.consumes();
         if self.members.iter().filter(alike).count() < 2 {
-            self.recorder.record(What::Outage { of: name, from })?;
+            self.recorder.record(What::outage(name, from))?;
         }
         Ok(true)
     }

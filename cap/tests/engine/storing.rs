@@ -126,7 +126,8 @@ async fn a_consumer_whose_last_insert_has_failed_gives_back_though_nothing_else_
     cap.publish("t", &7).await.unwrap();
     // The second one only tries whether the storage takes anything again: its first failure ends it.
     at_least(&transport.subscribed, 2).await;
-    at_least(&refused, *refused.borrow() + 1).await;
+    let before = *refused.borrow();
+    at_least(&refused, before + 1).await;
     storage.refuse(|_| None);
     assert_eq!(seen.next().await, 7);
     assert!(*transport.subscribed.borrow() >= 3, "the delivery came without having been given back");

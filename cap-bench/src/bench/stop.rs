@@ -43,6 +43,8 @@ enum Trouble {
 
 /// A handler that keeps its thread does so for so long: longer than any stop may take.
 const BLOCKED: Duration = Duration::from_secs(20);
+/// So many messages are published to a broker that is away.
+const IN_FLIGHT: u32 = 50;
 /// Whoever needs longer does not end.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -66,6 +68,10 @@ impl Trouble {
             Self::Waits => "handler_waits".into(),
             Self::Blocks => "handler_blocks".into(),
         }
+    }
+
+    fn is_the_brokers(self) -> bool {
+        matches!(self, Self::Alarm | Self::Killed("rabbitmq" | "kafka") | Self::Frozen("rabbitmq" | "kafka"))
     }
 
     async fn begin(self, servers: Option<&Servers>) -> Fallible {
@@ -131,6 +137,12 @@ async fn stop<D: Database, B: Broker>(
     fill_outbox(&storage, &names, settings.messages, 512).await?;
     called.acquire().await?.forget();
     trouble.begin(servers).await?;
+    if trouble.is_the_brokers() {
+        // So that something is on its way to it.
+        for number in 0..IN_FLIGHT {
+            cap.publish(&names.topic, &number).await?;
+        }
+    }
     tokio::time::sleep(Duration::from_secs(settings.after)).await;
     let began = Instant::now();
     let stopped = within(LIMIT, "the stop", cap.stop()).await;

@@ -123,7 +123,8 @@ impl Nemesis {
             let ails = Some(self.ails(deed == Deed::Revoke));
             self.recorder.record(What::Outage { of: format!("{deed:?}"), from, ails })?;
             self.tally.deeds += 1;
-            let pause = Duration::from_millis(self.random.u64(500..3000));
+            // Long enough, now and then, for it to be seen whether everybody is well again.
+            let pause = Duration::from_millis(self.random.u64(500..9000));
             self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await?;
         }
         Ok(())

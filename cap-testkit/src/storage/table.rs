@@ -647,6 +647,11 @@ macro_rules! for_each_storage_check {
                 catches: "a database's clock that steps forward, and every node is dead",
                 faults: [LeaseEndsByClock, TakeOverByClock]
             }
+            "S-129" refusal::an_address_that_is_taken_fails_nobody {
+                promises: ["insert/1", "insert/3"], needs: ADDRESSES_SET_BACK,
+                catches: "a sequence that stands behind its table after a restore: every transaction fails until it has caught up",
+                faults: [TakenAddressFails, TakenAddressIsDuplicate, TakenAddressFailsTransaction]
+            }
         }
     };
 }

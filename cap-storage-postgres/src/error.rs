@@ -28,6 +28,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 const NO_RIGHTS: &str = "42501";
 /// An undefined schema, table, column, function or sequence, or an index that `ON CONFLICT` needs.
 const MISSING: [&str; 5] = ["3F000", "42P01", "42703", "42883", "42P10"];
+const UNKNOWN_SETTING: &str = "42704";
 /// A table was altered under a prepared statement.
 const CHANGED_PLAN: &str = "0A000";
 /// A prepared statement that is not there, or is there already: a pooler gave the session away.
@@ -58,6 +59,11 @@ pub(crate) fn is_taken_address(error: &sqlx::Error) -> bool {
 /// Whether the role lacks a right.
 pub(crate) fn is_no_right(error: &sqlx::Error) -> bool {
     code(error) == Some(NO_RIGHTS)
+}
+
+/// Whether a session has no such setting.
+pub(crate) fn is_unknown_setting(error: &sqlx::Error) -> bool {
+    code(error) == Some(UNKNOWN_SETTING)
 }
 
 /// Whether a pooler refuses a setting that a connection begins with.

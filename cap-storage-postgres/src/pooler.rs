@@ -77,9 +77,9 @@ async fn lends(options: &PgConnectOptions) -> Fallible<bool> {
 
 /// Whether sessions are lent to connections in turn.
 async fn lends_sessions(one: &mut PgConnection, other: &mut PgConnection) -> Fallible<bool> {
-    let (first, second) = (session(one).await?, session(other).await?);
+    let (first, second) = (session_between(one).await?, session_between(other).await?);
     for _ in 1..LOOKS {
-        if first == second || session(one).await? != first || session(other).await? != second {
+        if first == second || session_between(one).await? != first || session_between(other).await? != second {
             return Ok(true);
         }
     }
@@ -93,6 +93,11 @@ async fn is_direct(options: &PgConnectOptions) -> Fallible<bool> {
     let is_direct = PostgresServer::has_mark(&mut connection).await?;
     connection.close().await?;
     Ok(is_direct)
+}
+
+/// The session that the connection has between two transactions.
+pub(crate) async fn session_between(connection: &mut PgConnection) -> Fallible<i32> {
+    Ok(sqlx::raw_sql(sql::SESSION_BETWEEN).fetch_one(connection).await?.try_get(0)?)
 }
 
 /// The session that the connection has now.

@@ -52,8 +52,11 @@ impl Server for PostgresServer {
 
     fn has_mark(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<bool>> {
         Box::pin(async move {
-            let mark: Option<String> = sqlx::raw_sql(sql::IS_MARKED).fetch_one(connection).await?.try_get(0)?;
-            Ok(mark.as_deref() == Some("yes"))
+            match sqlx::raw_sql(sql::SHOW_MARK).fetch_one(connection).await {
+                Ok(row) => Ok(row.try_get::<&str, _>(0)? == "yes"),
+                Err(error) if error::is_unknown_setting(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
         })
     }
 

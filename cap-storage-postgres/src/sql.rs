@@ -45,6 +45,10 @@ pub(crate) const PATIENCE: &str = "20";
 /// For a transaction of the storage's own.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE";
 
+/// Around a question to a session whose defaults are not known. Where they are serializable, read-only and deferrable a bare
+/// question waits until no serializable transaction is open, and so for ever on the transaction of who asks.
+const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
 /// The same around single statements, where the defaults of a session are not what they need.
 pub(crate) fn begin_on_terms(statement_timeout: Duration) -> AssertSqlSafe<String> {
     let milliseconds = statement_timeout.as_millis();
@@ -60,7 +64,7 @@ pub(crate) fn begin_on_terms(statement_timeout: Duration) -> AssertSqlSafe<Strin
 pub(crate) fn needs_terms(statement_timeout: Duration) -> AssertSqlSafe<String> {
     let milliseconds = statement_timeout.as_millis();
     AssertSqlSafe(format!(
-        "SELECT EXISTS (
+        "{BEGIN_LOOK}; SELECT EXISTS (
             SELECT FROM pg_catalog.pg_settings WHERE CASE name
                 WHEN 'default_transaction_isolation' THEN setting <> 'read committed'
                 WHEN 'default_transaction_read_only' THEN reset_val = 'on' AND NOT pg_catalog.pg_is_in_recovery()
@@ -69,7 +73,7 @@ pub(crate) fn needs_terms(statement_timeout: Duration) -> AssertSqlSafe<String> 
                 WHEN 'statement_timeout' THEN setting::bigint BETWEEN 1 AND {milliseconds} - 1
                 ELSE false
             END
-        )"
+        ); COMMIT"
     ))
 }
 
@@ -110,13 +114,17 @@ const TRY_DELETE: &str = r#"DELETE FROM {table} WHERE "MessageId" = 'tried ' || 
 
 pub(crate) const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 
-/// The session that a connection has.
+/// The session that a connection has, whether it is in a transaction or not.
 pub(crate) const SESSION: &str = "SELECT pg_backend_pid()";
+
+/// The same outside of a transaction, whatever the session's defaults are.
+pub(crate) const SESSION_BETWEEN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_backend_pid(); COMMIT";
 
 /// A setting of nobody's.
 pub(crate) const MARK: &str = "cap.direct";
 
-pub(crate) const IS_MARKED: &str = "SELECT current_setting('cap.direct', true)";
+/// Not by a `SELECT`, which may wait for others (see [`BEGIN_LOOK`]).
+pub(crate) const SHOW_MARK: &str = "SHOW cap.direct";
 
 /// A statement to be prepared, which tells whether it was this one that ran, and in which session.
 pub(crate) fn echo(nonce: Uuid) -> String {
@@ -126,7 +134,7 @@ pub(crate) fn echo(nonce: Uuid) -> String {
 /// The name is the driver's, of the first statement that a connection prepares.
 pub(crate) const FORGET_ECHO: &str = "DEALLOCATE sqlx_s_1";
 
-pub(crate) const HOLD: &str = "BEGIN READ ONLY";
+pub(crate) const HOLD: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 
 pub(crate) const ROLLBACK: &str = "ROLLBACK";
 
@@ -137,7 +145,8 @@ pub(crate) const FORGET_SAVEPOINT: &str = "RELEASE SAVEPOINT cap_publish";
 
 /// A session that is not closed as idle. Servers before version 14 do not know the setting.
 pub(crate) const MAY_BE_IDLE: &str =
-    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name = 'idle_session_timeout'; COMMIT";
 
 /// The connection's own session, after a transaction has failed.
 pub(crate) const END_SESSION: &str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";

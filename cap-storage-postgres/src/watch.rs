@@ -188,7 +188,7 @@ async fn listen_beside(connection: &mut PgConnection, storage: &PostgresStorage)
         listener => listener?,
     };
     for _ in 0..3 {
-        let session: i32 = sqlx::raw_sql(sql::SESSION).fetch_one(&mut listener).await?.try_get(0)?;
+        let session: i32 = sqlx::raw_sql(sql::SESSION_BETWEEN).fetch_one(&mut listener).await?.try_get(0)?;
         if session == pooler::session(connection).await? {
             return Ok(Start::Shared);
         }

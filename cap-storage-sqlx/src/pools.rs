@@ -246,6 +246,9 @@ impl<S: Server> Pools<S> {
                 return Err(failed(fault));
             }
         };
+        if !self.asked_for_terms.load(Ordering::Relaxed) {
+            self.learn_terms(&mut held).await.map_err(failed)?;
+        }
         let answer = self.within(&mut held, Duration::ZERO, &context, work).await.map_err(failed)?;
         self.learn_terms(&mut held).await.map_err(failed)?;
         held.close().await;

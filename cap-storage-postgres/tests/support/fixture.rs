@@ -132,6 +132,19 @@ impl StorageFixture for PostgresFixture {
         })
     }
 
+    fn can_set_addresses_back(&self) -> bool {
+        true
+    }
+
+    fn set_addresses_back(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let set_back =
+                r#"SELECT setval('"cap"."published_Id"', 1, false), setval('"cap"."received_Id"', 1, false)"#;
+            support::run(&mut self.database.connection().await, set_back).await;
+            Ok(())
+        })
+    }
+
     fn effects(&self) -> BoxFuture<'_, Result<Vec<String>>> {
         Box::pin(async {
             let mut connection = self.database.connection().await;

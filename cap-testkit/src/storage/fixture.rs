@@ -83,6 +83,17 @@ pub trait StorageFixture: Send + Sync + 'static {
         Box::pin(async { Err(unsupported("make the database refuse writes")) })
     }
 
+    /// Whether the fixture can [set the addresses back](StorageFixture::set_addresses_back).
+    fn can_set_addresses_back(&self) -> bool {
+        false
+    }
+
+    /// Lets what gives records their addresses stand behind both tables, so that the next ones are taken: a sequence, after a
+    /// restore of rows alone or logical replication. Handles that are open stay so.
+    fn set_addresses_back(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Err(unsupported("set the addresses back")) })
+    }
+
     /// A record for the outbox that the database refuses because of what is in it: a text that its encoding does not have,
     /// a content that is too large for it. None where it takes everything. By default one that is longer than the
     /// storage declares to take.
@@ -206,6 +217,8 @@ pub struct StorageAbilities {
     pub unusable: bool,
     /// Whether the fixture can make the database [refuse writes](StorageFixture::can_refuse_writes).
     pub refuses_writes: bool,
+    /// Whether the fixture can [set the addresses back](StorageFixture::can_set_addresses_back).
+    pub sets_addresses_back: bool,
     /// Whether there is a [record that the database refuses](StorageFixture::refused_record).
     pub refuses_records: bool,
     /// Whether the fixture connects with a [secret](StorageFixture::secret).
@@ -224,6 +237,7 @@ impl Fixture for dyn StorageFixture {
             capabilities: self.capabilities(),
             unusable: self.unusable().is_some(),
             refuses_writes: self.can_refuse_writes(),
+            sets_addresses_back: self.can_set_addresses_back(),
             refuses_records: self.refused_record().is_some(),
             secret: self.secret().is_some(),
             locks_records: self.locks_records() && !self.single_writer(),

@@ -1,5 +1,7 @@
 //! What the database refuses: because of the record, or because of something that somebody else can put right.
 
+use std::collections::BTreeSet;
+
 use cap_core::error::ErrorKind;
 use cap_core::lifecycle::{Status, received};
 use cap_core::storage::{Claim, Lane, NewRecord, Settled, Table};
@@ -56,6 +58,41 @@ pub(super) async fn what_the_environment_refuses_works_once_that_is_put_right(
     let held = all(&storage, Table::Outbox).await?.iter().filter(|record| record.status == Status::Queued).count();
     ensure_eq!(held, 0, "records that a refused claim has taken");
     worker.claim_message().await?;
+    Ok(())
+}
+
+pub(super) async fn an_address_that_is_taken_fails_nobody(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    let deliveries = |number: usize| -> Vec<NewRecord> {
+        (0..number).map(|_| NewRecord { state: received(true), ..delivery("billing") }).collect()
+    };
+    let claim = Claim::by(worker.node);
+    let (mut sent, mut received) = (messages(8), deliveries(8));
+    stored(&storage.insert(Table::Outbox, sent.clone(), None).await?)?;
+    stored(&storage.insert(Table::Inbox, received.clone(), Some(claim)).await?)?;
+    for number in [1, 3] {
+        fixture.set_addresses_back().await?;
+        let (outgoing, incoming) = (messages(number), deliveries(number));
+        stored(&storage.insert(Table::Outbox, outgoing.clone(), None).await?)?;
+        stored(&storage.insert(Table::Inbox, incoming.clone(), Some(claim)).await?)?;
+        sent.extend(outgoing);
+        received.extend(incoming);
+    }
+    if fixture.capabilities().enlists {
+        fixture.set_addresses_back().await?;
+        let published = messages(2);
+        let mut tx = fixture.begin().await?;
+        stored(&tx.publish(published.clone()).await?)?;
+        tx.commit().await?;
+        sent.extend(published);
+    }
+    for (table, records) in [(Table::Outbox, sent), (Table::Inbox, received)] {
+        let found = all(&storage, table).await?;
+        ensure_eq!(ids(&found), new_ids(&records), "records in the {table}");
+        let addresses: BTreeSet<_> = found.iter().map(|record| record.id).collect();
+        ensure_eq!(addresses.len(), records.len(), "addresses in the {table}");
+    }
     Ok(())
 }
 

@@ -110,6 +110,7 @@ mod needs {
     });
     capability!(UNICODE, "Unicode (not ascii_only)", |can| !can.capabilities.ascii_only);
     capability!(REFUSED_WRITES, "can_refuse_writes", |can| can.refuses_writes);
+    capability!(ADDRESSES_SET_BACK, "can_set_addresses_back", |can| can.sets_addresses_back);
     capability!(REFUSED_RECORDS, "refused_record or max_content", |can| can.refuses_records || has_small_limit(can));
     capability!(UNUSABLE, "unusable", |can| can.unusable);
     capability!(READS_IN_ORDER, "reads_in_order", |can| can.reads_in_order);

@@ -652,6 +652,11 @@ macro_rules! for_each_storage_check {
                 catches: "connections that were opened where handlers block, and that everything else has to wait for",
                 faults: [WorkNeedsFirstRuntime]
             }
+            "S-130" refusal::an_address_that_is_taken_fails_nobody {
+                promises: ["insert/1", "insert/3"], needs: ADDRESSES_SET_BACK,
+                catches: "a sequence that stands behind its table after a restore: every transaction fails until it has caught up",
+                faults: [TakenAddressFails, TakenAddressIsDuplicate, TakenAddressFailsTransaction]
+            }
         }
     };
 }

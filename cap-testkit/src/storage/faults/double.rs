@@ -53,6 +53,8 @@ pub(super) struct Double {
     pub(super) is_prepared: AtomicBool,
     pub(super) is_broken: AtomicBool,
     pub(super) is_writable: AtomicBool,
+    /// What gives records their addresses stands behind the tables.
+    pub(super) are_addresses_behind: AtomicBool,
     /// The runtime on which its connections live.
     pub(super) runtime: Mutex<Option<Handle>>,
     /// One clone for each handle that is open.
@@ -96,6 +98,7 @@ impl Double {
             is_prepared: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             is_writable: AtomicBool::new(true),
+            are_addresses_behind: AtomicBool::new(false),
             runtime: Mutex::default(),
             handles: Arc::new(()),
             ghost: NodeId::generate(),
@@ -199,6 +202,11 @@ impl Double {
 
 impl Double {
     /// Whether writes are allowed now.
+    /// Whether it makes this mistake with an address that is taken, and there is one.
+    pub(super) fn meets_taken_address(&self, fault: StorageFault) -> bool {
+        self.has(fault) && self.are_addresses_behind.load(Ordering::SeqCst)
+    }
+
     pub(super) fn is_writable(&self) -> Result<()> {
         let was_refused = self.has(StorageFault::EnvironmentSticks) && self.memo().has_gone_wrong;
         if self.is_writable.load(Ordering::SeqCst) && !was_refused {

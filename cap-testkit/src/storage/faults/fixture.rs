@@ -180,6 +180,15 @@ impl StorageFixture for FaultyFixture {
         Box::pin(async { Ok(()) })
     }
 
+    fn can_set_addresses_back(&self) -> bool {
+        self.double.manner == Manner::Full
+    }
+
+    fn set_addresses_back(&self) -> BoxFuture<'_, Result<()>> {
+        self.double.are_addresses_behind.store(true, Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
+    }
+
     fn set_unknown_schema_version(&self) -> BoxFuture<'_, Result<()>> {
         self.double.schema.store(KNOWN_SCHEMA + 96, Ordering::SeqCst);
         Box::pin(async { Ok(()) })
@@ -242,6 +251,10 @@ impl UserTransaction for FaultyTransaction {
             let ids = records.iter().map(|record| record.message_id.clone());
             self.published.extend(ids.clone());
             self.double.memo().pending.extend(ids);
+            if self.double.meets_taken_address(Fault::TakenAddressFailsTransaction) {
+                self.is_doomed = true;
+                return Err(error(ErrorKind::Environment, "duplicate key value violates unique constraint"));
+            }
             match self.double.fault {
                 Some(Fault::EnlistForgets) => return Ok(vec![Inserted::Stored(RecordId(0)); records.len()]),
                 Some(Fault::EnlistKeepsLastBatchOnly) => {

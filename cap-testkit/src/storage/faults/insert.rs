@@ -33,6 +33,12 @@ impl Double {
         for record in &mut records {
             self.mangle(record, claim.is_some());
         }
+        if self.meets_taken_address(Fault::TakenAddressFails) {
+            return Err(error(ErrorKind::Environment, "duplicate key value violates unique constraint"));
+        }
+        if self.meets_taken_address(Fault::TakenAddressIsDuplicate) {
+            return Ok(vec![Inserted::Duplicate; records.len()]);
+        }
         let inner = self.inner();
         match self.fault {
             Some(Fault::InsertForgets) => {

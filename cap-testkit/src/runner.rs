@@ -12,6 +12,9 @@ use crate::report::{Entry, Outcome, Report};
 
 /// The environment variable that names the file to which `conformance_report` writes its JSON.
 pub const REPORT_PATH: &str = "CAP_CONFORMANCE_REPORT";
+/// The environment variable that says how long each of the generated tests may take, in seconds, for servers or machines
+/// that are slow. Default: that of [`RunOptions`].
+pub const TIME_LIMIT: &str = "CAP_CONFORMANCE_TIME_LIMIT";
 
 /// How [`run_all`] runs a suite.
 #[derive(Debug, Clone)]
@@ -157,7 +160,7 @@ where
     F: Fixture<Abilities = C> + ?Sized,
     C: 'static,
 {
-    let entry = on_runtime(run_one(check, make, RunOptions::default().time_limit));
+    let entry = on_runtime(run_one(check, make, time_limit()));
     show(&entry);
     if let Outcome::Failed(text) = &entry.outcome {
         panic!("{} {}: {text}", entry.id, entry.name);
@@ -176,7 +179,7 @@ where
     C: 'static,
     M: Future<Output = Arc<F>> + Send + 'static,
 {
-    let options = RunOptions { progress: show, ..RunOptions::for_subject(subject) };
+    let options = RunOptions { progress: show, time_limit: time_limit(), ..RunOptions::for_subject(subject) };
     let report = on_runtime(run_all(checks, make, &options));
     print_table(&report);
     if let Some(path) = std::env::var_os(REPORT_PATH) {
@@ -184,6 +187,14 @@ where
         std::fs::write(&path, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
     assert!(report.is_conformant(), "{} of {} checks failed", report.failed().count(), report.entries.len());
+}
+
+/// # Panics
+/// When [`TIME_LIMIT`] is no number of seconds.
+fn time_limit() -> Duration {
+    let Some(given) = std::env::var_os(TIME_LIMIT) else { return RunOptions::default().time_limit };
+    let seconds = given.to_str().and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
+    Duration::from_secs(seconds.unwrap_or_else(|| panic!("{TIME_LIMIT} is {given:?}, and no number of seconds")))
 }
 
 #[expect(clippy::print_stderr, reason = "the test harness shows it on request")]

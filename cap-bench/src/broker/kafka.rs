@@ -7,6 +7,7 @@ use cap_transport_kafka::{Kafka, KafkaOptions};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ const USER: [(&str, &str); 4] = [
     ("sasl.username", "cap"),
     ("sasl.password", "not-to-be-shown-7f3a"),
 ];
+/// How often it is looked whether a topic that was made again is empty.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long the broker may take to delete a topic, and to make one.
 const REMAKE: Duration = Duration::from_secs(20);
 /// So that several consumers share a group.
@@ -65,6 +68,30 @@ impl KafkaBroker {
         transport.connect().await?;
         drop(transport.subscribe(self.names.subscription(group, topics)?).await?);
         Ok(transport.close().await?)
+    }
+}
+
+impl KafkaBroker {
+    /// Waits until the broker has let go of the log that was deleted. The controller answers before that, and what is
+    /// confirmed in between is in the old log, and goes with it: nobody who sends can see that.
+    async fn until_new(&self, topic: &str) -> Fallible {
+        let (settings, topic) = (self.settings(), topic.to_owned());
+        let looking = tokio::task::spawn_blocking(move || -> Fallible {
+            let end = std::time::Instant::now() + REMAKE;
+            let client: BaseConsumer = settings.create()?;
+            let is_new =
+                |partition| client.fetch_watermarks(&topic, partition, REMAKE).is_ok_and(|(_, high)| high == 0);
+            while !(0..PARTITIONS).all(is_new) {
+                if std::time::Instant::now() > end {
+                    return Err(
+                        format!("topic {topic} still has its old records {REMAKE:?} after it was made again").into()
+                    );
+                }
+                std::thread::sleep(LOOK);
+            }
+            Ok(())
+        });
+        looking.await?
     }
 }
 
@@ -147,7 +174,7 @@ impl Broker for KafkaBroker {
                 false => Err(format!("topic {topic} is not made again: {code}")),
             })?;
         }
-        Ok(())
+        self.until_new(topic).await
     }
 
     async fn discard(self) -> Fallible {

@@ -30,9 +30,9 @@ impl KafkaConsumer {
         let settings = Arc::clone(&shared.settings);
         let post = Post::new(&settings, &wanted);
         let consumer = Self { post: Arc::clone(&post), closed: shared.closed() };
-        let (closed, count, begun) = (shared.closed(), shared.workers(), shared.begun());
+        let (closed, count, groups) = (shared.closed(), shared.workers(), shared.groups());
         let mut joined = post.joined();
-        Worker { post: Arc::clone(&post), settings: Arc::clone(&settings), wanted, begun, closed, count }.start()?;
+        Worker { post: Arc::clone(&post), settings: Arc::clone(&settings), wanted, groups, closed, count }.start()?;
         let is_told = |joined: &bool| *joined || post.over().is_some();
         if is_awaited {
             let limit = settings.connect_timeout().min(AGREE);

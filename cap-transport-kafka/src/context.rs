@@ -1,11 +1,10 @@
 //! What librdkafka calls from the thread that polls: partitions come and go, and things go wrong.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::Topic;
 use cap_core::transport::Subscription;
-use cap_core::{Group, Topic};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -19,11 +18,12 @@ use crate::anchor::{Anchors, Verdict};
 use crate::audit::{self, Question};
 use crate::client::{COMMIT_FAILED, Fault, log};
 use crate::error::{ended, unavailable};
+use crate::groups::Groups;
 use crate::metadata::{decode, moved};
 use crate::pattern;
 use crate::place::{Beginning, Place, Position};
 use crate::post::Post;
-use crate::settings::Settings;
+use crate::settings::{STATIC_NAME, Settings};
 
 /// How long the broker may take to tell where a group has got to in a partition.
 const ASK: Duration = Duration::from_secs(5);
@@ -33,26 +33,7 @@ pub(crate) struct Context {
     pub(crate) post: Arc<Post>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) wanted: Subscription,
-    pub(crate) begun: Arc<Begun>,
-}
-
-/// Topics that groups have begun in this process. Where a group has been, it does not begin at the end again, which would
-/// pass over what was sent since the topic was made again, or to its new partitions.
-#[derive(Debug, Default)]
-pub(crate) struct Begun(Mutex<HashSet<(Group, Arc<str>)>>);
-
-impl Begun {
-    fn has(&self, group: &Group, topic: &Arc<str>) -> bool {
-        self.lock().contains(&(group.clone(), Arc::clone(topic)))
-    }
-
-    fn note(&self, group: &Group, begun: &[(Place, Beginning)]) {
-        self.lock().extend(begun.iter().map(|(place, _)| (group.clone(), Arc::clone(&place.topic))));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<(Group, Arc<str>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    pub(crate) groups: Arc<Groups>,
 }
 
 impl ClientContext for Context {
@@ -122,14 +103,16 @@ struct Start {
     beyond: Vec<(Place, i64, (i64, i64), Anchors)>,
     /// Where to fetch from.
     offsets: Vec<(Place, Offset)>,
+    /// What is not wanted.
+    unwanted: Vec<Place>,
 }
 
 impl Context {
     /// Learns how far the group is in partitions that it gets. Where it has not begun, it begins now, and what is sent
     /// from now on is its own, whenever it is here.
     fn assigned(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Vec<(Place, Offset)> {
-        let Start { begun, first, beyond, offsets } = self.start(consumer, partitions);
-        self.begun.note(&self.wanted.group, &begun);
+        let Start { begun, first, beyond, offsets, unwanted } = self.start(consumer, partitions);
+        self.groups.note(&self.wanted.group, &begun);
         let mut state = self.post.lock();
         for (place, beginning) in begun {
             state.ledger.assign(place, beginning);
@@ -140,6 +123,9 @@ impl Context {
         commit_now(consumer, &self.post, &first);
         if !beyond.is_empty() {
             begin_again(consumer, &self.post, self.misplaced(beyond));
+        }
+        if let Some(place) = unwanted.first() {
+            self.leave_to_others(place);
         }
         tracing::debug!(messaging.consumer.group.name = %self.post.group, partitions = partitions.count(), "partitions were assigned");
         self.post.join();
@@ -156,6 +142,12 @@ impl Context {
         for partition in partitions.elements() {
             let (topic, number) = (partition.topic(), partition.partition());
             let place = Place { topic: topic.into(), partition: number };
+            if !self.wants(topic) {
+                // Nothing of it is handed out or committed: it is others'.
+                start.offsets.push((place.clone(), Offset::End));
+                start.unwanted.push(place);
+                continue;
+            }
             let asks = committed.is_some() && !is_away;
             let range = asks.then(|| consumer.fetch_watermarks(topic, number, ASK).ok()).flatten();
             let stored = committed.as_ref().and_then(|list| list.find_partition(topic, number));
@@ -173,9 +165,8 @@ impl Context {
     fn begin(&self, start: &mut Start, place: Place, stored: Option<(Offset, String)>, ends: Option<(i64, i64)>) {
         let (topic, partition) = (&*place.topic, place.partition);
         // If the broker does not tell, whatever comes may have been delivered before.
-        let mut beginning =
-            Beginning { delivered_before: i64::MAX, is_wanted: self.wants(topic), ..Beginning::default() };
-        let is_new = !self.begun.has(&self.wanted.group, &place.topic);
+        let mut beginning = Beginning { delivered_before: i64::MAX, ..Beginning::default() };
+        let is_new = !self.groups.has_begun(&self.wanted.group, &place.topic);
         let at_end = is_new && self.settings.begins_at_end();
         let mut first = None;
         match (stored, ends) {
@@ -213,6 +204,24 @@ impl Context {
             start.first.push(Position { place: place.clone(), offset, metadata });
         }
         start.begun.push((place, beginning));
+    }
+
+    /// A member with a static name is given what the last one of that name had, whatever it subscribes itself (a node that was
+    /// replaced by another version has other topics). What it does not want would wait with it for ever, so it goes, and joins
+    /// again without the name; as soon as the name's session is over, the group shares out what it had.
+    fn leave_to_others(&self, Place { topic, .. }: &Place) {
+        let group = &self.wanted.group;
+        if self.groups.is_nameless(group) || !self.settings.has_static_name() {
+            tracing::warn!(messaging.destination.name = %topic, messaging.consumer.group.name = %group, "the group gives a member partitions of a topic that it has not subscribed: they wait until another has them");
+            return;
+        }
+        self.groups.drop_name(group);
+        let reason = format!(
+            "it was given partitions of `{topic}`, which it has not subscribed and a member of its name (`{STATIC_NAME}`) \
+             had: it joins again without that name"
+        );
+        tracing::warn!(messaging.destination.name = %topic, messaging.consumer.group.name = %group, "{reason}");
+        self.post.give_up(unavailable("receive from", self.post.subject(), reason));
     }
 
     /// Where logs begin again that end before the group's position: if the first part of one is the same, behind that.

@@ -17,7 +17,6 @@ use crate::progress::{Born, Progress, State};
 struct Partition {
     progress: Progress,
     delivered_before: i64,
-    is_wanted: bool,
     /// What was last committed, or is on its way to be.
     committed: Option<(i64, String)>,
     lull: Lull,
@@ -113,13 +112,13 @@ impl Ledger {
 
     /// A partition belongs to this consumer from now on.
     pub(crate) fn assign(&mut self, place: Place, beginning: Beginning) {
-        let Beginning { start, metadata, delivered_before, is_wanted } = beginning;
+        let Beginning { start, metadata, delivered_before } = beginning;
         let mut progress = Progress::begin(start, &metadata);
         for late in self.late.extract_if(.., |late| late.place == place) {
             progress.settle(late.offset, late.born);
         }
         let committed = start.map(|start| (start, metadata));
-        let partition = Partition { progress, delivered_before, is_wanted, committed, lull: Lull::default() };
+        let partition = Partition { progress, delivered_before, committed, lull: Lull::default() };
         self.partitions.entry(place.topic).or_default().insert(place.partition, partition);
     }
 
@@ -184,10 +183,6 @@ impl Ledger {
         let Some(partition) = self.partition(&place) else {
             return false;
         };
-        // Not passed over: another member may want it, as in a deployment that adds a topic, and is given it later.
-        if !partition.is_wanted {
-            return false;
-        }
         let Some(is_first) = partition.progress.arrive(offset, born) else {
             self.is_dirty = true;
             return false;
@@ -367,7 +362,7 @@ impl Ledger {
 impl Partition {
     /// What it awaits, if that is the same as when it was last looked at.
     fn awaits_still(&mut self) -> Option<i64> {
-        let awaits = self.progress.awaits().filter(|_| self.is_wanted);
+        let awaits = self.progress.awaits();
         if self.lull.awaits != awaits {
             self.lull = Lull { awaits, is_overdue: false };
             return None;
@@ -393,7 +388,7 @@ mod tests {
     fn ledger(prefetch: usize, partitions: &[i32]) -> Ledger {
         let mut ledger = Ledger::new(budget(prefetch, usize::MAX));
         for partition in partitions {
-            let begins = Beginning { start: Some(0), delivered_before: 2, is_wanted: true, ..Beginning::default() };
+            let begins = Beginning { start: Some(0), delivered_before: 2, ..Beginning::default() };
             ledger.assign(place(*partition), begins);
         }
         ledger
@@ -513,7 +508,7 @@ mod tests {
         ledger.ack(&tags(&taken[..1]));
         assert!(ledger.commit().is_empty());
 
-        let begins = Beginning { start: Some(0), is_wanted: true, ..Beginning::default() };
+        let begins = Beginning { start: Some(0), ..Beginning::default() };
         ledger.assign(place(0), begins);
         let came: Vec<bool> = (0..3).map(|offset| arrive(&mut ledger, 0, offset)).collect();
         assert_eq!(came, [false, true, true], "the first was acknowledged before it came back");
@@ -555,15 +550,6 @@ mod tests {
         let tag = ledger.take(1)[0].tag;
         ledger.release(&[tag]);
         assert_eq!(looks(&mut ledger, &[true, true, true]), [false, false, true], "what was given back");
-    }
-
-    #[test]
-    fn what_is_not_wanted_here_is_left_for_a_member_that_wants_it() {
-        let mut ledger = Ledger::new(budget(9, usize::MAX));
-        ledger.assign(place(0), Beginning { start: Some(0), ..Beginning::default() });
-        assert!(!arrive(&mut ledger, 0, 0));
-        assert!(!ledger.is_dirty() && ledger.commit().is_empty());
-        assert!(ledger.questions().is_empty() && ledger.questions().is_empty(), "and it is not missed");
     }
 
     #[test]

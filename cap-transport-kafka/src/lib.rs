@@ -9,6 +9,7 @@ mod config;
 mod consumer;
 mod context;
 mod error;
+mod groups;
 mod ledger;
 mod metadata;
 mod pattern;

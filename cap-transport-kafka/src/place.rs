@@ -26,6 +26,4 @@ pub(crate) struct Beginning {
     pub(crate) metadata: String,
     /// Everything before it may have been delivered to another member.
     pub(crate) delivered_before: i64,
-    /// Whether the group wants the topic; what it does not want is passed over.
-    pub(crate) is_wanted: bool,
 }

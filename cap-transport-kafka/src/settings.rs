@@ -15,6 +15,9 @@ use crate::ledger::Budget;
 use crate::pattern::NEVER_CONSUMED;
 use crate::traffic::Load;
 
+/// The setting with a member's name that outlives its process.
+pub(crate) const STATIC_NAME: &str = "group.instance.id";
+
 const SUBJECT: &str = "the Kafka options";
 
 /// What key and headers may take beside the largest body before a message counts as too large; the topic's own limit
@@ -298,6 +301,11 @@ impl Settings {
     pub(crate) fn begins_at_end(&self) -> bool {
         let value = self.options.settings.get("auto.offset.reset").map_or("", String::as_str);
         ["latest", "largest", "end"].contains(&value)
+    }
+
+    /// Whether members have a name that outlives their process.
+    pub(crate) fn has_static_name(&self) -> bool {
+        self.options.settings.contains_key(STATIC_NAME)
     }
 
     pub(crate) fn uses_tls(&self) -> bool {

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::config::KafkaOptions;
 use crate::consumer::KafkaConsumer;
-use crate::context::Begun;
 use crate::error::{stopped, unavailable};
+use crate::groups::Groups;
 use crate::pattern;
 use crate::publisher::Publisher;
 use crate::settings::Settings;
@@ -49,8 +49,8 @@ impl Kafka {
         let settings = Arc::new(options.check()?);
         let (closed, _) = watch::channel(false);
         let (workers, _) = watch::channel(0);
-        let (publisher, topics, begun) = (Slot::new(), Arc::default(), Arc::default());
-        Ok(Self { shared: Arc::new(Shared { settings, closed, publisher, topics, begun, workers }) })
+        let (publisher, topics, groups) = (Slot::new(), Arc::default(), Arc::default());
+        Ok(Self { shared: Arc::new(Shared { settings, closed, publisher, topics, groups, workers }) })
     }
 
     /// A transport with default options, connected.
@@ -108,7 +108,14 @@ impl Transport for Kafka {
             let subscribing = async {
                 let publisher = shared.publisher("subscribe to").await?;
                 let is_awaited = shared.topics.prepare(&publisher, &shared.settings, &subscription).await?;
-                KafkaConsumer::open(shared, subscription, is_awaited).await
+                let has_name = !shared.groups.is_nameless(&subscription.group);
+                match KafkaConsumer::open(shared, subscription.clone(), is_awaited).await {
+                    // What its name had was another's: it is a stranger now.
+                    Err(_) if has_name && shared.groups.is_nameless(&subscription.group) => {
+                        KafkaConsumer::open(shared, subscription, is_awaited).await
+                    }
+                    opened => opened,
+                }
             };
             let consumer = shared.unless_closed("subscribe to", subscribing).await?;
             Ok(Box::new(consumer) as Box<dyn Consumer>)
@@ -166,7 +173,7 @@ pub(crate) struct Shared {
     closed: watch::Sender<bool>,
     publisher: Slot<Publisher>,
     topics: Arc<Topics>,
-    begun: Arc<Begun>,
+    groups: Arc<Groups>,
     /// How many consumers' threads there are.
     workers: watch::Sender<usize>,
 }
@@ -181,8 +188,8 @@ impl Shared {
         self.workers.clone()
     }
 
-    pub(crate) fn begun(&self) -> Arc<Begun> {
-        Arc::clone(&self.begun)
+    pub(crate) fn groups(&self) -> Arc<Groups> {
+        Arc::clone(&self.groups)
     }
 
     async fn publisher(&self, operation: &'static str) -> Result<Arc<Publisher>> {

@@ -27,11 +27,12 @@ use tokio::time::Instant;
 
 use crate::again::{Misplaced, begin_again, commit_now, offsets};
 use crate::audit::{self, Finding, Question};
-use crate::context::{Begun, Context};
+use crate::context::Context;
 use crate::error::{creation, unavailable, words};
+use crate::groups::Groups;
 use crate::place::{Place, Position};
 use crate::post::{Orders, Post};
-use crate::settings::Settings;
+use crate::settings::{STATIC_NAME, Settings};
 use crate::{pattern, wire};
 
 /// How long the engine may be slow before the partitions are paused.
@@ -45,7 +46,7 @@ pub(crate) struct Worker {
     pub(crate) post: Arc<Post>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) wanted: Subscription,
-    pub(crate) begun: Arc<Begun>,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) closed: watch::Receiver<bool>,
     /// Counts the threads there are.
     pub(crate) count: watch::Sender<usize>,
@@ -107,9 +108,12 @@ impl Worker {
             post: Arc::clone(&self.post),
             settings: Arc::clone(&self.settings),
             wanted: self.wanted.clone(),
-            begun: Arc::clone(&self.begun),
+            groups: Arc::clone(&self.groups),
         };
-        let config = self.settings.consumer(&self.wanted);
+        let mut config = self.settings.consumer(&self.wanted);
+        if self.groups.is_nameless(&self.wanted.group) {
+            config.remove(STATIC_NAME);
+        }
         let consumer: StreamConsumer<Context> =
             config.create_with_context(context).map_err(|cause| creation(&self.settings, cause))?;
         let topics: BTreeSet<String> = self.wanted.topics.iter().map(pattern::subscribed).collect();

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use cap_core::transport::{Delivery, DeliveryTag};
@@ -478,5 +479,40 @@ async fn a_tag_that_is_not_out_is_refused_and_the_consumer_goes_on() {
     let tags: Vec<_> = receive(&mut *consumer, 1).await.iter().map(|delivery| delivery.tag).collect();
     consumer.ack(tags.clone()).await.unwrap();
     refused(consumer.ack(tags).await, ErrorKind::Invalid, &["not out"]);
+    scene.names.clean_up().await;
+}
+
+/// As in a deployment: of two nodes one is replaced by an older version, which does not subscribe a topic. What is sent to
+/// it comes to the one that does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_one_member_of_a_group_wants_comes_to_that_one() {
+    let scene = Scene::new();
+    // With such a name the broker gives a member that comes back what it had, whatever it subscribes by now.
+    let named = |name: &str| scene.options().set("group.instance.id", name);
+    let [newer, replaced] = [scene.open(named("node-1")).await, scene.open(named("node-2")).await];
+    let (order, renewed) = (scene.topic("order"), scene.topic("renewed"));
+    for topic in [&order, &renewed] {
+        create_topic(topic.as_str(), 4, &[]).await;
+    }
+    let wants = scene.wants(&[renewed.as_str()]);
+    let mut stays = newer.subscribe(wants.clone()).await.unwrap();
+    let mut goes = replaced.subscribe(wants).await.unwrap();
+    let first: Vec<Message> = (0..40).map(|_| message(&renewed, &[])).collect();
+    confirmed(&newer, first.clone()).await;
+    // It has partitions of the topic.
+    receive(&mut *goes, 1).await;
+    drop(goes);
+    let older = replaced.subscribe(scene.wants(&[order.as_str()])).await.unwrap();
+    let second: Vec<Message> = (0..40).map(|_| message(&renewed, &[])).collect();
+    confirmed(&newer, second.clone()).await;
+    let mut missing: BTreeSet<&str> = first.iter().chain(&second).map(|message| message.id.as_str()).collect();
+    let begun = Instant::now();
+    while !missing.is_empty() {
+        let came = tokio::time::timeout(PATIENCE.saturating_sub(begun.elapsed()), stays.receive(100)).await;
+        let came = came.unwrap_or_else(|_| panic!("{} of 80 did not come", missing.len())).unwrap();
+        missing.retain(|id| !ids(&came).contains(id));
+        stays.ack(came.iter().map(|delivery| delivery.tag).collect()).await.unwrap();
+    }
+    drop((stays, older));
     scene.names.clean_up().await;
 }

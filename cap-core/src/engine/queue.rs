@@ -41,7 +41,7 @@ impl Subscription {
     pub(crate) fn push(self: &Arc<Self>, engine: &Arc<Engine>, job: Job) {
         let mut state = self.queue.state();
         // Looked at under the lock: what comes after the queue was given back would be seen by nobody.
-        if engine.stop.quiesce.is_cancelled() {
+        if engine.stop.quiesce.is_cancelled() || self.share.is_shut() {
             drop(state);
             return self.give_back(engine, job);
         }
@@ -53,7 +53,7 @@ impl Subscription {
         }
     }
 
-    /// Gives back what has not begun, when the engine takes no new work.
+    /// Gives back what has not begun, when nothing more may begin here.
     pub(crate) fn give_back_all(&self, engine: &Engine) {
         let jobs = std::mem::take(&mut self.queue.state().jobs);
         jobs.into_iter().for_each(|job| self.give_back(engine, job));

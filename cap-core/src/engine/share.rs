@@ -66,7 +66,7 @@ impl Share {
 
     /// So much more is here than there is room for that nothing more may be kept waiting.
     pub(crate) fn is_flooded(&self) -> bool {
-        self.is_shut() || self.slots.used() > self.slots.capacity() + BATCH
+        self.slots.used() > self.slots.capacity() + BATCH
     }
 
     fn topics(&self) -> MutexGuard<'_, VecDeque<Topic>> {

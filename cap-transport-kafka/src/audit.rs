@@ -55,13 +55,14 @@ pub(crate) fn look(settings: &Settings, wanted: &Subscription, asked: Vec<Questi
     let audit = || Audit::new(settings, wanted, deadline);
     let Some(first) = audit() else { return Vec::new() };
     let ranged = first.ranged(asked);
-    drop(first);
-    let see = |wants: &dyn Fn(&Question) -> Option<Anchor>| {
+    // It has no partition yet, so that it can read once.
+    let mut spare = Some(first);
+    let mut see = |wants: &dyn Fn(&Question) -> Option<Anchor>| {
         let each = ranged.iter().filter_map(|(asked, ends)| Some((&asked.place, wants(asked)?, *ends)));
         let each: Vec<_> = each.collect();
         match each.is_empty() {
             true => BTreeMap::new(),
-            false => audit().map(|audit| audit.see(each.into_iter())).unwrap_or_default(),
+            false => spare.take().or_else(audit).map(|audit| audit.see(each.into_iter())).unwrap_or_default(),
         }
     };
     let seen_last = see(&|asked| asked.anchors.last.filter(|_| asked.anchors.last != asked.anchors.sure));

@@ -140,7 +140,11 @@ impl Worker {
             if let Err(error) = self.seek(consumer, &orders.seeks) {
                 return self.post.give_up(error);
             }
+            let before = flow;
             flow = self.regulate(consumer, flow, &orders);
+            if matches!((before, flow), (Flow::Open, Flow::Full(_))) {
+                self.post.lock().ledger.excuse();
+            }
             let now = Instant::now();
             let patience = self.settings.rejoin_timeout();
             let too_late = orders.placeless.map(|since| since + patience);
@@ -154,10 +158,7 @@ impl Worker {
             if orders.is_changed {
                 audit.next = now;
             }
-            if !matches!(flow, Flow::Open) {
-                self.post.lock().ledger.excuse();
-            }
-            self.begin_audit(&mut audit, now);
+            self.begin_audit(&mut audit, now, flow);
             let wake = match flow {
                 Flow::Full(since) => Some(since + FULL),
                 _ => None,
@@ -178,12 +179,17 @@ impl Worker {
 
     /// Looks now and then whether the logs are still the ones that the positions were made in, and whether what is in them
     /// comes.
-    fn begin_audit(&self, audit: &mut Audit, now: Instant) {
+    fn begin_audit(&self, audit: &mut Audit, now: Instant, flow: Flow) {
         if audit.running.is_some() || now < audit.next {
             return;
         }
         audit.next = now + self.settings.audit_interval();
-        let asked = self.post.lock().ledger.questions();
+        let mut state = self.post.lock();
+        if !matches!(flow, Flow::Open) {
+            state.ledger.excuse();
+        }
+        let asked = state.ledger.questions();
+        drop(state);
         if asked.is_empty() {
             return;
         }

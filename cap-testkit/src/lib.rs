@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
 pub mod check;
+pub mod log;
 pub mod report;
 pub mod runner;
 pub mod server;

@@ -30,6 +30,8 @@ use std::sync::{Arc, OnceLock};
 use cap_core::{Error, ErrorKind, Result};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
+pub use crate::address::Address;
+
 /// Names the script that attacks the servers.
 pub const SCRIPT: &str = "CAP_TEST_BACKENDS";
 

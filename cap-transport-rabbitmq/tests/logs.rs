@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cap_core::{Cap, ErrorKind, Headers, Json, Message, MessageId, Topic, Transport};
 use cap_storage_memory::MemoryStorage;
+use cap_testkit::log::Log;
 use cap_transport_rabbitmq::{RabbitMq, RabbitMqOptions};
 use support::scene::{PATIENCE, Scene, message, receive, refused, send};
 use support::{CLOSES_CHANNEL, CLOSES_CONNECTION, Proxy, SERVER, server};
@@ -19,22 +19,16 @@ const PAYLOAD: &str = "planted-payload-3d7a";
 const HEADER: &str = "planted-header-91be";
 
 /// All that the process logs.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct All(Log);
 
-impl Log {
+impl All {
     fn begin() -> Self {
-        let log = Self::default();
-        let writer = log.clone();
+        let log = Log::default();
         let writing = tracing_subscriber::fmt().with_ansi(false).with_max_level(Level::DEBUG);
-        writing.with_writer(move || writer.clone()).init();
-        log::set_boxed_logger(Box::new(log.clone())).expect("the only one");
+        writing.with_writer(log.writer()).init();
+        log::set_boxed_logger(Box::new(Self(log.clone()))).expect("the only one");
         log::set_max_level(log::LevelFilter::Debug);
-        log
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("no panic while it was held")).into_owned()
+        Self(log)
     }
 
     /// The lines with something that was planted, in the form of text or of a list of bytes.
@@ -44,31 +38,19 @@ impl Log {
         let leaks = |line: &&str| {
             planted.iter().any(|secret| line.contains(secret)) || as_bytes.iter().any(|bytes| line.contains(bytes))
         };
-        self.text().lines().filter(leaks).map(str::to_owned).collect()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic while it was held").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.0.text().lines().filter(leaks).map(str::to_owned).collect()
     }
 }
 
 /// What drivers write that know only `log`.
-impl log::Log for Log {
+impl log::Log for All {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         metadata.level() <= log::Level::Debug
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            let line = format!("{} {}: {}\n", record.level(), record.target(), record.args());
-            self.0.lock().expect("no panic while it was held").extend_from_slice(line.as_bytes());
+            let _ = writeln!(self.0.clone(), "{} {}: {}", record.level(), record.target(), record.args());
         }
     }
 
@@ -141,7 +123,7 @@ async fn an_engine_on(scene: &Scene, options: RabbitMqOptions) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_confidential_is_logged_above_trace() {
-    let log = Log::begin();
+    let log = All::begin();
     let scene = Scene::new();
     let user = scene.names.unique("confidential");
     SERVER.client(&["add_user", &user, PASSWORD]).await.expect("a user");
@@ -164,10 +146,10 @@ async fn nothing_confidential_is_logged_above_trace() {
         let wrong = support::management_url_of_nobody().replacen("://", &format!("://{user}:{PASSWORD}-wrong@"), 1);
         let asking = scene.open(options(&server(), PASSWORD).management_url(wrong)).await;
         refused(asking.unrouted(vec![scene.topic("nobody")]).await, ErrorKind::Rejected, &["401"]);
-        assert!(log.text().contains(" ureq"), "the driver of the management API logs nothing");
+        assert!(log.0.text().contains(" ureq"), "the driver of the management API logs nothing");
     }
     assert_eq!(log.leaks(), [""; 0]);
-    let text = log.text();
+    let text = log.0.text();
     assert!(text.contains("DEBUG") && text.contains("cap_core") && text.contains("cap_transport_rabbitmq"), "{text}");
 
     // The driver does write it where it may: the log above is one that would show it.

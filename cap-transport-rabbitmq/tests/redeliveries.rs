@@ -2,10 +2,9 @@
 
 mod support;
 
-use std::sync::Mutex;
-
 use cap_core::transport::Consumer;
 use cap_core::{ErrorKind, Transport};
+use cap_testkit::log::Log;
 use cap_transport_rabbitmq::{QueueType, RabbitMqOptions};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
@@ -102,40 +101,13 @@ async fn a_queue_that_is_there_without_it_is_used_and_told_of() {
     drop(before.subscribe(scene.wants(&[&topic])).await.unwrap());
     assert!(is_declared_with(&scene, None).await);
 
-    let warnings = Warnings::of_the_process();
+    let log = Log::default();
+    tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::WARN).with_writer(log.writer()).init();
     let transport = scene.open(scene.names.options(&url_at(&as_version_4().await))).await;
     let mut consumer = transport.subscribe(scene.wants(&[&topic])).await.unwrap();
     send(&transport, vec![message(&topic, &[])]).await.remove(0).unwrap();
     receive(&mut *consumer, 1).await;
-    let told = warnings.text();
+    let told = log.text();
     assert!(told.contains(scene.group().as_str()) && told.contains("delivery-limit: -1"), "{told}");
     scene.names.clean_up().await;
-}
-
-/// What is logged as a warning.
-#[derive(Clone, Copy)]
-struct Warnings;
-
-static WARNINGS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-impl Warnings {
-    fn of_the_process() -> Self {
-        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::WARN).with_writer(|| Self).init();
-        Self
-    }
-
-    fn text(self) -> String {
-        String::from_utf8_lossy(&WARNINGS.lock().expect("no panic while it was held")).into_owned()
-    }
-}
-
-impl std::io::Write for Warnings {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        WARNINGS.lock().expect("no panic while it was held").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,7 +1,6 @@
 //! Taking over the collections of .NET CAP.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cap_core::storage::{Inserted, Lane, Record, Settled, Settlement, Storage, Table};
@@ -12,6 +11,7 @@ use cap_storage_mongo::mongodb::bson::{Bson, DateTime, Document, doc};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::support::Database;
+use cap_testkit::log::Log;
 use cap_testkit::storage::scene::{group, listed, node, request, succeeded, waiting};
 
 fn at(time: &str) -> Bson {
@@ -78,33 +78,17 @@ fn by_id(records: Vec<Record>) -> BTreeMap<String, Record> {
     records
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_log_says_how_many_documents_of_each_status_were_taken_over() {
     let database = Database::create().await;
     leave_behind(&database).await;
     let storage = database.storage().await;
     let log = Log::default();
-    let writer = log.clone();
     // With one alone, `tracing` would ask the thread in which an event happens first whether anybody listens to it.
     let other = tracing_subscriber::fmt().with_writer(std::io::sink).finish().set_default();
-    let logging = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish().set_default();
+    let logging = tracing_subscriber::fmt().with_ansi(false).with_writer(log.writer()).finish().set_default();
     storage.prepare().await.unwrap();
-    let told = |log: &Log| String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let first = told(&log);
+    let first = log.text();
     for (table, rows) in [
         ("outbox", "1 Delayed, 2 Failed, 1 Queued, 1 Scheduled, 1 Succeeded"),
         ("inbox", "2 Failed, 2 Scheduled, 1 Succeeded"),
@@ -113,7 +97,7 @@ async fn the_log_says_how_many_documents_of_each_status_were_taken_over() {
         assert!(first.contains(&line), "{line}: {first}");
     }
     storage.prepare().await.unwrap();
-    assert_eq!(told(&log), first, "nothing was taken over the second time");
+    assert_eq!(log.text(), first, "nothing was taken over the second time");
     drop((logging, other));
     database.drop().await;
 }

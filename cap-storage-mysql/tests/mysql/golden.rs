@@ -1,11 +1,11 @@
 //! Rows that .NET CAP 10 has really written: each is taken over with the right outcome, and may be left for it again.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 
 use cap_core::Group;
 use cap_core::storage::{Lane, Storage, Table};
 use cap_storage_mysql::sqlx::{self, Row as _};
+use cap_testkit::log::Log;
 use cap_testkit::storage::scene::{listed, node, request};
 
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -89,30 +89,16 @@ async fn the_id_of_a_delivery_is_found_in_a_wrapper_in_camel_case_too() {
     database.drop().await;
 }
 
-/// What the log says while this lives, in this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_log_says_what_was_taken_over_and_warns_of_delayed_messages_whose_zone_nobody_named() {
     let (database, _) = left_behind().await;
     let log = Log::default();
-    let writer = log.clone();
     // With one alone, `tracing` would ask the thread in which an event happens first whether anybody listens to it.
     let other = tracing_subscriber::fmt().with_writer(std::io::sink).finish().set_default();
-    let logging = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish().set_default();
+    let logging = tracing_subscriber::fmt().with_ansi(false).with_writer(log.writer()).finish().set_default();
     database.storage().prepare().await.unwrap();
     drop((logging, other));
-    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told = log.text();
     let line = |part: &str| told.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {told}"));
     for part in ["2 Delayed, 2 Failed, 2 Scheduled, 4 Succeeded", "zone=\"UTC\""] {
         assert!(line("took over the rows of .NET CAP cap.table=outbox").contains(part), "{told}");

@@ -1,44 +1,15 @@
 //! Servers that change while sessions are open: what one session learns of it, and what becomes of the others.
 
-use std::net::SocketAddr;
-
 use cap_core::storage::{Lease, Storage, Table, TransactAsync};
 use cap_storage_mysql::sqlx::{self, Connection, MySqlConnection, MySqlPool};
 use cap_storage_mysql::{MySqlOptions, MySqlStorage};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use cap_testkit::server::Address;
 
 use crate::outage::Server;
 use crate::support::{Database, PASSWORD, run, server};
 use cap_testkit::storage::scene::{LEASE, ids, in_flight, message, node};
 
 const SESSIONS: u32 = 5;
-
-/// An address that leads to a server, and from some time on to another one. Connections stay where they are.
-struct Address {
-    place: SocketAddr,
-    server: watch::Sender<(String, u16)>,
-}
-
-impl Address {
-    async fn of(server: (String, u16)) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let place = listener.local_addr().unwrap();
-        let server = watch::Sender::new(server);
-        let leads_to = server.subscribe();
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let server = leads_to.borrow().clone();
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(server).await?;
-                    copy_bidirectional(&mut client, &mut server).await
-                });
-            }
-        });
-        Self { place, server }
-    }
-}
 
 /// Fills the pool with idle sessions, and says this in each of them.
 async fn in_all_sessions(pool: &MySqlPool, sql: &str) {
@@ -65,7 +36,7 @@ async fn an_address_that_leads_to_another_primary_costs_no_call() {
     let new = database.storage();
     new.prepare().await.unwrap();
 
-    let address = Address::of(("127.0.0.1".to_owned(), old.port())).await;
+    let address = Address::of("127.0.0.1", old.port()).await.unwrap();
     let url = format!("mysql://{name}:{PASSWORD}@{}/{name}", address.place);
     let storage = MySqlStorage::connect_with(MySqlOptions::new(url).pool_size(SESSIONS)).await.unwrap();
     storage.prepare().await.unwrap();
@@ -75,7 +46,7 @@ async fn an_address_that_leads_to_another_primary_costs_no_call() {
 
     run(&mut admin, "SET GLOBAL read_only = 1").await;
     let primary = server();
-    address.server.send_replace((primary.get_host().to_owned(), primary.get_port()));
+    address.lead_to(primary.get_host(), primary.get_port());
 
     for number in 0..2 * SESSIONS {
         storage.insert(Table::Outbox, vec![message(&format!("m{number}"))], None).await.unwrap();

@@ -1,15 +1,11 @@
 //! A pooler that somebody puts between a storage that works and its server. The address stays.
 
-use std::net::SocketAddr;
-
 use cap_core::NodeId;
 use cap_core::storage::{Lease, Storage, Table, TransactAsync};
 use cap_storage_postgres::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use cap_storage_postgres::sqlx::{self, Connection, PgConnection};
 use cap_storage_postgres::{PostgresOptions, PostgresStorage};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use cap_testkit::server::Address;
 
 use crate::pooler::SERVER as POOLER;
 use crate::support::{Database, PASSWORD, run, server};
@@ -18,45 +14,22 @@ use cap_testkit::storage::scene::{LEASE, ids, in_flight, message, node};
 const TASKS: usize = 8;
 const EACH: usize = 5;
 
-/// An address that leads to a server, and from some time on to another one. Connections stay where they are.
-struct Address {
-    place: SocketAddr,
-    leads_to: watch::Sender<(String, u16)>,
+async fn address_of_the_server() -> Address {
+    let server = server();
+    Address::of(server.get_host(), server.get_port()).await.unwrap()
 }
 
-impl Address {
-    async fn of_the_server() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let place = listener.local_addr().unwrap();
-        let leads_to = watch::Sender::new(host_and_port(&server()));
-        let leads = leads_to.subscribe();
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let server = leads.borrow().clone();
-                tokio::spawn(async move {
-                    let mut server = TcpStream::connect(server).await?;
-                    copy_bidirectional(&mut client, &mut server).await
-                });
-            }
-        });
-        Self { place, leads_to }
-    }
-
-    fn lead_to_the_pooler(&self) {
-        self.leads_to.send_replace(host_and_port(&POOLER.url().parse().unwrap()));
-    }
-
-    fn options(&self, database: &Database) -> PgConnectOptions {
-        database.options().host(&self.place.ip().to_string()).port(self.place.port())
-    }
-
-    fn url(&self, database: &Database) -> String {
-        format!("postgres://{}:{PASSWORD}@{}/{}", database.name, self.place, database.name)
-    }
+fn lead_to_the_pooler(address: &Address) {
+    let pooler: PgConnectOptions = POOLER.url().parse().unwrap();
+    address.lead_to(pooler.get_host(), pooler.get_port());
 }
 
-fn host_and_port(options: &PgConnectOptions) -> (String, u16) {
-    (options.get_host().to_owned(), options.get_port())
+fn options(address: &Address, database: &Database) -> PgConnectOptions {
+    database.options().host(&address.place.ip().to_string()).port(address.place.port())
+}
+
+fn url(address: &Address, database: &Database) -> String {
+    format!("postgres://{}:{PASSWORD}@{}/{}", database.name, address.place, database.name)
 }
 
 /// Ends all sessions: whoever comes back comes through the pooler.
@@ -107,7 +80,7 @@ async fn named_statements(database: &Database) -> Vec<String> {
 /// As a storage that began with the server itself goes on behind a pooler.
 async fn goes_on(storage: &PostgresStorage, database: &Database, address: &Address, ends_sessions: bool) {
     work(storage, "before").await;
-    address.lead_to_the_pooler();
+    lead_to_the_pooler(address);
     if ends_sessions {
         end_sessions(database).await;
         // The first call may find that its connection is dead, which is told of; the others are tried then before they are used.
@@ -121,8 +94,8 @@ async fn goes_on(storage: &PostgresStorage, database: &Database, address: &Addre
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_that_is_put_before_the_server_at_run_time_gets_no_named_statement() {
-    let (database, address) = (Database::create().await, Address::of_the_server().await);
-    let storage = PostgresStorage::connect(&address.url(&database)).await.unwrap();
+    let (database, address) = (Database::create().await, address_of_the_server().await);
+    let storage = PostgresStorage::connect(&url(&address, &database)).await.unwrap();
     storage.prepare().await.unwrap();
     goes_on(&storage, &database, &address, true).await;
     database.drop().await;
@@ -131,12 +104,12 @@ async fn a_pooler_that_is_put_before_the_server_at_run_time_gets_no_named_statem
 /// The pool grows through the pooler, and what it had stays with the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_made_later_are_looked_at_each() {
-    let (database, address) = (Database::create().await, Address::of_the_server().await);
+    let (database, address) = (Database::create().await, address_of_the_server().await);
     let storage =
-        PostgresStorage::connect_with(PostgresOptions::new(address.url(&database)).pool_size(6)).await.unwrap();
+        PostgresStorage::connect_with(PostgresOptions::new(url(&address, &database)).pool_size(6)).await.unwrap();
     storage.prepare().await.unwrap();
     storage.insert(Table::Outbox, vec![message("alone")], None).await.unwrap();
-    address.lead_to_the_pooler();
+    lead_to_the_pooler(&address);
     work(&storage, "behind").await;
     let named = named_statements(&database).await;
     assert!(named.is_empty(), "a pooler that keeps no statements has some of the storage's: {named:?}");
@@ -146,8 +119,8 @@ async fn connections_that_are_made_later_are_looked_at_each() {
 /// A pool of the user's is theirs; but connections for leases are made beside it, and tell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_a_pool_of_the_users_the_next_connection_for_leases_finds_it_out() {
-    let (database, address) = (Database::create().await, Address::of_the_server().await);
-    let pool = PgPoolOptions::new().max_connections(5).connect_lazy_with(address.options(&database));
+    let (database, address) = (Database::create().await, address_of_the_server().await);
+    let pool = PgPoolOptions::new().max_connections(5).connect_lazy_with(options(&address, &database));
     let storage = PostgresStorage::new(pool);
     storage.prepare().await.unwrap();
     goes_on(&storage, &database, &address, true).await;

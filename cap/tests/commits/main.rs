@@ -35,13 +35,7 @@ async fn postgres_a_commit_is_delivered_at_once_however_long_its_transaction_was
         cap.publish_in(&mut tx, TOPIC, &number).await.unwrap();
         open.push(tx);
     }
-    tokio::time::sleep(OPEN).await;
-    let mut delays = Delays::default();
-    for (number, tx) in open.into_iter().enumerate() {
-        tx.commit().await.unwrap();
-        delays.push(arrivals.delay_of(number).await);
-    }
-    delays.check(SOON);
+    arrivals.check(open.into_iter().map(async |tx| tx.commit().await.unwrap()), SOON).await;
     cap.stop().await;
     sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).execute(&mut admin).await.unwrap();
 }
@@ -62,13 +56,7 @@ async fn mysql_a_commit_is_delivered_at_once_however_long_its_transaction_was_op
         cap.publish_in(&mut tx, TOPIC, &number).await.unwrap();
         open.push(tx);
     }
-    tokio::time::sleep(OPEN).await;
-    let mut delays = Delays::default();
-    for (number, tx) in open.into_iter().enumerate() {
-        tx.commit().await.unwrap();
-        delays.push(arrivals.delay_of(number).await);
-    }
-    delays.check(SOON);
+    arrivals.check(open.into_iter().map(async |tx| tx.commit().await.unwrap()), SOON).await;
     cap.stop().await;
     sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {name}"))).execute(&mut admin).await.unwrap();
 }
@@ -87,14 +75,9 @@ async fn mongo_a_commit_is_delivered_at_once_however_long_its_transaction_was_op
         cap.publish_in(&mut session, TOPIC, &number).await.unwrap();
         open.push(session);
     }
-    tokio::time::sleep(OPEN).await;
-    let mut delays = Delays::default();
-    for (number, mut session) in open.into_iter().enumerate() {
-        session.commit_transaction().await.unwrap();
-        delays.push(arrivals.delay_of(number).await);
-    }
+    let commits = open.into_iter().map(async |mut session| session.commit_transaction().await.unwrap());
     // The server of the tests is slow itself, and carries out one thing at a time.
-    delays.check(4 * SOON);
+    arrivals.check(commits, 4 * SOON).await;
     cap.stop().await;
     client.database(&name).drop().await.unwrap();
 }

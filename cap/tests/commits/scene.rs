@@ -58,6 +58,18 @@ impl Arrivals {
         builder.subscribe(TOPIC, "billing", handler).start().await.unwrap()
     }
 
+    /// Lets transactions, which have published one message each, be open for a while, and commits one after the other: most
+    /// of the messages must be here so soon.
+    pub(crate) async fn check(&self, commits: impl IntoIterator<Item = impl Future<Output = ()>>, soon: Duration) {
+        tokio::time::sleep(OPEN).await;
+        let mut delays = Delays::default();
+        for (number, commit) in commits.into_iter().enumerate() {
+            commit.await;
+            delays.push(self.delay_of(number).await);
+        }
+        delays.check(soon);
+    }
+
     /// Waits for this message, whose transaction has just been committed.
     pub(crate) async fn delay_of(&self, number: usize) -> Duration {
         let committed = Instant::now();

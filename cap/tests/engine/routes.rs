@@ -1,11 +1,11 @@
 //! Topics that a service publishes and nobody has a queue for: told when it starts, and whenever it asks.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cap::memory::{MemoryStorage, MemoryTransport};
 use cap::transport::{Consumer, Outgoing, Subscription, TransportCapabilities};
 use cap::{BoxFuture, Cap, CapBuilder, Error, ErrorKind, Options, Result, Topic, Transport};
+use cap_testkit::log::Log;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::doubles::away;
@@ -28,41 +28,19 @@ fn names(topics: &[Topic]) -> Vec<&str> {
 }
 
 /// What is logged in this thread while the guard is there.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn of_this_thread() -> (Self, impl Drop) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, subscriber.set_default())
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn log_of_this_thread() -> (Log, impl Drop) {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.writer()).finish();
+    (log, subscriber.set_default())
 }
 
 #[tokio::test]
 async fn topics_without_a_queue_are_logged_with_advice_and_told_until_a_consumer_was_there() {
-    let (log, _guard) = Log::of_this_thread();
+    let (log, _guard) = log_of_this_thread();
     let shop = Shop::new();
     let builder = shop.builder().subscribe("order.paid", "billing", nothing);
     let cap = builder.publishes(["order.placed", "order.paid"]).publishes(["order.sent"]).start().await.unwrap();
-    let warnings = log.warnings();
+    let warnings = log.lines_with("WARN");
     let warning = warnings.iter().find(|line| line.contains("`order.placed`, `order.sent`"));
     assert!(warning.is_some_and(|line| line.contains("start a consumer of each once")), "{warnings:?}");
     assert_eq!(names(&cap.unrouted().await.unwrap()), ["order.placed", "order.sent"]);
@@ -121,9 +99,9 @@ async fn what_cannot_be_published_cannot_be_named() {
 
 #[tokio::test]
 async fn a_required_check_that_names_no_topic_is_pointed_out() {
-    let (log, _guard) = Log::of_this_thread();
+    let (log, _guard) = log_of_this_thread();
     let cap = Shop::new().builder().options(strict()).start().await.unwrap();
-    assert!(log.warnings().iter().any(|line| line.contains("publishes")), "{:?}", log.warnings());
+    assert!(log.lines_with("WARN").iter().any(|line| line.contains("publishes")), "{:?}", log.lines_with("WARN"));
     cap.stop().await;
 }
 
@@ -178,10 +156,10 @@ async fn a_transport_that_does_not_tell_routes_is_no_obstacle_unless_they_are_re
 
 #[tokio::test]
 async fn routes_that_cannot_be_asked_for_now_are_no_obstacle_unless_they_are_required() {
-    let (log, _guard) = Log::of_this_thread();
+    let (log, _guard) = log_of_this_thread();
     let transport = Reticent { inner: MemoryTransport::new(), is_away: true };
     refused(on(&transport).options(strict()), ErrorKind::Unavailable).await;
     let cap = on(&transport).options(options()).start().await.unwrap();
-    assert!(log.warnings().iter().any(|line| line.contains("could not check")), "{:?}", log.warnings());
+    assert!(log.lines_with("WARN").iter().any(|line| line.contains("could not check")), "{:?}", log.lines_with("WARN"));
     cap.stop().await;
 }

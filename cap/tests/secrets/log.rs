@@ -1,27 +1,27 @@
 //! All that the process logs, at any level, whoever writes it.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::io::Write as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use cap_testkit::log::Log;
 use tracing::Level;
 
 /// The one log of the process.
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct All(Log);
 
-impl Log {
+impl All {
     pub(crate) fn begin() -> Self {
-        let log = Self::default();
-        let writer = log.clone();
+        let log = Log::default();
         let writing = tracing_subscriber::fmt().with_ansi(false).with_max_level(Level::TRACE);
-        writing.with_writer(move || writer.clone()).init();
-        log::set_boxed_logger(Box::new(log.clone())).unwrap();
+        writing.with_writer(log.writer()).init();
+        log::set_boxed_logger(Box::new(Self(log.clone()))).unwrap();
         log::set_max_level(log::LevelFilter::Trace);
-        log
+        Self(log)
     }
 
     pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        self.0.text()
     }
 
     /// The beginnings of the lines that show the secret, in any of the forms in which it is easily read.
@@ -50,35 +50,18 @@ fn forms(secret: &str) -> Vec<String> {
 
 /// What of the base64 of some text depends on these bytes alone, if they begin so many bytes after a group of three.
 fn base64_within(bytes: &[u8], before: usize) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let whole = &bytes[(3 - before) % 3..];
-    let groups = whole.chunks_exact(3).flat_map(|group| {
-        let bits = group.iter().fold(0, |bits, byte| bits << 8 | usize::from(*byte));
-        [18, 12, 6, 0].map(|shift| char::from(DIGITS[bits >> shift & 63]))
-    });
-    groups.collect()
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    let whole = bytes[(3 - before) % 3..].chunks_exact(3).flatten().copied();
+    STANDARD_NO_PAD.encode(whole.collect::<Vec<_>>())
 }
 
 /// What drivers write that know only `log`.
-impl log::Log for Log {
+impl log::Log for All {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let line = format!("{} {}: {}\n", record.level(), record.target(), record.args());
-        self.0.lock().unwrap().extend_from_slice(line.as_bytes());
+        let _ = writeln!(self.0.clone(), "{} {}: {}", record.level(), record.target(), record.args());
     }
 
     fn flush(&self) {}

@@ -21,7 +21,7 @@ use cap::rabbitmq::{QueueType, RabbitMq, RabbitMqOptions};
 use cap::storage::Storage;
 use cap::{Cap, Json, MessageId, Transport};
 
-use crate::log::Log;
+use crate::log::All;
 
 const PASSWORD: &str = "planted-password-8c1f";
 
@@ -143,7 +143,7 @@ async fn kafka() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_password_is_logged_at_any_level() {
-    let log = Log::begin();
+    let log = All::begin();
     let name = format!("s{}", MessageId::generate());
     postgres(&name).await;
     mysql(&name).await;

@@ -201,12 +201,12 @@ impl Double {
 }
 
 impl Double {
-    /// Whether writes are allowed now.
     /// Whether it makes this mistake with an address that is taken, and there is one.
     pub(super) fn meets_taken_address(&self, fault: StorageFault) -> bool {
         self.has(fault) && self.are_addresses_behind.load(Ordering::SeqCst)
     }
 
+    /// Whether writes are allowed now.
     pub(super) fn is_writable(&self) -> Result<()> {
         let was_refused = self.has(StorageFault::EnvironmentSticks) && self.memo().has_gone_wrong;
         if self.is_writable.load(Ordering::SeqCst) && !was_refused {

@@ -185,7 +185,7 @@ impl<S: Server> Supply<S> {
             }
             tokio::time::sleep(LOOK).await;
         }
-        match tokio::time::timeout(BRIEFLY, self.work.acquire()).await {
+        match tokio::time::timeout(BRIEFLY, self.acquiring(&self.work, true)).await {
             Ok(acquired) => self.unless_full(&self.work, acquired),
             Err(_) => Ok(None),
         }

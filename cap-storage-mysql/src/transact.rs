@@ -95,10 +95,10 @@ async fn commit(storage: &MySqlStorage, mut tx: Transaction<'static, MySql>, rec
     insert::check(Table::Outbox, records, None, storage.packet())?;
     insert::publish(&mut tx, storage.sql(), records, storage.packet_or_least()).await?;
     session::end(storage.pools(), &mut tx).await?;
-    Ok(tx.commit().await?)
+    storage.pools().end(tx.commit()).await
 }
 
 async fn rollback(storage: &MySqlStorage, mut tx: Transaction<'static, MySql>) -> Fallible<()> {
     session::end(storage.pools(), &mut tx).await?;
-    Ok(tx.rollback().await?)
+    storage.pools().end(tx.rollback()).await
 }

@@ -43,7 +43,7 @@ impl TransactAsync for PostgresStorage {
     fn rollback(&self, tx: Self::Tx) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let attempt = Attempt::on("roll back a handler's work with", Table::Inbox);
-            tx.rollback().await.map_err(|error| self.pools().explain(error.into(), attempt))
+            self.pools().end(tx.rollback()).await.map_err(|fault| self.pools().explain(fault, attempt))
         })
     }
 }
@@ -65,7 +65,7 @@ async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<O
     });
     let (tx, is_settled) = begin.await?;
     if !is_settled {
-        tx.rollback().await?;
+        storage.pools().end(tx.rollback()).await?;
         return Ok(None);
     }
     Ok(Some(tx))
@@ -99,5 +99,5 @@ async fn commit(
     }
     record::check(Table::Outbox, records, None)?;
     publish::publish(&mut tx, storage, records).await?;
-    Ok(tx.commit().await?)
+    storage.pools().end(tx.commit()).await
 }

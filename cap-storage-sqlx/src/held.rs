@@ -4,19 +4,22 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::Database;
 use sqlx::pool::PoolConnection;
+use tokio::runtime::Handle;
 
 /// A connection that goes back to its pool only if the work on it came to its end. Of one that was given up nobody knows
 /// what it will still answer: it is cut off, as a farewell might wait for that, too.
 pub(crate) struct Held<Db: Database> {
     connection: Option<PoolConnection<Db>>,
+    /// Where it goes back from, if not from here: the pool asks the server first, and nobody else gets it until then.
+    home: Option<Handle>,
     is_clean: bool,
 }
 
 const GONE: &str = "the connection is there until it is dropped";
 
 impl<Db: Database> Held<Db> {
-    pub(crate) fn new(connection: PoolConnection<Db>) -> Self {
-        Self { connection: Some(connection), is_clean: false }
+    pub(crate) fn new(connection: PoolConnection<Db>, home: Option<Handle>) -> Self {
+        Self { connection: Some(connection), home, is_clean: false }
     }
 
     /// The work came to its end.
@@ -49,8 +52,12 @@ impl<Db: Database> DerefMut for Held<Db> {
 
 impl<Db: Database> Drop for Held<Db> {
     fn drop(&mut self) {
-        if !self.is_clean {
-            drop(self.connection.take().map(PoolConnection::detach));
+        let connection = self.connection.take();
+        if self.is_clean {
+            let _home = self.home.as_ref().map(Handle::enter);
+            drop(connection);
+        } else {
+            drop(connection.map(PoolConnection::detach));
         }
     }
 }

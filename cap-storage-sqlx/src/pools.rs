@@ -1,6 +1,8 @@
 //! Connections of the storage's own, and what it means to run something over one.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use cap_core::backend::Attempt;
 use cap_core::{BoxFuture, Error, ErrorKind, Result};
 use sqlx::pool::MaybePoolConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Pool, SqlSafeStr, Transaction};
+use tokio::runtime::Handle;
 
 use crate::fault::{Fallible, Fault, When};
 use crate::held::Held;
@@ -298,7 +301,22 @@ impl<S: Server> Pools<S> {
     }
 
     async fn acquire(&self, via: Via) -> Fallible<Held<S::Db>> {
-        Ok(Held::new(self.supply.acquire(via).await?))
+        let home = self.supply.home.clone().filter(|_| via != Via::Pulse);
+        Ok(Held::new(self.supply.acquire(via).await?, home))
+    }
+
+    /// Ends a transaction of a handler, whose connection goes back to its pool although the handler's runtime may be blocked
+    /// a moment later.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub async fn end<E: Future<Output = sqlx::Result<()>>>(&self, ending: E) -> Fallible<()> {
+        let mut ending = pin!(ending);
+        let ended = poll_fn(|context| {
+            let _home = self.supply.home.as_ref().map(Handle::enter);
+            ending.as_mut().poll(context)
+        });
+        Ok(ended.await?)
     }
 
     /// Whether what has failed is to be done on another connection: nothing of it was done on this one. Where the server

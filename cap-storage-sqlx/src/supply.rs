@@ -49,8 +49,9 @@ pub(crate) struct Supply<S: Server> {
     /// What its own pools connect with, as it was given.
     connect: Options<S>,
     limits: Limits,
-    /// Where connections are opened, wherever they are used: one works only while the runtime that made it runs.
-    home: Option<Handle>,
+    /// Where connections are opened and go back to their pool, wherever they are used: one works only while the runtime that
+    /// made it runs, and is had again only when the one that it goes back from has run.
+    pub(crate) home: Option<Handle>,
 }
 
 /// The runtime that this is called in, if its threads run whatever is waited for in them.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cap_core::NodeId;
 use cap_core::storage::{Lease, Storage, Table};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::fixture::StorageFixture;
@@ -124,35 +125,54 @@ pub(super) async fn heartbeats_go_on_from_the_next_runtime(fixture: &dyn Storage
 /// More than pools have connections, mostly.
 const MANY: usize = 24;
 
-/// A runtime whose threads are all blocked, such as one of the handlers' own, holds up nothing here, though it has used the
-/// storage.
-pub(super) async fn work_goes_on_while_another_runtime_is_blocked(fixture: &dyn StorageFixture) -> CheckResult {
+/// Runtimes whose threads are all blocked, such as one of the handlers' own, hold up nothing here, though they have used the
+/// storage up to that moment.
+pub(super) async fn work_goes_on_while_other_runtimes_are_blocked(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
-    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let other = other.map_err(|error| Failure::new(error.to_string()))?;
-    let used = other.spawn(insert_at_once(Arc::clone(&storage))).await;
-    let gate = Arc::new(Gate::default());
-    let blocking = Arc::clone(&gate);
-    other.spawn(async move { blocking.block() });
-    let waiting = Arc::clone(&gate);
-    let is_blocked = tokio::task::spawn_blocking(move || waiting.wait_for(1)).await;
-    let worked = tokio::time::timeout(PATIENCE, insert_at_once(storage)).await;
-    gate.open();
-    other.shutdown_background();
-    used.map_err(|error| Failure::new(error.to_string()))??;
-    is_blocked.map_err(|error| Failure::new(error.to_string()))?;
+    let mut blocked = Vec::new();
+    let used = use_elsewhere(&storage, &mut blocked).await;
+    let worked = if used.is_ok() { tokio::time::timeout(PATIENCE, insert_at_once(storage)).await } else { Ok(Ok(())) };
+    for runtime in blocked {
+        runtime.shutdown_background();
+    }
+    used?;
     worked
-        .unwrap_or_else(|_| Err("inserts waited for another runtime that had used the storage, and is blocked".into()))
+        .unwrap_or_else(|_| Err("inserts waited for other runtimes that had used the storage, and are blocked".into()))
+}
+
+/// The first one needs many connections at once, each of the others one. Nothing runs in them any more from the moment in
+/// which they have their answer.
+async fn use_elsewhere(storage: &Arc<dyn Storage>, blocked: &mut Vec<Runtime>) -> CheckResult {
+    for used in 0..=MANY {
+        let storage = Arc::clone(storage);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
+        let work = async move { if used == 0 { insert_at_once(storage).await } else { insert_one(storage).await } };
+        let using = tokio::task::spawn_blocking(move || {
+            let worked = runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await });
+            (runtime, worked)
+        });
+        let (runtime, worked) = using.await.map_err(|error| Failure::new(error.to_string()))?;
+        blocked.push(runtime);
+        worked.unwrap_or_else(|_| {
+            Err(Failure::new(format!("an insert waited for {used} other runtimes that had inserted, and are blocked")))
+        })?;
+    }
+    Ok(())
 }
 
 async fn insert_at_once(storage: Arc<dyn Storage>) -> CheckResult {
     let mut inserts = JoinSet::new();
     for _ in 0..MANY {
-        let storage = Arc::clone(&storage);
-        inserts.spawn(async move { storage.insert(Table::Outbox, vec![message()], None).await });
+        inserts.spawn(insert_one(Arc::clone(&storage)));
     }
     while let Some(inserted) = inserts.join_next().await {
         inserted.map_err(|error| Failure::new(error.to_string()))??;
     }
+    Ok(())
+}
+
+async fn insert_one(storage: Arc<dyn Storage>) -> CheckResult {
+    storage.insert(Table::Outbox, vec![message()], None).await?;
     Ok(())
 }

@@ -647,10 +647,11 @@ macro_rules! for_each_storage_check {
                 catches: "a database's clock that steps forward, and every node is dead",
                 faults: [LeaseEndsByClock, TakeOverByClock]
             }
-            "S-129" runtime::work_goes_on_while_another_runtime_is_blocked {
+            "S-129" runtime::work_goes_on_while_other_runtimes_are_blocked {
                 promises: ["insert/10"],
-                catches: "connections that were opened where handlers block, and that everything else has to wait for",
-                faults: [WorkNeedsFirstRuntime]
+                catches: "connections that were opened, or go back to their pool, where handlers block, and that everything else \
+                          has to wait for",
+                faults: [WorkNeedsFirstRuntime, ConnectionsReturnWhereUsed]
             }
             "S-130" refusal::an_address_that_is_taken_fails_nobody {
                 promises: ["insert/1", "insert/3"], needs: ADDRESSES_SET_BACK,

@@ -10,7 +10,7 @@ use cap_core::storage::{Claim, Lane, NewRecord, Query, Record, Storage, StorageC
 use cap_core::{ClaimToken, Due, Error, ErrorKind, Group, MessageId, NodeId, RecordId, Result, RetryPolicy, Status};
 use cap_storage_memory::MemoryStorage;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::fault::StorageFault;
 use crate::storage::fixture::StorageFixture;
@@ -24,6 +24,8 @@ pub(super) const KNOWN_SCHEMA: usize = 3;
 pub(super) const LONG: Duration = Duration::from_secs(3600);
 /// More than any database reckons with.
 pub(super) const VERY_LONG: Duration = Duration::from_secs(500 * 365 * 86_400);
+/// How many connections a double's pool has, where it has one.
+const POOL: usize = 10;
 /// More than any check stores.
 pub(super) const ALL: usize = 100_000;
 
@@ -57,6 +59,7 @@ pub(super) struct Double {
     pub(super) are_addresses_behind: AtomicBool,
     /// The runtime on which its connections live.
     pub(super) runtime: Mutex<Option<Handle>>,
+    connections: Arc<Semaphore>,
     /// One clone for each handle that is open.
     pub(super) handles: Arc<()>,
     /// A node that nobody knows, with a lease that does not end.
@@ -100,6 +103,7 @@ impl Double {
             is_writable: AtomicBool::new(true),
             are_addresses_behind: AtomicBool::new(false),
             runtime: Mutex::default(),
+            connections: Arc::new(Semaphore::new(POOL)),
             handles: Arc::new(()),
             ghost: NodeId::generate(),
         }
@@ -226,6 +230,21 @@ impl Double {
         };
         let gone = |_| error(ErrorKind::Unavailable, "the runtime of the connection is gone");
         runtime.spawn(async { tokio::task::yield_now().await }).await.map_err(gone)
+    }
+
+    /// A connection that goes back to its pool once the runtime that used it has time.
+    pub(super) async fn connection(&self) -> Result<Lent> {
+        let lent = Arc::clone(&self.connections).acquire_owned().await;
+        lent.map(|lent| Lent(Some(lent))).map_err(|_| error(ErrorKind::Unavailable, "the pool is closed"))
+    }
+}
+
+pub(super) struct Lent(Option<OwnedSemaphorePermit>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let lent = self.0.take();
+        tokio::spawn(async move { drop(lent) });
     }
 }
 

@@ -252,6 +252,7 @@ faults! {
     HeartbeatNeedsRuntime => "A heartbeat works on the runtime that opened the handle",
     HeartbeatKeepsFirstRuntime => "Heartbeats work on the runtime of the first one only",
     WorkNeedsFirstRuntime => "Inserts work on the runtime of the first one only",
+    ConnectionsReturnWhereUsed => "The connection of an insert can be had again only when the inserting runtime has run once more",
     TakenAddressFails => "An insert whose address is taken fails",
     TakenAddressIsDuplicate => "A record whose address is taken is answered as `Duplicate`, and is stored nowhere",
     TakenAddressFailsTransaction => "A publish whose address is taken dooms the caller's transaction",

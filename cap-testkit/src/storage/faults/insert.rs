@@ -23,6 +23,7 @@ impl Double {
         if self.has(Fault::WorkNeedsFirstRuntime) {
             self.until_runtime_runs().await?;
         }
+        let _lent = if self.has(Fault::ConnectionsReturnWhereUsed) { Some(self.connection().await?) } else { None };
         if let Err(refused) = self.is_writable() {
             if self.has(Fault::EnvironmentStoresAll) {
                 self.inner().insert(table, records, claim).await?;

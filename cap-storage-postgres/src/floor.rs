@@ -1,7 +1,7 @@
 //! Where a claim begins to read.
 //!
 //! While somebody holds a snapshot open, the index keeps an entry for each record that was due since then, and a claim reads
-//! past all of them. Once that takes long, claims of the lane begin a while before the time at which one left nothing due
+//! past all of them; and so it does past all records that wait because their topic is excepted. Once that takes long, claims of the lane begin a while before the time at which one left nothing due
 //! behind. What has come to be due before that later on (a transaction that published and committed long afterwards, a time
 //! that was over when it was given) waits for the next claim that reads everything, [`FOR`] from now at most.
 
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cap_core::storage::{ClaimRequest, Claimed, Lane};
-use cap_core::{Timestamp, Version};
+use cap_core::{Timestamp, Topic, Version};
 
 /// A claim that takes less time reads everything: nothing is to be gained.
 const SLOW: Duration = Duration::from_millis(40);
@@ -33,6 +33,8 @@ pub(crate) struct Floors(Mutex<HashMap<(Lane, Version), Known>>);
 struct Known {
     slow: u32,
     floor: Option<Floor>,
+    /// What is due before the floor may be of these topics.
+    except: Vec<Topic>,
 }
 
 /// The floor of a lane.
@@ -47,14 +49,16 @@ impl Floors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// That of this lane, if it has one.
-    pub(crate) fn of(&self, lane: &Lane, version: &Version, now: Instant) -> Option<Floor> {
+    /// That of this lane, if it has one, for claims that leave these topics alone.
+    pub(crate) fn of(&self, lane: &Lane, version: &Version, except: &[Topic], now: Instant) -> Option<Floor> {
         let known = self.lock();
         if known.is_empty() {
             return None;
         }
         let key = (lane.clone(), version.clone());
-        known.get(&key)?.floor.filter(|floor| now < floor.until)
+        let known = known.get(&key)?;
+        let leaves_all = known.except.iter().all(|topic| except.contains(topic));
+        known.floor.filter(|floor| leaves_all && now < floor.until)
     }
 
     /// Notes that a claim that read everything took so long, and was answered this at `asked` by the server's clock.
@@ -67,7 +71,7 @@ impl Floors {
         now: Instant,
     ) {
         let left_nothing = claimed.records.len() < request.limit && claimed.next_due != Some(Duration::ZERO);
-        if !left_nothing || !request.except.is_empty() {
+        if !left_nothing {
             return;
         }
         let key = (request.lane.clone(), request.version.clone());
@@ -81,6 +85,7 @@ impl Floors {
         let known = known.entry(key).or_default();
         known.slow = known.slow.saturating_add(1);
         known.floor = (known.slow >= ENOUGH).then_some(floor);
+        known.except.clone_from(&request.except);
     }
 }
 
@@ -116,24 +121,24 @@ mod tests {
         let (floors, now) = (Floors::default(), Instant::now());
         let outbox = request(Lane::Outbox);
         for _ in 0..ENOUGH {
-            assert_eq!(floors.of(&outbox.lane, &outbox.version, now), None);
+            assert_eq!(floors.of(&outbox.lane, &outbox.version, &[], now), None);
             floors.learn(&outbox, &Claimed::default(), ASKED, SLOW, now);
         }
-        let floor = floors.of(&outbox.lane, &outbox.version, now).unwrap();
+        let floor = floors.of(&outbox.lane, &outbox.version, &[], now).unwrap();
         assert_eq!(floor.due, Timestamp::from_micros(50_000_000));
         let another = Lane::Inbox("g".try_into().unwrap());
-        assert_eq!(floors.of(&another, &outbox.version, now), None);
+        assert_eq!(floors.of(&another, &outbox.version, &[], now), None);
         let later = now + FOR / 2;
         assert_eq!(floor.answer(Claimed::default(), 10, later).next_due, Some(FOR / 2), "all is read then");
         let sooner = Claimed { next_due: Some(Duration::from_millis(3)), ..Claimed::default() };
         assert_eq!(floor.answer(sooner, 10, later).next_due, Some(Duration::from_millis(3)));
-        assert_eq!(floors.of(&outbox.lane, &outbox.version, now + FOR), None);
+        assert_eq!(floors.of(&outbox.lane, &outbox.version, &[], now + FOR), None);
         // While it stays slow one claim in a while is, until one is fast again.
         floors.learn(&outbox, &Claimed::default(), ASKED, SLOW, now + FOR);
-        assert!(floors.of(&outbox.lane, &outbox.version, now + FOR).is_some());
+        assert!(floors.of(&outbox.lane, &outbox.version, &[], now + FOR).is_some());
         floors.learn(&outbox, &Claimed::default(), ASKED, SLOW / 2, now + FOR * 2);
         floors.learn(&outbox, &Claimed::default(), ASKED, SLOW, now + FOR * 2);
-        assert_eq!(floors.of(&outbox.lane, &outbox.version, now + FOR * 2), None);
+        assert_eq!(floors.of(&outbox.lane, &outbox.version, &[], now + FOR * 2), None);
     }
 
     #[test]
@@ -146,8 +151,19 @@ mod tests {
         let left = Claimed { next_due: Some(Duration::ZERO), ..Claimed::default() };
         floors.learn(&outbox, &left, ASKED, SLOW, now);
         floors.learn(&ClaimRequest { limit: 0, ..outbox.clone() }, &Claimed::default(), ASKED, SLOW, now);
-        let except = ClaimRequest { except: vec!["a".try_into().unwrap()], ..outbox.clone() };
-        floors.learn(&except, &Claimed::default(), ASKED, SLOW, now);
-        assert_eq!(floors.of(&outbox.lane, &outbox.version, now), None);
+        assert_eq!(floors.of(&outbox.lane, &outbox.version, &[], now), None);
+    }
+
+    #[test]
+    fn what_an_excepted_topic_has_below_the_floor_is_passed_over_only_while_it_is_excepted() {
+        let (floors, now) = (Floors::default(), Instant::now());
+        let [a, b] = ["a", "b"].map(|topic| Topic::try_from(topic).unwrap());
+        let request = ClaimRequest { except: vec![a.clone()], ..request(Lane::Outbox) };
+        for _ in 0..ENOUGH {
+            floors.learn(&request, &Claimed::default(), ASKED, SLOW, now);
+        }
+        let has_floor = |except: &[Topic]| floors.of(&request.lane, &request.version, except, now).is_some();
+        assert!(has_floor(std::slice::from_ref(&a)) && has_floor(&[b.clone(), a]));
+        assert!(!has_floor(&[]) && !has_floor(&[b]));
     }
 }

@@ -272,7 +272,7 @@ impl Storage for PostgresStorage {
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>> {
         Box::pin(async move {
             let attempt = Attempt::on("claim from", request.lane.table());
-            let floor = self.0.floors.of(&request.lane, &request.version, Instant::now());
+            let floor = self.0.floors.of(&request.lane, &request.version, &request.except, Instant::now());
             let context = (&self.0.sql, &request, floor.map(|floor| floor.due));
             let claim = self.work(attempt, context, |connection, (sql, request, floor)| {
                 Box::pin(async move {
@@ -325,7 +325,7 @@ impl Storage for PostgresStorage {
         let attempt = Attempt::on_database("ask for the next due records of");
         Box::pin(async move {
             let now = Instant::now();
-            let floors: Vec<_> = lanes.iter().map(|lane| self.0.floors.of(lane, &version, now)).collect();
+            let floors: Vec<_> = lanes.iter().map(|lane| self.0.floors.of(lane, &version, &[], now)).collect();
             let dues: Vec<_> = floors.iter().map(|floor| floor.map(|floor| floor.due)).collect();
             let context = (&self.0.sql, version, lanes, dues);
             let waits = self.work(attempt, context, |connection, (sql, version, lanes, dues)| {

@@ -13,9 +13,17 @@ make_home() {
       home=$(mktemp -d "/var/tmp/cap-backends-$name-XXXXXX")
       printf '%s' "$home" >"$(home_file "$name")"
     fi
-    chown "$user": "$home"
   fi
+  ! has_disk "$name" || give_disk "$name" "$home"
+  if [ -n "$user" ] && as_root; then chown "$user": "$home"; fi
   printf '%s' "$home"
+}
+
+give_disk() {
+  ! mountpoint -q "$2" || return 0
+  as_root || complain "$1" "only root can give it a disk of its own (CAP_BACKENDS_DISKS)" || return 1
+  [ -z "$(ls -A "$2")" ] || complain "$1" "has data that is on no disk of its own: scripts/backends down --purge $1" || return 1
+  mount -t tmpfs -o size=1g,mode=0755 cap-backends "$2"
 }
 
 # Why a start came to nothing, for the person who reads it.
@@ -156,8 +164,21 @@ do_thaw() {
   say "$1" "thawed"
 }
 
+do_fill() {
+  mountpoint -q "$(home_of "$1")" || complain "$1" "was started without CAP_BACKENDS_DISKS=$1" || return 1
+  # It ends when there is no more room.
+  dd if=/dev/zero of="$(ballast_file "$1")" bs=1M status=none 2>/dev/null || true
+  say "$1" "its disk is full"
+}
+
+do_free() {
+  rm -f "$(ballast_file "$1")"
+  say "$1" "its disk has room"
+}
+
 purge() {
   local name=$1
+  ! mountpoint -q "$(home_of "$name")" || umount "$(home_of "$name")"
   rm -rf "$(home_of "$name")" "$dir/data/$name"
   rm -f "$(home_file "$name")" "$(port_file "$name")" "$(pid_file "$name")" "$(log_file "$name")"
   say "$name" "no data left"

@@ -43,6 +43,9 @@ is_named() {
 # Whether its clock can be set: what CAP_BACKENDS_CLOCKS names is started so.
 has_clock() { is_named "${CAP_BACKENDS_CLOCKS:-}" "$1"; }
 
+# Whether it has a disk of its own: what CAP_BACKENDS_DISKS names is started so.
+has_disk() { is_named "${CAP_BACKENDS_DISKS:-}" "$1"; }
+
 # Whether it has a second server beside it: what CAP_BACKENDS_STANDBYS names is started so.
 has_standby() { is_named "${CAP_BACKENDS_STANDBYS:-}" "$1" && [[ " ${standbys[*]} " == *" ${1%_standby}_standby "* ]]; }
 
@@ -53,6 +56,9 @@ twin_of() {
     *) echo "$1_standby" ;;
   esac
 }
+
+# What takes the room on its disk when that is full.
+ballast_file() { printf '%s/ballast' "$(home_of "$1")"; }
 
 clock_file() { printf '%s/clock' "$(home_of "$1")"; }
 

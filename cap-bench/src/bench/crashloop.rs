@@ -153,18 +153,21 @@ async fn worked_off<D: Database, B: Broker>(settings: &Settings, backends: [&str
 async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit: Duration) -> Fallible<Worked> {
     let begun = Instant::now();
     let mut child = child::start("crashloop", backends, told)?;
+    // To wait for a child closes its stdin, and with that it would end.
+    let mut stdin = child.stdin.take();
     let mut started = told_of_start(&mut child);
     let (mut deaths, mut done, mut spawned) = (0, 0, begun);
     let mut waiting = Waiting::new(Duration::from_millis(told.lease_ms) + RESTART, begun);
     let mut starting = Duration::ZERO;
+    let mut pause = LOOK;
     loop {
-        tokio::time::sleep(LOOK).await;
-        if let Some(status) = child.try_wait()? {
+        if let Ok(status) = tokio::time::timeout(pause, child.wait()).await {
             deaths += 1;
             spawned = Instant::now();
             waiting.died(spawned);
-            report::progress(format_args!("the child died ({status}), and is started again"));
+            report::progress(format_args!("the child died ({}), and is started again", status?));
             child = child::start("crashloop", backends, told)?;
+            stdin = child.stdin.take();
             started = told_of_start(&mut child);
         }
         if let Ok(moment) = started.try_recv() {
@@ -182,6 +185,7 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
             let (seconds, waited) = ((looked - begun).as_secs_f64(), waiting.sum.as_secs_f64());
             let buried = buried(storage).await?;
             let starting = starting.as_secs_f64();
+            drop(stdin);
             return Ok(Worked {
                 seconds,
                 waited,
@@ -193,7 +197,7 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
             });
         }
         // To count many records takes a while, which is not to be half of the child's time.
-        tokio::time::sleep(looked.elapsed() * 4).await;
+        pause = LOOK + looked.elapsed() * 4;
     }
 }
 

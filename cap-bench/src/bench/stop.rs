@@ -33,6 +33,8 @@ enum Trouble {
     Nothing,
     Killed(&'static str),
     Frozen(&'static str),
+    /// Its disk has no room.
+    Full(&'static str),
     /// RabbitMQ takes nothing more, for want of memory.
     Alarm,
     /// The handler awaits what never comes.
@@ -56,6 +58,7 @@ impl Trouble {
             all.extend([Self::Killed(name), Self::Frozen(name)]);
             all.extend((*name == "rabbitmq").then_some(Self::Alarm));
         }
+        all.extend(servers.and_then(Servers::disk).map(Self::Full));
         all
     }
 
@@ -64,6 +67,7 @@ impl Trouble {
             Self::Nothing => "nothing".into(),
             Self::Killed(server) => format!("{server}_killed"),
             Self::Frozen(server) => format!("{server}_frozen"),
+            Self::Full(server) => format!("{server}_full"),
             Self::Alarm => "broker_alarm".into(),
             Self::Waits => "handler_waits".into(),
             Self::Blocks => "handler_blocks".into(),
@@ -79,6 +83,7 @@ impl Trouble {
         match self {
             Self::Killed(server) => servers.run("kill", server).await,
             Self::Frozen(server) => servers.run("freeze", server).await,
+            Self::Full(server) => servers.run("fill", server).await,
             Self::Alarm => servers.run_with("client", "rabbitmq", &[WATERMARK, "0.00001"]).await,
             Self::Nothing | Self::Waits | Self::Blocks => Ok(()),
         }

@@ -107,6 +107,7 @@ pub(crate) async fn run<D: Database, B: Broker>(
         has_logs: B::HAS_LOGS,
         has_bindings: B::HAS_BINDINGS,
         has_clock: servers.as_ref().is_some_and(|servers| servers.clock().is_some()),
+        has_disk: servers.as_ref().is_some_and(|servers| servers.disk().is_some()),
         has_database_connections: proxies.iter().any(|(name, _)| *name == DATABASE),
         has_pooler: pooler.is_some(),
         has_standby: pair.is_some(),

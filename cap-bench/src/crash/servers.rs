@@ -11,6 +11,8 @@ use crate::backend::Fallible;
 pub(crate) const SCRIPT: &str = "CAP_TEST_BACKENDS";
 /// Names the servers that it has started with clocks that can be set.
 const CLOCKS: &str = "CAP_BACKENDS_CLOCKS";
+/// Names the servers that have a disk of their own.
+const DISKS: &str = "CAP_BACKENDS_DISKS";
 /// Names the servers that have a second one beside them.
 const STANDBYS: &str = "CAP_BACKENDS_STANDBYS";
 
@@ -22,6 +24,8 @@ pub(crate) struct Servers {
     pub(crate) names: Vec<&'static str>,
     /// Those of these whose clocks can be set.
     clocks: Vec<&'static str>,
+    /// Those whose disks can be filled.
+    disks: Vec<&'static str>,
     /// Those that have a second one beside them.
     standbys: Vec<&'static str>,
 }
@@ -52,8 +56,8 @@ impl Servers {
             let told = std::env::var(variable).unwrap_or_default();
             names.iter().copied().filter(|name| told.split([',', ' ']).any(|named| named == *name)).collect()
         };
-        let (clocks, standbys) = (named_by(CLOCKS), named_by(STANDBYS));
-        (!names.is_empty()).then_some(Self { script, names, clocks, standbys })
+        let (clocks, disks, standbys) = (named_by(CLOCKS), named_by(DISKS), named_by(STANDBYS));
+        (!names.is_empty()).then_some(Self { script, names, clocks, disks, standbys })
     }
 
     /// Runs the script and waits for its end.
@@ -92,6 +96,11 @@ impl Servers {
         }
     }
 
+    /// A server whose disk can be filled: the database.
+    pub(crate) fn disk(&self) -> Option<&'static str> {
+        self.disks.first().copied()
+    }
+
     /// A server that has a second one beside it: the database.
     pub(crate) fn standby(&self) -> Option<&'static str> {
         self.standbys.first().copied()
@@ -107,6 +116,9 @@ impl Servers {
     /// Whatever was done to them: they run and answer afterwards. One that was not frozen cannot be thawed, which is
     /// no failure; one that runs is left alone by `up`.
     pub(crate) async fn heal(&self) -> Fallible {
+        for server in &self.disks {
+            self.run("free", server).await?;
+        }
         for server in &self.names {
             let _ = self.run("thaw", server).await;
             self.run("up", server).await?;

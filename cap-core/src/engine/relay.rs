@@ -29,6 +29,8 @@ pub(crate) const BROKER: &str = "broker";
 const PROBE: usize = 8;
 /// After which a message is due again that the broker could not be asked to take.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(200);
+/// After which a suspect is due again that would have been sent beside one that is tried alone.
+const COMPANY_PAUSE: Duration = Duration::from_millis(200);
 /// After so many batches in a row of which the topics took nothing, it is told as an illness.
 const FRUITLESS: usize = 2;
 
@@ -199,10 +201,17 @@ async fn send(engine: &Arc<Engine>, claimed: Option<Claimed>) {
 /// The message of a record, with where its outcome goes; nothing if it is not sent now.
 fn outgoing(batch: &Arc<Batch>, claim: Claim, record: Record, slot: Slot) -> Option<Outgoing> {
     let engine = &batch.engine;
-    let held = Held::new(&record, claim, OUTBOX, slot);
+    let mut held = Held::new(&record, claim, OUTBOX, slot);
     engine.steps.tell(Step::Claimed, &held.message_id);
     match lifecycle::begin(&held.begun, &engine.outbox_rules) {
-        Begin::Run => {}
+        Begin::Run if held.begun.crashes == 0 => {}
+        Begin::Run => {
+            held.company = engine.suspects.try_among();
+            if held.company.is_none() {
+                settle(engine, held, Outcome::GivenBack(COMPANY_PAUSE));
+                return None;
+            }
+        }
         Begin::Exhausted(state) => {
             engine.outbox_settler.settle(held, state);
             return None;

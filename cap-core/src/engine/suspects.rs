@@ -51,6 +51,12 @@ impl Suspects {
         Company::Alone { _guard: Arc::clone(&self.company).write_owned().await }
     }
 
+    /// For one that is worked on beside others; nothing while one is tried alone, or waits for that.
+    pub(crate) fn try_among(&self) -> Option<Company> {
+        let company = Arc::clone(&self.company).try_read_owned().ok()?;
+        Some(Company::Among { _guard: company })
+    }
+
     async fn among(&self) -> Company {
         Company::Among { _guard: Arc::clone(&self.company).read_owned().await }
     }

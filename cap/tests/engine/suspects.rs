@@ -158,6 +158,39 @@ async fn after_too_many_crashes_a_message_is_tried_alone_and_an_innocent_lives()
     cap.stop().await;
 }
 
+/// Were it sent beside the one that is tried alone and did it kill the process, the other would be struck for it.
+#[tokio::test]
+async fn what_was_being_sent_when_the_process_died_is_not_sent_beside_a_message_that_is_tried_alone() {
+    let shop = Shop::new();
+    suspects(&shop, 1, RetryPolicy::default().crashes + 5).await;
+    let (began, sent) = (Seen::new(), Seen::<u32>::new());
+    let goes_on = Arc::new(tokio::sync::Notify::new());
+    let (begins, waits) = (began.clone(), Arc::clone(&goes_on));
+    let slow = move |_: Json<u32>| {
+        let (begins, waits) = (begins.clone(), Arc::clone(&waits));
+        async move {
+            begins.push(());
+            waits.notified().await;
+        }
+    };
+    let subscription = Subscribe::to("u", record(&sent)).group("h");
+    let cap = shop.builder().subscribe("t", "g", slow).subscription(subscription).start().await.unwrap();
+    began.next().await;
+    let outgoing =
+        |n: u32, crashes: u32| NewRecord { topic: Topic::from_stored("u"), group: None, ..suspect(n, crashes) };
+    shop.storage.insert(Table::Outbox, vec![outgoing(7, 1), outgoing(8, 0)], None).await.unwrap();
+    cap.publish("u", &9).await.unwrap();
+    let mut others = [sent.next().await, sent.next().await];
+    others.sort_unstable();
+    assert_eq!(others, [8, 9]);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(sent.rest().await.is_empty(), "a suspect was sent beside one that was tried alone");
+    goes_on.notify_one();
+    assert_eq!(sent.next().await, 7);
+    idle(&cap).await;
+    cap.stop().await;
+}
+
 /// The process is gone before the handler ends.
 fn tried_by_a_process_that_dies(shop: &Shop) {
     let (storage, transport) = (shop.storage.clone(), shop.transport.clone());

@@ -98,6 +98,7 @@ impl Nemesis {
             Name::Exchange => self.bindings(true, end).await,
             Name::Clock => self.clock(end).await,
             Name::Standby => self.deeds(Deed::ReadOnly, end).await,
+            Name::Full => self.full(end).await,
             Name::Idle => self.idle(end).await,
             Name::Pooler => self.pooler(end).await,
             Name::Switchover => self.switchover(end).await,

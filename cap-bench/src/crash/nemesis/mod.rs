@@ -48,6 +48,8 @@ pub(crate) struct Tally {
     pub(crate) unbindings: u32,
     /// Times an operator took something from the database, and gave it back.
     pub(crate) deeds: u32,
+    /// Times the disk of the database's server was full.
+    pub(crate) fillings: u32,
     /// Times the database was reached through a pooler.
     pub(crate) poolers: u32,
     /// Times the database's standby took the place of its primary.

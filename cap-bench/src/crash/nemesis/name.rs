@@ -39,6 +39,8 @@ pub(crate) enum Name {
     Clock,
     /// The database takes no writes for some seconds, as while its primary changes.
     Standby,
+    /// The disk of the database's server is full for some seconds.
+    Full,
     /// Connections to the database are closed over which nothing has passed for a while.
     Idle,
     /// The database's address leads to a pooler in transaction mode for a while; the processes are deployed again.
@@ -60,6 +62,8 @@ pub(crate) struct Backends {
     pub(crate) has_bindings: bool,
     /// The database's clock can be set.
     pub(crate) has_clock: bool,
+    /// The disk of the database's server can be filled.
+    pub(crate) has_disk: bool,
     /// The database is reached over connections.
     pub(crate) has_database_connections: bool,
     /// A pooler stands before the database for those who want it.
@@ -83,7 +87,7 @@ impl Name {
             // A group begins again whose topic was made again, with all of its topics. What cannot be routed waits.
             Self::Topics | Self::Bindings | Self::Exchange => false,
             // Nothing is handled that cannot be stored before.
-            Self::Rights | Self::Standby | Self::Switchover => false,
+            Self::Rights | Self::Standby | Self::Full | Self::Switchover => false,
             // Every process is stopped and started, and each statement is prepared again for each use.
             Self::Pooler => false,
             // Processes are killed meanwhile, and a due time of before the step is another one after it.
@@ -107,6 +111,7 @@ impl Name {
                 Some("the storage's server always takes writes")
             }
             Self::Standby if !backends.has_servers => Some("no server may be attacked"),
+            Self::Full if !backends.has_disk => Some("no database of ours has a disk of its own (CAP_BACKENDS_DISKS)"),
             Self::Idle if !backends.has_database_connections => Some("there is no connection to a database"),
             Self::Pooler if !backends.has_pooler => Some("there is no pooler before the database"),
             Self::Switchover if !backends.has_standby => {
@@ -155,6 +160,7 @@ mod tests {
             has_logs: true,
             has_bindings: true,
             has_clock: true,
+            has_disk: true,
             has_database_connections: true,
             has_pooler: true,
             has_standby: true,
@@ -170,6 +176,7 @@ mod tests {
             has_logs: false,
             has_bindings: false,
             has_clock: false,
+            has_disk: false,
             has_database_connections: false,
             has_pooler: false,
             has_standby: false,
@@ -184,7 +191,7 @@ mod tests {
         assert_eq!(Name::value_variants().iter().filter(is_left_out).collect::<Vec<_>>(), [&Name::Exchange]);
         assert!(left_out[0].starts_with("exchange: "), "{left_out:?}");
         let (chosen, left_out) = Name::chosen(&[], least());
-        assert_eq!((chosen.len(), left_out.len()), (7, 12));
+        assert_eq!((chosen.len(), left_out.len()), (7, 13));
         assert!(![Name::Slowtx, Name::Bindings, Name::Rights].iter().any(|name| chosen.contains(name)));
     }
 

@@ -130,6 +130,27 @@ impl Nemesis {
         Ok(())
     }
 
+    /// The disk of the database's server is full for some seconds, again and again. A server that ends for want of room is
+    /// started again once there is some. How much fits into what it has left nobody knows, nor who notices.
+    pub(super) async fn full(&mut self, end: Instant) -> Fallible {
+        let Some(servers) = self.servers.clone() else { return Ok(()) };
+        let Some(server) = servers.disk() else { return Ok(()) };
+        while Instant::now() < end {
+            let long = Duration::from_millis(self.random.u64(2000..11_000));
+            self.attack(&format!("the disk of {server} is full for {long:?}"))?;
+            let from = now_micros();
+            servers.run("fill", server).await?;
+            let waited = self.wait(long).await;
+            servers.heal().await?;
+            waited?;
+            self.recorder.record(What::Outage { of: format!("full disk of {server}"), from, ails: None })?;
+            self.tally.fillings += 1;
+            let pause = Duration::from_millis(self.random.u64(500..9000));
+            self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await?;
+        }
+        Ok(())
+    }
+
     /// The database's clock is ahead, right or behind by turns, and ahead in the end: what was stored under another clock is
     /// due then. (What is due by a clock that was ahead waits when it is not any more.) Now and then a process dies
     /// meanwhile, so that others take over from it by that clock or in spite of it.

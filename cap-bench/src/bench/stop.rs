@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cap_core::storage::Storage;
 use cap_core::{Cap, Options, Subscribe};
 use clap::Args;
 use serde::Serialize;
@@ -47,6 +48,10 @@ enum Trouble {
 const BLOCKED: Duration = Duration::from_secs(20);
 /// So many messages are published to a broker that is away.
 const IN_FLIGHT: u32 = 50;
+/// What a database without room on its disk is asked to store, again and again.
+const LARGE: usize = 1 << 20;
+/// A database of which so many find room is not full.
+const REFUSED_BY: usize = 2000;
 /// Whoever needs longer does not end.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -116,6 +121,18 @@ pub(crate) async fn run<D: Database, B: Broker>(
     Ok(figures)
 }
 
+/// A full disk is noticed when what the server has left of its own files is used up.
+async fn until_refused<S: Storage>(cap: &Cap<S>, topic: &str) -> Fallible {
+    let payload = "x".repeat(LARGE);
+    for _ in 0..REFUSED_BY {
+        let published = tokio::time::timeout(Duration::from_secs(2), cap.publish(topic, &payload)).await;
+        if !matches!(published, Ok(Ok(_))) {
+            return Ok(());
+        }
+    }
+    Err("the database found room for everything: is its disk full?".into())
+}
+
 async fn stop<D: Database, B: Broker>(
     settings: &Settings,
     trouble: Trouble,
@@ -147,6 +164,9 @@ async fn stop<D: Database, B: Broker>(
         for number in 0..IN_FLIGHT {
             cap.publish(&names.topic, &number).await?;
         }
+    }
+    if matches!(trouble, Trouble::Full(_)) {
+        until_refused(&cap, &names.topic).await?;
     }
     tokio::time::sleep(Duration::from_secs(settings.after)).await;
     let began = Instant::now();

@@ -23,7 +23,7 @@ give_disk() {
   ! mountpoint -q "$2" || return 0
   as_root || complain "$1" "only root can give it a disk of its own (CAP_BACKENDS_DISKS)" || return 1
   [ -z "$(ls -A "$2")" ] || complain "$1" "has data that is on no disk of its own: scripts/backends down --purge $1" || return 1
-  mount -t tmpfs -o size=1g,mode=0755 cap-backends "$2"
+  mount -t tmpfs -o size=3g,mode=0755 cap-backends "$2"
 }
 
 # Why a start came to nothing, for the person who reads it.

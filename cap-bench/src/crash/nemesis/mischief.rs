@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap_core::storage::{Inserted, Storage, Table};
-use cap_core::{Message, MessageId};
+use cap_core::{Message, MessageId, NodeId};
 use tokio::time::Instant;
 
 use crate::backend::{Deed, Fallible, Names};
@@ -46,6 +46,19 @@ impl Mischief {
     pub(crate) fn new(storage: Arc<dyn Storage>, names: Names, recorder: Recorder, max_body: Option<usize>) -> Self {
         let most = max_body.map_or(BIG, |most| most / 10 * 7);
         Self { storage, names, recorder, big: BIG.min(most), published: Vec::new() }
+    }
+
+    /// Waits until the database stores something again, as it may not do at once where its disk was full.
+    pub(crate) async fn until_it_stores(&self, limit: Duration) -> Fallible {
+        let begun = Instant::now();
+        loop {
+            let node = NodeId::generate();
+            match self.storage.join(node, limit).await {
+                Ok(()) => return Ok(self.storage.leave(node).await.map(|_| ())?),
+                Err(error) if begun.elapsed() > limit => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// Stores it in the outbox. If the storage does not answer, the end will tell whether it is there.

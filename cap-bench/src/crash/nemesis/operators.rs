@@ -18,6 +18,9 @@ use crate::report;
 /// How long messages may take whose topic was made again, or whose binding was taken away.
 const COMING: Duration = Duration::from_secs(60);
 
+/// How long a server may take until it sees that its disk has room again: MariaDB looks once a minute.
+const ROOM: Duration = Duration::from_secs(120);
+
 /// How far a clock is ahead or behind, in seconds.
 const STEP: i64 = 600;
 
@@ -142,6 +145,7 @@ impl Nemesis {
             servers.run("fill", server).await?;
             let waited = self.wait(long).await;
             servers.heal().await?;
+            self.mischief.until_it_stores(ROOM).await?;
             waited?;
             self.recorder.record(What::Outage { of: format!("full disk of {server}"), from, ails: None })?;
             self.tally.fillings += 1;

@@ -11,7 +11,7 @@ use crate::error::{is_aborted, is_missing, is_outside_of_transaction};
 use crate::session::PostgresServer;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;
-use crate::{publish, record, sql};
+use crate::{insert, publish, sql};
 
 /// One statement, so that it is all or nothing also outside of a transaction (but see `publish.rs`).
 fn enlist<'c>(
@@ -22,7 +22,7 @@ fn enlist<'c>(
     let storage = storage.clone();
     Box::pin(async move {
         let inserted = async {
-            record::check(Table::Outbox, &records, None)?;
+            insert::check(Table::Outbox, &records, None)?;
             if storage.sql().names.lending.is_on() {
                 return publish_lent(connection, &storage, &records).await;
             }

@@ -47,22 +47,27 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `schema`
-//! (migrations applied), `session` (pools, time limits), `pooler`, `record` (rows), `floor`, `storage`, `enlist`, `transact`, `watch`,
+//! (migrations applied), `session` (pools, time limits), `pooler`, `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`, `inspect`, `floor`, `storage`, `enlist`, `transact`, `watch`,
 //! `error`.
 
+mod claim;
 mod config;
 mod enlist;
 mod error;
 mod floor;
+mod insert;
+mod inspect;
+mod lease;
 #[cfg(test)]
 mod plans;
 mod policy;
 mod pooler;
 mod publish;
-mod record;
+mod row;
 mod schema;
 mod sequence;
 mod session;
+mod settle;
 mod sql;
 mod storage;
 mod transact;

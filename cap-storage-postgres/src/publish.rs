@@ -11,7 +11,8 @@ use cap_core::{ErrorKind, RecordId};
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::{PgConnection, Row};
 
-use crate::record::{RANGE, given, known, stored};
+use crate::insert::{given, known, stored};
+use crate::row::RANGE;
 use crate::sequence;
 use crate::sql::Sql;
 use crate::storage::PostgresStorage;

@@ -12,8 +12,8 @@ use cap_core::storage::{
     Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
 use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
-use cap_storage_sqlx::{Fallible, Via};
-use sqlx::{PgConnection, PgPool, Row};
+use cap_storage_sqlx::Via;
+use sqlx::PgPool;
 
 use crate::config::PostgresOptions;
 use crate::floor::{Floor, Floors};
@@ -22,7 +22,7 @@ use crate::pooler::{self, Peer};
 use crate::session::{Pools, Work};
 use crate::sql::Sql;
 use crate::watch::{self, Notifier};
-use crate::{record, schema, sequence, session};
+use crate::{claim, insert, inspect, lease, schema, sequence, settle};
 
 /// A storage in a PostgreSQL database. A handle: cheap to clone, and any number of handles on one database, in this
 /// process or in others, work together.
@@ -254,12 +254,12 @@ impl Storage for PostgresStorage {
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
             let attempt = Attempt::on("insert into", table);
-            record::check(table, &records, claim).map_err(|fault| self.0.pools.explain(fault, attempt))?;
+            insert::check(table, &records, claim).map_err(|fault| self.0.pools.explain(fault, attempt))?;
             let sql = &self.0.sql;
             let waits = records.iter().any(|record| record.state.due().is_some());
             let insert =
                 self.work(attempt, (sql, table, records, claim), |connection, (sql, table, records, claim)| {
-                    Box::pin(record::insert(connection, sql, *table, records, *claim))
+                    Box::pin(insert::insert(connection, sql, *table, records, *claim))
                 });
             let inserted = insert.await?;
             if waits {
@@ -277,7 +277,7 @@ impl Storage for PostgresStorage {
             let claim = self.work(attempt, context, |connection, (sql, request, floor)| {
                 Box::pin(async move {
                     let begun = Instant::now();
-                    let (claimed, asked) = record::claim(connection, sql, request, *floor).await?;
+                    let (claimed, asked) = claim::claim(connection, sql, request, *floor).await?;
                     Ok((claimed, asked, begun.elapsed()))
                 })
             });
@@ -295,27 +295,20 @@ impl Storage for PostgresStorage {
     fn settle(&self, table: Table, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Settled>>> {
         let context = (self.0.sql.table(table), settlements);
         Box::pin(self.work(Attempt::on("settle records in", table), context, |connection, (sql, settlements)| {
-            Box::pin(record::settle(connection, sql, settlements))
+            Box::pin(settle::settle(connection, sql, settlements))
         }))
     }
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
             let attempt = Attempt::on("release a claim in", table);
-            let (node, token) = (record::Id(claim.node.0), record::Id(claim.token.0));
             // Each in a transaction of its own.
-            let lock = self.keep(attempt, (&self.0.sql.lock_node, &node), |connection, (lock, node)| {
-                Box::pin(async move {
-                    lock.query().bind(node).execute(connection).await?;
-                    Ok(())
-                })
+            let lock = self.keep(attempt, (&self.0.sql, claim.node), |connection, (sql, node)| {
+                Box::pin(claim::lock_node(connection, sql, *node))
             });
             lock.await?;
-            let context = (&self.0.sql.table(table).release, node, token);
-            let release = self.keep(attempt, context, |connection, (release, node, token)| {
-                Box::pin(async move {
-                    Ok(release.query().bind(node).bind(token).execute(connection).await?.rows_affected())
-                })
+            let release = self.keep(attempt, (self.0.sql.table(table), claim), |connection, (sql, claim)| {
+                Box::pin(claim::release(connection, sql, *claim))
             });
             release.await
         })
@@ -329,7 +322,7 @@ impl Storage for PostgresStorage {
             let dues: Vec<_> = floors.iter().map(|floor| floor.map(|floor| floor.due)).collect();
             let context = (&self.0.sql, version, lanes, dues);
             let waits = self.work(attempt, context, |connection, (sql, version, lanes, dues)| {
-                Box::pin(record::waits(connection, sql, version, lanes, dues))
+                Box::pin(claim::next_due(connection, sql, version, lanes, dues))
             });
             let answer = |(wait, floor): (Option<Duration>, Option<Floor>)| match floor {
                 Some(floor) => Some(floor.wait(wait, now)),
@@ -342,33 +335,24 @@ impl Storage for PostgresStorage {
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
-        Box::pin(self.beat(Attempt::on_database("register a node in"), context, |connection, (sql, node, lease)| {
-            Box::pin(async move {
-                sql.join.query().bind(node).bind(lease).execute(connection).await?;
-                Ok(())
-            })
+        let attempt = Attempt::on_database("register a node in");
+        Box::pin(self.beat(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
+            Box::pin(lease::join(connection, sql, *node, *lease))
         }))
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        let context = (&self.0.sql, record::Id(node.0), record::RANGE.span(lease));
-        Box::pin(self.beat(
-            Attempt::on_database("renew a node's lease in"),
-            context,
-            |connection, (sql, node, lease)| {
-                Box::pin(async move {
-                    record::lease(&sql.heartbeat.query().bind(node).bind(lease).fetch_all(connection).await?)
-                })
-            },
-        ))
+        let attempt = Attempt::on_database("renew a node's lease in");
+        Box::pin(self.beat(attempt, (&self.0.sql, node, lease), |connection, (sql, node, lease)| {
+            Box::pin(lease::heartbeat(connection, sql, *node, *lease))
+        }))
     }
 
     fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>> {
         Box::pin(async move {
             let attempt = Attempt::on_database("take over from dead nodes in");
             let take = self.keep(attempt, (&self.0.sql, dead), |connection, (sql, dead)| {
-                Box::pin(take_over(connection, sql, dead))
+                Box::pin(lease::take_over(connection, sql, dead))
             });
             let taken = take.await?;
             self.tell_of(taken.outbox, taken.inbox);
@@ -379,8 +363,8 @@ impl Storage for PostgresStorage {
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let attempt = Attempt::on_database("sign a node off in");
-            let leave = self.keep(attempt, (&self.0.sql, record::Id(node.0)), |connection, (sql, node)| {
-                Box::pin(leave(connection, sql, node))
+            let leave = self.keep(attempt, (&self.0.sql, node), |connection, (sql, node)| {
+                Box::pin(lease::leave(connection, sql, *node))
             });
             let (outbox, inbox) = leave.await?;
             self.tell_of(outbox, inbox);
@@ -391,49 +375,37 @@ impl Storage for PostgresStorage {
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
         let attempt = Attempt::on_database("take a chore from");
         Box::pin(self.work(attempt, (&self.0.sql, chore, node, term), |connection, (sql, chore, node, term)| {
-            Box::pin(take_chore(connection, sql, *chore, *node, *term))
+            Box::pin(lease::take_chore(connection, sql, *chore, *node, *term))
         }))
     }
 
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
-        let context = (&self.0.sql.table(table).collect, record::limit(limit));
-        Box::pin(self.work(
-            Attempt::on("delete expired records from", table),
-            context,
-            |connection, (collect, limit)| {
-                Box::pin(async move { Ok(collect.query().bind(limit).execute(connection).await?.rows_affected()) })
-            },
-        ))
+        let attempt = Attempt::on("delete expired records from", table);
+        Box::pin(self.work(attempt, (self.0.sql.table(table), limit), |connection, (sql, limit)| {
+            Box::pin(inspect::collect(connection, sql, *limit))
+        }))
     }
 
     fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
-        let context = (&self.0.sql.table(table).counts, version);
-        Box::pin(self.work(Attempt::on("count", table), context, |connection, (statement, version)| {
-            Box::pin(async move {
-                let mut counts = Counts::default();
-                for row in statement.query().bind(version.as_str()).fetch_all(connection).await? {
-                    if let Ok(status) = row.try_get::<&str, _>(0)?.parse() {
-                        counts.add(status, row.try_get(1)?, row.try_get::<i64, _>(2)?.unsigned_abs());
-                    }
-                }
-                Ok(counts)
-            })
+        let context = (self.0.sql.table(table), version);
+        Box::pin(self.work(Attempt::on("count", table), context, |connection, (sql, version)| {
+            Box::pin(inspect::counts(connection, sql, version))
         }))
     }
 
     fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
         let context = (self.0.sql.table(table), query);
         Box::pin(self.work(Attempt::on("list", table), context, |connection, (sql, query)| {
-            Box::pin(record::list(connection, sql, query))
+            Box::pin(inspect::list(connection, sql, query))
         }))
     }
 
     fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
             let attempt = Attempt::on("requeue records of", table);
-            let context = (&self.0.sql.table(table).requeue, records, state);
-            let requeue = self.work(attempt, context, |connection, (statement, records, state)| {
-                Box::pin(record::requeue(connection, statement, records, state))
+            let context = (self.0.sql.table(table), records, state);
+            let requeue = self.work(attempt, context, |connection, (sql, records, state)| {
+                Box::pin(inspect::requeue(connection, sql, records, state))
             });
             let changed = requeue.await?;
             if changed > 0 {
@@ -444,56 +416,13 @@ impl Storage for PostgresStorage {
     }
 
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
-        let context = (&self.0.sql.table(table).delete, records);
-        Box::pin(self.work(Attempt::on("delete records from", table), context, |connection, (delete, records)| {
-            Box::pin(async move {
-                let deleted = delete.query().bind(record::addresses(records)).execute(connection).await?;
-                Ok(deleted.rows_affected())
-            })
+        let context = (self.0.sql.table(table), records);
+        Box::pin(self.work(Attempt::on("delete records from", table), context, |connection, (sql, records)| {
+            Box::pin(inspect::delete(connection, sql, records))
         }))
     }
 
     fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
         Box::pin(watch::watch(self.clone(), wake))
     }
-}
-
-async fn take_over(connection: &mut PgConnection, sql: &Sql, dead: &[Sign]) -> Fallible<TakenOver> {
-    let ids: Vec<_> = dead.iter().map(|sign| record::Id(sign.node.0)).collect();
-    let ends: Vec<_> = dead.iter().map(|sign| sign.until.as_micros()).collect();
-    let mut tx = session::begin(connection).await?;
-    // First the nodes: those that are left live on, and the dead claim nothing more.
-    let forgotten = sql.forget_dead.query().bind(ids).bind(ends).fetch_all(&mut *tx).await?;
-    let outbox = sql.published.take_over.query().execute(&mut *tx).await?.rows_affected();
-    let inbox = sql.received.take_over.query().execute(&mut *tx).await?.rows_affected();
-    tx.commit().await?;
-    let mut nodes = Vec::with_capacity(forgotten.len());
-    for row in &forgotten {
-        nodes.extend(record::node(row, 0)?);
-    }
-    Ok(TakenOver { nodes, outbox, inbox })
-}
-
-async fn take_chore(
-    connection: &mut PgConnection,
-    sql: &Sql,
-    chore: Chore,
-    node: NodeId,
-    term: Duration,
-) -> Fallible<bool> {
-    let take = sql.take_chore.query().bind(chore.as_str()).bind(node.to_string()).bind(record::RANGE.span(term));
-    match take.fetch_optional(connection).await? {
-        Some(row) => Ok(row.try_get(0)?),
-        None => Err(record::lease_lost(node)),
-    }
-}
-
-/// Answers how many records of each table became due.
-async fn leave(connection: &mut PgConnection, sql: &Sql, node: &record::Id) -> Fallible<(u64, u64)> {
-    let mut tx = session::begin(connection).await?;
-    sql.forget.query().bind(node).execute(&mut *tx).await?;
-    let outbox = sql.published.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();
-    let inbox = sql.received.give_back.query().bind(node).execute(&mut *tx).await?.rows_affected();
-    tx.commit().await?;
-    Ok((outbox, inbox))
 }

@@ -7,7 +7,7 @@ use cap_storage_sqlx::{Fallible, Fault, Via};
 use sqlx::{Postgres, Row, Transaction};
 
 use crate::storage::PostgresStorage;
-use crate::{publish, record, sql};
+use crate::{insert, publish, settle, sql};
 
 const BEGIN: Attempt = Attempt::on("begin a handler's transaction with", Table::Inbox);
 const COMMIT: Attempt = Attempt::on("commit a handler's work with", Table::Inbox);
@@ -55,11 +55,11 @@ async fn begin(storage: &PostgresStorage, settlement: &Settlement) -> Fallible<O
     let begin = storage.pools().begin(sql::BEGIN_HANDLER, &context, |connection, (sql, settlement, place)| {
         Box::pin(async move {
             if let Some(place) = place
-                && record::settle_at(connection, sql, settlement, place).await?
+                && settle::settle_at(connection, sql, settlement, place).await?
             {
                 return Ok(true);
             }
-            let settled = record::settle_within(connection, sql, std::slice::from_ref(*settlement), None).await?;
+            let settled = settle::settle_within(connection, sql, std::slice::from_ref(*settlement), None).await?;
             Ok(settled == [Settled::Written])
         })
     });
@@ -97,7 +97,7 @@ async fn commit(
         let reason = "the transaction was over when the handler returned: it ran COMMIT or ROLLBACK, which it must not";
         return Err(Fault::said(ErrorKind::Rejected, reason));
     }
-    record::check(Table::Outbox, records, None)?;
+    insert::check(Table::Outbox, records, None)?;
     publish::publish(&mut tx, storage, records).await?;
     storage.pools().end(tx.commit()).await
 }

@@ -1,21 +1,22 @@
-//! Claims, and when the next one finds something.
+//! Taking due records, giving them back, and when the next ones are due.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use cap_core::lifecycle::Status;
-use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record};
+use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record, Table};
 use cap_core::{Group, RecordId, Topic, Version};
 use cap_storage_sqlx::Fallible;
 use sqlx::MySqlConnection;
 use sqlx::mysql::MySqlRow;
 
-use crate::record::{
-    CONTENT, LENGTH, addresses, content, integer, lease_lost, limit, literal, maybe_integer, octets, out_of_step, read,
-    shrink, wait,
+use crate::lease::lease_lost;
+use crate::row::{
+    CONTENT, LENGTH, addresses, affected, content, ids, integer, limit, literal, maybe_integer, octets, out_of_step,
+    read, shrink, wait,
 };
 use crate::script::{Script, bytes, list as listed, number, text};
-use crate::sql::{LIST, Sql};
+use crate::sql::{BEGIN, LIST, Sql};
 
 /// Takes due records, earliest first.
 pub(crate) async fn claim(connection: &mut MySqlConnection, sql: &Sql, request: &ClaimRequest) -> Fallible<Claimed> {
@@ -139,8 +140,21 @@ fn and_no_topic_of(topics: &[Topic]) -> String {
     topics.chunks(LIST).map(condition).collect()
 }
 
+pub(crate) async fn release(connection: &mut MySqlConnection, sql: &Sql, table: Table, claim: Claim) -> Fallible<u64> {
+    let (node, token) = (literal(claim.node), bytes(claim.token.0.as_bytes()));
+    let table = sql.table(table);
+    let script = Script::begin().then(&sql.lock_node, &[("node", &node)]).commit().plain(BEGIN);
+    let held = script.then(&table.held_under_token, &[("node", &node), ("token", &token)]).run(connection).await?;
+    let held = ids(held.last().map(std::slice::from_ref).unwrap_or_default())?;
+    let mut script = Script::default();
+    for ids in held.chunks(LIST) {
+        script = script.then(&table.give_back, &[("node", &node), ("ids", &addresses(ids))]);
+    }
+    Ok(affected(&script.commit().run(connection).await?))
+}
+
 /// In how long the next waiting record of each lane is due.
-pub(crate) async fn waits(
+pub(crate) async fn next_due(
     connection: &mut MySqlConnection,
     sql: &Sql,
     version: &Version,

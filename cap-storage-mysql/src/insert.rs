@@ -12,7 +12,8 @@ use sqlx::query::Query;
 use sqlx::{MySql, MySqlConnection};
 
 use crate::error::Numbered;
-use crate::record::{RANGE, attempts, crashes, integer, lease_lost, literal, octets, out_of_step, shrink};
+use crate::lease::lease_lost;
+use crate::row::{RANGE, attempts, crashes, integer, literal, octets, out_of_step, shrink};
 use crate::script::{Answer, Script, bytes, list as listed, number};
 use crate::sql::{self, Form, LIST, MOST_ROWS, Sql, Statement, TableSql};
 

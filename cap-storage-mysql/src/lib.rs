@@ -49,16 +49,18 @@
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `script`
 //! (statements sent together), `schema` (migrations applied), `server` (which one it is), `session` (pools, time
-//! limits), `record` (rows), `insert`, `claim`, `settle`, `storage`, `enlist`, `transact`, `error`.
+//! limits), `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`, `inspect`, `storage`, `enlist`, `transact`, `error`.
 
 mod claim;
 mod config;
 mod enlist;
 mod error;
 mod insert;
+mod inspect;
+mod lease;
 #[cfg(test)]
 mod plans;
-mod record;
+mod row;
 mod schema;
 mod script;
 mod server;

@@ -8,7 +8,7 @@ use sqlx::mysql::MySqlRow;
 
 use crate::error::Numbered;
 use crate::insert::Packet;
-use crate::record;
+use crate::row;
 use crate::script::{Script, text};
 use crate::server;
 use crate::sql::{self, MIGRATIONS, Sql, Statement};
@@ -33,8 +33,7 @@ pub(crate) async fn apply(connection: &mut MySqlConnection, sql: &Sql) -> Fallib
     let prefix = text(Some(&sql.names.prefix));
     Script::default().plain(sql::MIGRATION_SESSION).run(connection).await?;
     let locked = Script::default().plain_with(sql::LOCK_MIGRATION, &[("prefix", &prefix)]).run(connection).await?;
-    let is_locked =
-        locked.iter().flat_map(|answer| &answer.rows).next().map(|row| record::integer(row, 0)).transpose()?;
+    let is_locked = locked.iter().flat_map(|answer| &answer.rows).next().map(|row| row::integer(row, 0)).transpose()?;
     if is_locked != Some(1) {
         return Err(Fault::said(
             ErrorKind::Unavailable,
@@ -52,9 +51,9 @@ async fn learn(connection: &mut MySqlConnection, sql: &Sql, at_once: u64) -> Fal
     let names = [&sql.names.published, &sql.names.received].map(|name| text(Some(name.trim_matches('`'))));
     let script = Script::default().then(&sql.texts, &[("tables", &names.join(","))]);
     let answers = script.run(connection).await?;
-    let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(record::out_of_step()) };
-    let content = record::maybe_integer(row, 1)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX);
-    Ok(Learnt { packet: Packet { at_once, content }, ascii_only: record::integer(row, 0)? > 0 })
+    let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(row::out_of_step()) };
+    let content = row::maybe_integer(row, 1)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX);
+    Ok(Learnt { packet: Packet { at_once, content }, ascii_only: row::integer(row, 0)? > 0 })
 }
 
 async fn migrate(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<()> {
@@ -153,7 +152,7 @@ async fn left_behind(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Ve
         tracing::info!(%table, prefix = %sql.names.prefix, "takes over the table of .NET CAP");
         let answers = Script::default().then(&sql.table(table).statuses, &[]).run(connection).await?;
         let rows = answers.iter().flat_map(|answer| &answer.rows);
-        let rows = rows.map(|row| Ok((octets(row, 0)?, record::integer(row, 1)?)));
+        let rows = rows.map(|row| Ok((octets(row, 0)?, row::integer(row, 1)?)));
         left.push(LeftBehind { table, rows: rows.collect::<Fallible<_>>()? });
     }
     Ok(left)
@@ -161,7 +160,7 @@ async fn left_behind(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<Ve
 
 /// Text as it is stored; empty if there is none.
 fn octets(row: &MySqlRow, column: usize) -> Fallible<String> {
-    Ok(record::octets(row, column)?.map(String::from_utf8_lossy).unwrap_or_default().into_owned())
+    Ok(row::octets(row, column)?.map(String::from_utf8_lossy).unwrap_or_default().into_owned())
 }
 
 /// None when there is no such table.
@@ -182,7 +181,7 @@ async fn version(connection: &mut MySqlConnection, sql: &Sql) -> Fallible<i64> {
         answers => {
             let answers = answers?;
             let row = answers.iter().flat_map(|answer| &answer.rows).next();
-            row.map_or(Err(record::out_of_step()), |row| record::integer(row, 0))
+            row.map_or(Err(row::out_of_step()), |row| row::integer(row, 0))
         }
     }
 }

@@ -4,7 +4,7 @@ use cap_core::ErrorKind;
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
-use crate::record;
+use crate::row;
 use crate::script::Script;
 use crate::sql;
 
@@ -15,10 +15,10 @@ const OLDEST_MARIADB: (u32, u32) = (10, 6);
 /// Refuses a server that is too old; answers how much it takes at once, in bytes.
 pub(crate) async fn ask(connection: &mut MySqlConnection) -> Fallible<u64> {
     let answers = Script::default().plain(sql::SERVER).run(connection).await?;
-    let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(record::out_of_step()) };
-    let version = record::octets(row, 0)?.map(String::from_utf8_lossy).unwrap_or_default();
+    let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else { return Err(row::out_of_step()) };
+    let version = row::octets(row, 0)?.map(String::from_utf8_lossy).unwrap_or_default();
     check(&version).map_err(|reason| Fault::said(ErrorKind::Rejected, reason))?;
-    Ok(u64::try_from(record::integer(row, 1)?).unwrap_or(0))
+    Ok(u64::try_from(row::integer(row, 1)?).unwrap_or(0))
 }
 
 /// `version` is what `VERSION()` answers: `8.0.36`, `10.11.6-MariaDB-log`.

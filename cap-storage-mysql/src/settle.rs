@@ -9,7 +9,7 @@ use cap_storage_sqlx::Fallible;
 use sqlx::MySqlConnection;
 
 use crate::error::Numbered;
-use crate::record::{Expressions, addresses, affected, integer, ordered, uuid};
+use crate::row::{Expressions, addresses, affected, integer, ordered, uuid};
 use crate::script::{Answer, Script, bytes};
 use crate::sql::{self, LIST, Statement, TableSql};
 

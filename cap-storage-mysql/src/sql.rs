@@ -165,7 +165,7 @@ const STATUSES: &str =
 /// The names of a table's columns come first in each row.
 const COLUMNS_THERE: &str = "SHOW COLUMNS FROM {table}";
 
-/// What [`read`](crate::record::read) reads. Text is sent as it is stored, whatever the session's charset.
+/// What [`read`](crate::row::read) reads. Text is sent as it is stored, whatever the session's charset.
 const RECORD: &str = "
        `Id`, `MessageId`, CAST(`Version` AS BINARY), CAST(`Name` AS BINARY), {group}, {content_read},
        CAST(`StatusName` AS BINARY), COALESCE(`Retries`, 0), TIMESTAMPDIFF(MICROSECOND, {epoch}, `Added`),

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use cap_core::backend::{Range, Times};
 use cap_core::lifecycle::{State, Status};
-use cap_core::storage::{Lease, Query as ListQuery, Record, Sign};
+use cap_core::storage::Record;
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::mysql::MySqlRow;
 use sqlx::{Connection, MySqlConnection, Row};
 use uuid::Uuid;
 
-use crate::script::{Answer, Script, bytes, list as listed, null, number, text};
-use crate::sql::{self, LIST, Statement, TableSql};
+use crate::script::{Answer, bytes, list as listed, null, number, text};
+use crate::sql;
 
 /// Times in more than this many microseconds (some 5000 years) are cut to it, so that sums with the clock stay within
 /// what `DATETIME` holds: the years 1000 to 9999.
@@ -77,78 +77,11 @@ pub(crate) fn shrink(connection: &mut MySqlConnection, bytes: usize) {
     }
 }
 
-/// The answer to a heartbeat, from the signs of all nodes.
-pub(crate) fn lease(signs: &Answer, own: NodeId) -> Fallible<Lease> {
-    let (mut now, mut others) = (None, Vec::with_capacity(signs.rows.len()));
-    for row in &signs.rows {
-        now = moment(row, 2)?;
-        let (Some(node), Some(until)) = (uuid(row, 0)?.map(NodeId), moment(row, 1)?) else { continue };
-        if node != own {
-            others.push(Sign { node, until });
-        }
-    }
-    Ok(now.map_or(Lease::Lost, |now| Lease::Held { now, others }))
-}
-
 /// An answer of one number: in how many microseconds something is, if it ever is.
 pub(crate) fn wait(answer: &Answer) -> Fallible<Option<Duration>> {
     let Some(row) = answer.rows.first() else { return Ok(None) };
     let wait = maybe_integer(row, 0)?;
     Ok(wait.map(|wait| Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
-}
-
-/// Reads the rows of a query.
-pub(crate) async fn list(connection: &mut MySqlConnection, sql: &TableSql, query: &ListQuery) -> Fallible<Vec<Record>> {
-    let message_id = query.message_id.as_ref().map(|id| bytes(id.as_str().as_bytes()));
-    let statement = if message_id.is_some() { &sql.find } else { &sql.list };
-    let values = [
-        ("message_id", message_id.unwrap_or_default()),
-        ("after", number(Some(query.after.map_or(i64::MIN, |after| after.0)))),
-        ("limit", limit(query.limit)),
-        ("version", text(query.version.as_ref().map(Version::as_str))),
-        ("status", text(query.status.map(Status::as_str))),
-        ("topic", text(query.topic.as_ref().map(Topic::as_str))),
-        ("group_asked", text(query.group.as_ref().map(Group::as_str))),
-    ];
-    let values: Vec<(&str, &str)> = values.iter().map(|(name, literal)| (*name, literal.as_str())).collect();
-    let answers = Script::begin_reading().then(statement, &values).commit().run(connection).await?;
-    answers.iter().flat_map(|answer| &answer.rows).map(read).collect()
-}
-
-/// Gives terminal records a new state; answers how many.
-pub(crate) async fn requeue(
-    connection: &mut MySqlConnection,
-    statement: &Statement,
-    records: &[RecordId],
-    state: &State,
-) -> Fallible<u64> {
-    if records.is_empty() {
-        return Ok(0);
-    }
-    let expressions = Expressions::of(state);
-    let mut script = Script::begin();
-    for ids in ordered(records.iter().copied()).chunks(LIST) {
-        script = script.then(statement, &expressions.with(&[("ids", &addresses(ids))]));
-    }
-    Ok(affected(&script.commit().run(connection).await?))
-}
-
-/// Deletes records, in the transaction that `script` begins; answers how many.
-pub(crate) async fn delete(
-    connection: &mut MySqlConnection,
-    mut script: Script,
-    statement: &Statement,
-    records: Vec<RecordId>,
-) -> Fallible<u64> {
-    let mut deleted = 0;
-    for (place, id) in ordered(records.into_iter()).into_iter().enumerate() {
-        if place > 0 && place.is_multiple_of(LIST) {
-            deleted += affected(&std::mem::take(&mut script).run(connection).await?);
-        }
-        script = script.then(statement, &[("id", &id.to_string())]);
-    }
-    deleted += affected(&script.commit().run(connection).await?);
-    Ok(deleted)
 }
 
 /// How many rows were found by all statements together.
@@ -176,11 +109,6 @@ pub(crate) fn ids(answers: &[Answer]) -> Fallible<Vec<RecordId>> {
 
 pub(crate) fn literal(node: NodeId) -> String {
     bytes(node.0.as_bytes())
-}
-
-pub(crate) fn lease_lost(node: NodeId) -> Fault {
-    let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-    Fault::said(ErrorKind::LeaseLost, reason)
 }
 
 pub(crate) fn out_of_step() -> Fault {
@@ -212,6 +140,7 @@ pub(crate) fn read(row: &MySqlRow) -> Fallible<Record> {
 
 /// The column of the content, and behind all others its length, where it is asked for.
 pub(crate) const CONTENT: usize = 5;
+
 pub(crate) const LENGTH: usize = 14;
 
 pub(crate) fn content(row: &MySqlRow, column: usize) -> Fallible<Arc<str>> {

@@ -19,7 +19,7 @@ use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use uuid::Uuid;
 
-use crate::record::{Moment, Times, attempts, crashes};
+use crate::row::{Moment, Times, attempts, crashes};
 
 /// Earlier than anything that is stored.
 pub(crate) const EARLY: DateTime = DateTime::from_millis(-62_135_596_800_000);

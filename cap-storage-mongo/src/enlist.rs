@@ -6,7 +6,7 @@ use cap_core::{BoxFuture, ErrorKind, Result};
 use mongodb::ClientSession;
 
 use crate::error::{Fallible, Fault};
-use crate::record;
+use crate::insert;
 use crate::session::{Db, is_in_transaction};
 use crate::storage::MongoStorage;
 
@@ -34,10 +34,10 @@ async fn publish(db: &Db, session: &mut ClientSession, records: &[NewRecord]) ->
                       fate of your data";
         return Err(Fault::said(ErrorKind::Invalid, reason));
     }
-    record::check(Table::Outbox, records, None, db.longest())?;
+    insert::check(Table::Outbox, records, None, db.longest())?;
     // Over the session's own client: it may be another one than the storage's.
     let db = db.over(session.client());
-    record::publish(&db, session, records).await.map_err(|fault| match fault {
+    insert::publish(&db, session, records).await.map_err(|fault| match fault {
         Fault::Said(ErrorKind::Environment, reason) => Fault::said(
             ErrorKind::Environment,
             format!("{reason}; or the session is one of another cluster than the storage's"),

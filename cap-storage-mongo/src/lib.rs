@@ -61,8 +61,8 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `commands` (every filter, update, pipeline and index),
-//! `schema` (migrations applied), `session` (clients, transactions, time limits), `clock`, `address`, `record` (documents),
-//! `claim`, `settle`, `storage`, `enlist`, `transact`, `watch`, `error`.
+//! `schema` (migrations applied), `session` (clients, transactions, time limits), `clock`, `address`, `row` (records to and from
+//! documents), `insert`, `claim`, `settle`, `lease`, `inspect`, `storage`, `enlist`, `transact`, `watch`, `error`.
 
 mod address;
 mod claim;
@@ -71,8 +71,11 @@ mod commands;
 mod config;
 mod enlist;
 mod error;
+mod insert;
+mod inspect;
+mod lease;
 mod lsid;
-mod record;
+mod row;
 mod schema;
 mod session;
 mod settle;

@@ -163,7 +163,7 @@ async fn left_behind(db: &Db) -> Fallible<Vec<(Table, String)>> {
         }
         let found = crate::session::all(db.table(table).aggregate(commands::statuses()).await?).await?;
         let rows = found.iter().map(|found| {
-            let number = found.get("number").and_then(crate::record::whole).unwrap_or_default();
+            let number = found.get("number").and_then(crate::row::whole).unwrap_or_default();
             format!("{number} {}", found.get_str("_id").unwrap_or("without a status"))
         });
         if !found.is_empty() {
@@ -176,7 +176,7 @@ async fn left_behind(db: &Db) -> Fallible<Vec<(Table, String)>> {
 /// 0 when there is no schema, or that of .NET CAP.
 async fn version(db: &Db) -> Fallible<i64> {
     let found = db.aggregate_one(&db.names.schema, commands::clock()).await?;
-    Ok(found.as_ref().and_then(|found| found.get("Version")).and_then(crate::record::whole).unwrap_or(0))
+    Ok(found.as_ref().and_then(|found| found.get("Version")).and_then(crate::row::whole).unwrap_or(0))
 }
 
 async fn collections(db: &Db) -> Fallible<Vec<String>> {

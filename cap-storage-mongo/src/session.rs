@@ -24,7 +24,7 @@ use crate::commands::{self, Names};
 use crate::config::{self, MongoOptions};
 use crate::error::{Fallible, Fault, check_reply, has_taken_key, is_address_taken};
 use crate::lsid::Lsids;
-use crate::record::{MAX_CONTENT, ROOM};
+use crate::row::{MAX_CONTENT, ROOM};
 
 /// The first pause before something is done again that the server took back for the sake of another transaction.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -316,7 +316,7 @@ impl Db {
     /// What the server is. One that runs alone has no transactions.
     async fn look(&self) -> Fallible<()> {
         let hello = self.database.run_command(doc! { "hello": 1 }).await?;
-        if let Some(limit) = hello.get("maxBsonObjectSize").and_then(crate::record::whole) {
+        if let Some(limit) = hello.get("maxBsonObjectSize").and_then(crate::row::whole) {
             let longest = usize::try_from(limit).unwrap_or(0).saturating_sub(ROOM).max(1);
             self.longest.store(longest, Ordering::Relaxed);
         }
@@ -576,7 +576,7 @@ fn concern(concern: &WriteConcern) -> Document {
 
 /// How many documents the statements of a command matched.
 pub(crate) fn matched(reply: &Document) -> u64 {
-    let number = reply.get("n").and_then(crate::record::whole).unwrap_or_default();
+    let number = reply.get("n").and_then(crate::row::whole).unwrap_or_default();
     u64::try_from(number).unwrap_or_default()
 }
 

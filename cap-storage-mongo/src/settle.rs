@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::commands::{self, AT_ONCE, binary};
 use crate::error::{Fallible, Fault};
-use crate::record::{uuid, whole};
+use crate::row::{uuid, whole};
 use crate::session::{Db, End, matched};
 
 fn statements(settlements: &[&Settlement]) -> Vec<Document> {

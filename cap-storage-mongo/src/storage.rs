@@ -10,17 +10,14 @@ use cap_core::storage::{
     Chore, Claim, ClaimRequest, Claimed, Counts, Inserted, Lane, Lease, NewRecord, Query, Record, Settled, Settlement,
     Sign, Storage, StorageCapabilities, Table, TakenOver, Wake,
 };
-use cap_core::{BoxFuture, ErrorKind, NodeId, RecordId, Result, Version};
+use cap_core::{BoxFuture, NodeId, RecordId, Result, Version};
 use mongodb::Client;
-use mongodb::bson::doc;
-use mongodb::options::ReturnDocument;
 
-use crate::commands::{self, Counted, binary};
 use crate::config::MongoOptions;
-use crate::error::{Fallible, Fault, text_of};
-use crate::session::{Clients, Db, End, Via, all};
+use crate::error::Fallible;
+use crate::session::{Clients, Db, Via};
 use crate::watch::{self, Position};
-use crate::{claim, record, schema, settle};
+use crate::{claim, insert, inspect, lease, schema, settle};
 
 /// A storage in MongoDB. A handle: cheap to clone, and any number of handles on one database, in this process or in
 /// others, work together.
@@ -186,9 +183,9 @@ impl Storage for MongoStorage {
     ) -> BoxFuture<'_, Result<Vec<Inserted>>> {
         Box::pin(async move {
             let attempt = Attempt::on("insert into", table);
-            let checked = record::check(table, &records, claim, self.0.clients.longest());
+            let checked = insert::check(table, &records, claim, self.0.clients.longest());
             checked.map_err(|fault| self.0.clients.explain(fault, attempt))?;
-            self.work(attempt, |db| async move { record::insert(&db, table, &records, claim).await }).await
+            self.work(attempt, |db| async move { insert::insert(&db, table, &records, claim).await }).await
         })
     }
 
@@ -204,31 +201,23 @@ impl Storage for MongoStorage {
 
     fn release(&self, table: Table, claim: Claim) -> BoxFuture<'_, Result<u64>> {
         let attempt = Attempt::on("release a claim in", table);
-        let holder = commands::holder(claim.node, Some(claim.token.0));
-        Box::pin(self.keep(attempt, move |db| async move { record::give_back(&db, table, holder, Counted::No).await }))
+        Box::pin(self.keep(attempt, move |db| async move { claim::release(&db, table, claim).await }))
     }
 
     fn next_due(&self, version: Version, lanes: Vec<Lane>) -> BoxFuture<'_, Result<Vec<Option<Duration>>>> {
         let attempt = Attempt::on_database("ask for the next due records of");
-        Box::pin(self.work(attempt, |db| async move { record::waits(&db, &version, &lanes).await }))
+        Box::pin(self.work(attempt, |db| async move { claim::next_due(&db, &version, &lanes).await }))
     }
 
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>> {
-        let lease = record::span(lease);
         let attempt = Attempt::on_database("register a node in");
-        Box::pin(self.0.clients.run(Via::Leases, attempt, move |db| async move {
-            // Before the collections are made, this would make one.
-            db.clock().await?;
-            let nodes = db.collection(&db.names.nodes);
-            nodes.update_one(commands::by_node(node), commands::begin_lease(lease)).upsert(true).await?;
-            Ok(())
-        }))
+        let join = move |db| async move { lease::join(&db, node, lease).await };
+        Box::pin(self.0.clients.run(Via::Leases, attempt, join))
     }
 
     fn heartbeat(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<Lease>> {
-        let lease = record::span(lease);
         let attempt = Attempt::on_database("renew a node's lease in");
-        let renew = move |db| async move { heartbeat(&db, node, lease).await };
+        let renew = move |db| async move { lease::heartbeat(&db, node, lease).await };
         Box::pin(self.0.clients.run(Via::Leases, attempt, renew))
     }
 
@@ -236,150 +225,46 @@ impl Storage for MongoStorage {
         let attempt = Attempt::on_database("take over from dead nodes in");
         Box::pin(self.keep(attempt, move |db| {
             let dead = dead.clone();
-            async move { take_over(&db, &dead).await }
+            async move { lease::take_over(&db, &dead).await }
         }))
     }
 
     fn leave(&self, node: NodeId) -> BoxFuture<'_, Result<()>> {
         let attempt = Attempt::on_database("sign a node off in");
-        Box::pin(self.keep(attempt, move |db| async move { leave(&db, node).await }))
+        Box::pin(self.keep(attempt, move |db| async move { lease::leave(&db, node).await }))
     }
 
     fn take_chore(&self, chore: Chore, node: NodeId, term: Duration) -> BoxFuture<'_, Result<bool>> {
-        let (attempt, term) = (Attempt::on_database("take a chore from"), record::span(term));
-        Box::pin(self.work(attempt, move |db| async move { take_chore(&db, chore, node, term).await }))
+        let attempt = Attempt::on_database("take a chore from");
+        Box::pin(self.work(attempt, move |db| async move { lease::take_chore(&db, chore, node, term).await }))
     }
 
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>> {
         let attempt = Attempt::on("delete expired records from", table);
-        Box::pin(self.work(attempt, move |db| async move { record::collect(&db, table, limit).await }))
+        Box::pin(self.work(attempt, move |db| async move { inspect::collect(&db, table, limit).await }))
     }
 
     fn counts(&self, table: Table, version: Version) -> BoxFuture<'_, Result<Counts>> {
         let attempt = Attempt::on("count", table);
-        Box::pin(self.work(attempt, move |db| async move { record::counts(&db, table, &version).await }))
+        Box::pin(self.work(attempt, move |db| async move { inspect::counts(&db, table, &version).await }))
     }
 
     fn list(&self, table: Table, query: Query) -> BoxFuture<'_, Result<Vec<Record>>> {
         let attempt = Attempt::on("list", table);
-        Box::pin(self.work(attempt, move |db| async move { record::list(&db, table, &query).await }))
+        Box::pin(self.work(attempt, move |db| async move { inspect::list(&db, table, &query).await }))
     }
 
     fn requeue(&self, table: Table, records: Vec<RecordId>, state: State) -> BoxFuture<'_, Result<u64>> {
         let attempt = Attempt::on("requeue records of", table);
-        Box::pin(self.work(attempt, move |db| async move {
-            let statements = commands::requeue(&record::addresses(&records), &state);
-            db.update(db.names.of(table), statements).await
-        }))
+        Box::pin(self.work(attempt, move |db| async move { inspect::requeue(&db, table, &records, &state).await }))
     }
 
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>> {
         let attempt = Attempt::on("delete records from", table);
-        Box::pin(self.work(attempt, move |db| async move {
-            db.delete(db.names.of(table), commands::delete(&record::addresses(&records))).await
-        }))
+        Box::pin(self.work(attempt, move |db| async move { inspect::delete(&db, table, &records).await }))
     }
 
     fn watch(&self, wake: Wake) -> BoxFuture<'_, Result<()>> {
         Box::pin(watch::watch(self.clone(), wake))
     }
-}
-
-async fn heartbeat(db: &Db, node: NodeId, lease: i64) -> Fallible<Lease> {
-    let nodes = db.collection(&db.names.nodes);
-    let renew = nodes
-        .find_one_and_update(commands::by_node(node), commands::renew_lease(lease, db.lsids.list()))
-        .return_document(ReturnDocument::After);
-    let Some(renewed) = renew.await? else { return Ok(Lease::Lost) };
-    let Ok(now) = renewed.get_datetime("Seen") else {
-        return Err(Fault::said(ErrorKind::Corrupt, format!("the document of node {node} has no times")));
-    };
-    let (filter, fields) = commands::signs(node);
-    let others = all(nodes.find(filter).projection(fields).await?).await?;
-    let sign = |other: &mongodb::bson::Document| {
-        let node = other.get("_id").and_then(record::uuid).map(NodeId)?;
-        Some(Sign { node, until: record::timestamp(*other.get_datetime("LeaseUntil").ok()?) })
-    };
-    Ok(Lease::Held { now: record::timestamp(*now), others: others.iter().filter_map(sign).collect() })
-}
-
-/// First the nodes: those that are left live on, and a claim of the dead that is written from now on is given back by
-/// itself.
-async fn take_over(db: &Db, dead: &[Sign]) -> Fallible<TakenOver> {
-    // Before the collections are made, this says so.
-    db.clock().await?;
-    let mut nodes = Vec::new();
-    for sign in dead {
-        let dead = commands::dead_node(sign);
-        let found = all(db.collection(&db.names.nodes).find(dead.clone()).await?).await?;
-        end_sessions(db, &found).await;
-        if !found.is_empty() && forget(db, sign.node, dead).await? {
-            nodes.push(sign.node);
-        }
-    }
-    let outbox = record::take_over(db, Table::Outbox).await?;
-    let inbox = record::take_over(db, Table::Inbox).await?;
-    record::count_crashes(db).await?;
-    Ok(TakenOver { nodes, outbox, inbox })
-}
-
-/// Has the server end the transactions of dead nodes, which would keep what they have written locked for a minute. If it
-/// cannot be done, the takeover is only slower.
-async fn end_sessions(db: &Db, dead: &[mongodb::bson::Document]) {
-    let sessions: Vec<_> = dead.iter().flat_map(|node| db.lsids.foreign(node)).collect();
-    if sessions.is_empty() {
-        return;
-    }
-    if let Err(error) = db.database.run_command(commands::kill_sessions(sessions)).await {
-        let reason = text_of(&error);
-        tracing::warn!(
-            error.message = reason,
-            "the transactions of dead nodes could not be ended, and hold their locks for a minute"
-        );
-    }
-}
-
-async fn leave(db: &Db, node: NodeId) -> Fallible<()> {
-    forget(db, node, commands::by_node(node)).await?;
-    for table in [Table::Outbox, Table::Inbox] {
-        record::give_back(db, table, commands::holder(node, None), Counted::No).await?;
-    }
-    Ok(())
-}
-
-/// Forgets a node and frees its chores, in one commit; answers whether it was there.
-async fn forget(db: &Db, node: NodeId, filter: mongodb::bson::Document) -> Fallible<bool> {
-    db.transact(&(node, filter), |db, session, (node, filter)| {
-        Box::pin(async move {
-            let nodes = db.collection(&db.names.nodes);
-            let deleted = nodes.delete_one(filter.clone()).session(&mut *session).await?.deleted_count;
-            if deleted == 0 {
-                return Ok(End::Abort(false));
-            }
-            let chores = db.collection(&db.names.chores);
-            chores.delete_many(doc! { "Node": binary(node.0) }).session(session).await?;
-            Ok(End::Commit(true))
-        })
-    })
-    .await
-}
-
-async fn take_chore(db: &Db, chore: Chore, node: NodeId, term: i64) -> Fallible<bool> {
-    let now = db.registered(node).await?;
-    let (chores, owner) = (db.collection(&db.names.chores), binary(node.0));
-    let take = chores.update_one(commands::free_chore(chore.as_str(), &owner, now), commands::take_chore(&owner, term));
-    match take.upsert(true).await.map_err(Fault::from) {
-        Ok(_) => {}
-        // It is there and matches not: another node has it.
-        Err(fault) if fault.is_duplicate_key() => return Ok(false),
-        Err(fault) => return Err(fault),
-    }
-    // As with a claim: a node that was forgotten meanwhile must not keep it.
-    if let Err(fault) = db.registered(node).await {
-        if matches!(fault, Fault::Said(ErrorKind::LeaseLost, _)) {
-            chores.delete_one(doc! { "_id": chore.as_str(), "Node": owner }).await?;
-        }
-        return Err(fault);
-    }
-    Ok(true)
 }

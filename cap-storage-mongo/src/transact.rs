@@ -11,7 +11,7 @@ use mongodb::bson::doc;
 
 use crate::commands::{self, binary};
 use crate::error::{Fallible, Fault};
-use crate::record;
+use crate::insert;
 use crate::session::{Db, Via, is_in_transaction, matched};
 use crate::storage::MongoStorage;
 
@@ -98,8 +98,8 @@ async fn commit(db: &Db, tx: MongoTransaction, records: &[NewRecord]) -> Fallibl
 }
 
 async fn write(db: &Db, session: &mut ClientSession, settlement: &Settlement, records: &[NewRecord]) -> Fallible<()> {
-    record::check(Table::Outbox, records, None, db.longest())?;
-    record::publish(db, session, records).await?;
+    insert::check(Table::Outbox, records, None, db.longest())?;
+    insert::publish(db, session, records).await?;
     let Settlement { record, token, state } = settlement;
     let statements = commands::settle(&[record.0], &binary(token.0), state);
     let reply = db.update_in(session, Table::Inbox, statements).await?;

@@ -49,7 +49,8 @@
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `script`
 //! (statements sent together), `schema` (migrations applied), `server` (which one it is), `session` (pools, time
-//! limits), `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`, `inspect`, `storage`, `enlist`, `transact`, `error`.
+//! limits), `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`, `inspect`, `storage`, `enlist`,
+//! `transact`, `error`.
 
 mod claim;
 mod config;

@@ -47,8 +47,8 @@
 //!
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement) and `migrations/`, `schema`
-//! (migrations applied), `session` (pools, time limits), `pooler`, `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`, `inspect`, `floor`, `storage`, `enlist`, `transact`, `watch`,
-//! `error`.
+//! (migrations applied), `session` (pools, time limits), `pooler`, `row` (records to and from rows), `insert`, `claim`, `floor`,
+//! `settle`, `lease`, `inspect`, `storage`, `enlist`, `transact`, `watch`, `error`.
 
 mod claim;
 mod config;

@@ -6,7 +6,7 @@ use cap_core::{ErrorKind, Result};
 use rusqlite::{Connection, Savepoint, Transaction};
 
 use crate::error::{Fallible, Fault, is_missing};
-use crate::record;
+use crate::insert;
 use crate::sql::Sql;
 use crate::storage::SqliteStorage;
 use crate::transact::SqliteTx;
@@ -30,7 +30,7 @@ fn enlist(sql: &Sql, connection: &Connection, records: &[NewRecord]) -> Result<V
 /// One after the other over one prepared statement.
 fn insert(sql: &Sql, connection: &Connection, records: &[NewRecord]) -> Fallible<Vec<Inserted>> {
     let mut statement = connection.prepare(&sql.published.insert)?;
-    record::insert(connection, &mut statement, Table::Outbox, records, None)
+    insert::insert_over(connection, &mut statement, Table::Outbox, records, None)
 }
 
 /// In a savepoint: without a transaction of the caller's it is one, and within it a failure leaves nothing behind.

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::SqliteOptions;
 use crate::error::{Fallible, Fault};
-use crate::leases::Leases;
+use crate::promises::Leases;
 use crate::session::{self, Role, Session};
 use crate::sql::Sql;
 

@@ -57,18 +57,24 @@
 //! # Files of this crate
 //! In the order in which the data flows: `config` (options), `sql` (every statement), `schema` (migrations), `identity`
 //! (which file is open), `session` (a connection and its statements), `job` (work for a thread), `writer`, `reader`,
-//! `leases` (while a handler works), `record` (rows), `storage`, `enlist`, `transact`, `watch`, `error`.
+//! `row` (records to and from rows), `insert`, `claim`, `settle`, `lease`,
+//! `promises` (leases while a handler works), `inspect`, `storage`, `enlist`, `transact`, `watch`, `error`.
 
+mod claim;
 mod config;
 mod enlist;
 mod error;
 mod identity;
+mod insert;
+mod inspect;
 mod job;
-mod leases;
+mod lease;
+mod promises;
 mod reader;
-mod record;
+mod row;
 mod schema;
 mod session;
+mod settle;
 mod sql;
 mod storage;
 mod transact;

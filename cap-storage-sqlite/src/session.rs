@@ -13,7 +13,7 @@ use crate::config::SqliteOptions;
 use crate::error::{failed, is_busy};
 use crate::identity::Identity;
 use crate::job::Bench;
-use crate::leases::Leases;
+use crate::promises::Leases;
 use crate::sql::{self, Sql};
 
 /// How long a connection waits before it asks again for what SQLite's own busy handler does not wait for.

@@ -11,10 +11,10 @@ use rusqlite::{Connection, params};
 
 use crate::error::{Fallible, Fault};
 use crate::job::{self, Done};
-use crate::record;
 use crate::session::Session;
 use crate::sql::Sql;
 use crate::storage::SqliteStorage;
+use crate::{insert, settle};
 
 /// What a transactional handler writes through: a [`rusqlite::Connection`] inside a transaction and a savepoint of the
 /// storage's.
@@ -59,7 +59,7 @@ fn transact(
     work: Work<SqliteStorage>,
 ) -> Fallible<Done<Transacted>> {
     let Session { connection, sql, leases, .. } = *session;
-    if record::settle(session.statement(&sql.received.settle)?, std::slice::from_ref(settlement))? != [Settled::Written]
+    if settle::settle(session.statement(&sql.received.settle)?, std::slice::from_ref(settlement))? != [Settled::Written]
     {
         return Ok(Done::Undone(Transacted::Lost));
     }
@@ -77,7 +77,7 @@ fn transact(
         Err(error) => return Ok(Done::Undone(Transacted::RolledBack(error))),
     };
 
-    record::insert(connection, session.statement(&sql.published.insert)?, Table::Outbox, &published, None)?;
+    insert::insert_over(connection, session.statement(&sql.published.insert)?, Table::Outbox, &published, None)?;
     if session.commit_may_be_refused()? {
         return Ok(Done::KeptUnlessRefused(Transacted::Committed, |error| {
             Transacted::RolledBack(HandlerError::retry(error.reason()))

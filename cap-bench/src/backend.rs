@@ -8,7 +8,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use cap_core::transport::Subscription;
-use cap_core::{Cap, Group, Publish, Storage, Subscribe, TopicPattern, Transport};
+use cap_core::{Group, Storage, TopicPattern, Transport};
+use cap_engine::{Cap, Publish, Subscribe};
 use serde::{Deserialize, Serialize};
 
 use crate::crash::recorder::Recorder;

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cap_core::HandlerError;
 use cap_core::transport::{Confirm, Outgoing, Transport as _};
-use cap_core::{Cap, Context, HandlerError, Json, Options, Publish, Subscribe};
+use cap_engine::{Cap, Context, Json, Options, Publish, Subscribe};
 use serde_json::{Map, json};
 use tokio::sync::oneshot;
 

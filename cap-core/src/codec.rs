@@ -14,7 +14,7 @@ pub const JSON: &str = "application/json";
 ///
 /// A message's payload and content type are kept to the byte, whatever codec made them. JSON is the default and what
 /// .NET CAP understands; implement this for another format and publish with
-/// [`Publish::encoded`](crate::Publish::encoded).
+/// `Publish::encoded`.
 pub trait Codec<T> {
     /// The media type of what [`Codec::encode`] makes, such as `application/json`.
     fn content_type(&self) -> &str;
@@ -50,7 +50,11 @@ impl<T: Serialize + DeserializeOwned> Codec<T> for JsonCodec {
     }
 }
 
-pub(crate) fn encode_json<T: Serialize + ?Sized>(value: &T) -> Result<Bytes> {
+/// `value` as JSON.
+///
+/// # Errors
+/// `Invalid` when the value cannot be expressed.
+pub fn encode_json<T: Serialize + ?Sized>(value: &T) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
         Error::with_source(ErrorKind::Invalid, "encode as JSON", format!("a {}", type_name::<T>()), error)
     })
@@ -91,7 +95,7 @@ fn what_does_not_fit(text: &str) -> Option<String> {
 }
 
 /// The short name of a type, as `cap-msg-type` carries it: without modules and type parameters.
-pub(crate) fn type_name<T: ?Sized>() -> &'static str {
+pub fn type_name<T: ?Sized>() -> &'static str {
     let full = std::any::type_name::<T>();
     let head = full.split('<').next().unwrap_or(full);
     head.rsplit("::").next().unwrap_or(head).trim_start_matches('&')

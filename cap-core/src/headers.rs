@@ -6,8 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-
 /// The message id. Set when publishing.
 pub const MESSAGE_ID: &str = "cap-msg-id";
 /// The id of the message that this one answers; its own id otherwise.
@@ -112,29 +110,6 @@ impl Headers {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    /// Checks headers that a caller wants to publish with.
-    ///
-    /// # Errors
-    /// `Invalid`, naming the header: an empty or over-long name, one with a control character, or a reserved one.
-    pub(crate) fn check_callers(&self) -> Result<()> {
-        for name in self.0.keys() {
-            let refuse = |reason: String| Err(Error::invalid(format!("header {name:.60?}"), reason));
-            if name.is_empty() {
-                return refuse("its name is empty".into());
-            }
-            if name.len() > MAX_HEADER_NAME {
-                return refuse(format!("its name has {} bytes, the limit is {MAX_HEADER_NAME}", name.len()));
-            }
-            if name.chars().any(char::is_control) {
-                return refuse("its name holds a control character".into());
-            }
-            if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
-                return refuse("it is reserved: publishing sets it".into());
-            }
-        }
-        Ok(())
-    }
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
@@ -156,16 +131,6 @@ impl fmt::Debug for Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn callers_may_not_set_reserved_or_unprintable_names() {
-        for bad in ["", "a\nb", "cap-msg-id", "CAP-MSG-ID", &"n".repeat(256)] {
-            let headers = Headers::from_iter([(bad, "x")]);
-            let error = headers.check_callers().unwrap_err().to_string();
-            assert!(error.contains("header"), "{error}");
-        }
-        assert!(Headers::from_iter([("traceparent", "x"), ("cap-kafka-key", "k")]).check_callers().is_ok());
-    }
 
     #[test]
     fn debug_shows_no_values() {

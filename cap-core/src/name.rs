@@ -137,7 +137,7 @@ impl Group {
 }
 
 /// Separates engines that share a store: an engine works only on records of its own version. What it does not separate, see
-/// [`Options::version`](crate::Options::version). At most [`MAX_VERSION`] bytes; the default is `v1`.
+/// `Options::version`. At most [`MAX_VERSION`] bytes; the default is `v1`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Version(Arc<str>);

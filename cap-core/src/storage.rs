@@ -1,7 +1,7 @@
 //! The storage trait: what a database must promise so that no message is lost.
 //!
-//! A storage stores, claims and settles what core tells it, atomically. It decides nothing about retries, times or
-//! statuses: core computes a [`State`] and the storage writes it. Every method states its promises in a numbered list;
+//! A storage stores, claims and settles what the engine tells it, atomically. It decides nothing about retries, times or
+//! statuses: the engine computes a [`State`] and the storage writes it. Every method states its promises in a numbered list;
 //! a check of `cap-testkit` quotes them as `claim/2`.
 //!
 //! # Tables
@@ -25,7 +25,7 @@
 //! whose clock is the host's says so in [`StorageCapabilities::host_clock`].
 //!
 //! # Futures
-//! Core drives each future that a storage returns to its end, unless the whole runtime goes away; only
+//! The engine drives each future that a storage returns to its end, unless the whole runtime goes away; only
 //! [`Storage::watch`] is dropped at will. All methods may be called at the same time from many tasks.
 //!
 //! [`Storage::join`] and [`Storage::heartbeat`] are called from a thread with a Tokio runtime of its own, so that handlers
@@ -33,9 +33,9 @@
 //! the runtime that made them keeps one for these two alone.
 //!
 //! # Errors
-//! What a storage calls `Rejected` or `Invalid` is the fault of what it was given: core looks for the culprit in the
+//! What a storage calls `Rejected` or `Invalid` is the fault of what it was given: the engine looks for the culprit in the
 //! batch, and parks it. All that somebody can put right without touching the message (rights, a full disk, a read-only
-//! server, a missing table) is `Environment`: core tries again, with pauses, and spends no attempt. If in doubt it is
+//! server, a missing table) is `Environment`: the engine tries again, with pauses, and spends no attempt. If in doubt it is
 //! `Environment`.
 
 use std::fmt;
@@ -45,11 +45,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::handler::HandlerError;
+use crate::handler_error::HandlerError;
 use crate::id::{ClaimToken, MessageId, NodeId, RecordId};
 use crate::lifecycle::{State, Status};
 use crate::name::{Group, Topic, Version};
-use crate::publish::Published;
+use crate::published::Published;
 use crate::time::Timestamp;
 
 /// A boxed future, which keeps the traits object-safe.
@@ -382,7 +382,7 @@ pub struct StorageCapabilities {
     pub host_clock: bool,
     /// The longest `Content`, in bytes, if there is a limit worth knowing; learnt from the server where it can be asked.
     pub max_content: Option<usize>,
-    /// The database cannot store every text, since its encoding is not Unicode: core hands it `Content` and reasons in
+    /// The database cannot store every text, since its encoding is not Unicode: the engine hands it `Content` and reasons in
     /// ASCII (JSON escapes the rest), and refuses other names.
     pub ascii_only: bool,
 }
@@ -484,8 +484,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 8. Contents together have at most `bytes` bytes, unless it is a single record. If that is why fewer than `limit`
     ///    were taken, `next_due` is zero.
     /// 9. A refusal has taken nothing: an error of kind `LeaseLost`, `Environment`, `Rejected`, `Invalid`, `Schema` or
-    ///    `Unsupported`. Any other leaves open whether something was taken, and core [releases](Storage::release) the token,
-    ///    more than once: an answer that was lost is `Unavailable`.
+    ///    `Unsupported`. Any other leaves open whether something was taken, and the engine [releases](Storage::release) the
+    ///    token, more than once: an answer that was lost is `Unavailable`.
     fn claim(&self, request: ClaimRequest) -> BoxFuture<'_, Result<Claimed>>;
 
     /// Writes the outcomes of attempts, in one transaction.
@@ -519,8 +519,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
     /// Registers a node, with a lease from now on.
     ///
-    /// 1. From then on the node may claim, until it is [taken over from](Storage::take_over) or leaves. Core joins with a
-    ///    fresh id each time; an id that is there already gets its lease anew.
+    /// 1. From then on the node may claim, until it is [taken over from](Storage::take_over) or leaves. The engine joins
+    ///    with a fresh id each time; an id that is there already gets its lease anew.
     fn join(&self, node: NodeId, lease: Duration) -> BoxFuture<'_, Result<()>>;
 
     /// Gives a sign of life: the lease now ends `lease` from now.
@@ -534,8 +534,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Takes from the dead: each node of `dead` whose sign of life is still the same is forgotten, and every record that is
     /// held by a node which is not registered becomes due at once, its attempts unchanged and its crashes one more.
     ///
-    /// Core says who is dead, since only it has a clock that nobody sets: a node is, whose sign has not changed for as long
-    /// as its lease was when it was first seen.
+    /// The engine says who is dead, since only it has a clock that nobody sets: a node is, whose sign has not changed for as
+    /// long as its lease was when it was first seen.
     ///
     /// 1. Nothing is taken from another node, however long ago it claimed and whatever the clock says of its lease.
     /// 2. Everything is taken from a node that is not registered, however old the record.
@@ -544,7 +544,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 5. Does not wait for an open transaction that has a record locked, where the database can: that record is taken by
     ///    the first call after its end.
     ///
-    /// After an error core calls it again, with the same signs or later ones: what was taken stays taken.
+    /// After an error the engine calls it again, with the same signs or later ones: what was taken stays taken.
     fn take_over(&self, dead: Vec<Sign>) -> BoxFuture<'_, Result<TakenOver>>;
 
     /// Signs a node off: it is forgotten, and what it still holds becomes due at once, the attempts not counted.
@@ -569,8 +569,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Deletes at most `limit` terminal records whose expiry has passed, whatever their version; answers how many.
     ///
     /// 1. Deletes nothing that is not terminal, whatever its times say.
-    /// 2. Safe when several nodes call it at once, and never deadlocks with publishing, claiming and settling. Core lets
-    ///    one node do it ([`Chore::Collect`]), but relies on this when a node is slow to notice that its turn is over.
+    /// 2. Safe when several nodes call it at once, and never deadlocks with publishing, claiming and settling. The engine
+    ///    lets one node do it ([`Chore::Collect`]), but relies on this when a node is slow to notice that its turn is over.
     fn collect(&self, table: Table, limit: usize) -> BoxFuture<'_, Result<u64>>;
 
     /// How many records of a version there are of each kind.
@@ -593,7 +593,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// 1. A record in flight is untouched.
     fn delete(&self, table: Table, records: Vec<RecordId>) -> BoxFuture<'_, Result<u64>>;
 
-    /// Runs until dropped, and wakes core for commits that it did not make itself. Polling covers what it misses.
+    /// Runs until dropped, and wakes the engine for commits that it did not make itself. Polling covers what it misses.
     ///
     /// 1. Not declared in `capabilities().watches`: answers `Unsupported` at once.
     /// 2. Declared: a committed [`Storage::insert`] of another handle wakes its table; extra wake-ups are harmless. What users
@@ -621,7 +621,7 @@ pub trait Enlist<C>: Storage {
     fn enlist(&self, connection: C, records: Vec<NewRecord>) -> Self::Receipt;
 }
 
-/// What [`Enlist::enlist`] answers, seen by core: something that becomes a [`Published`].
+/// What [`Enlist::enlist`] answers, seen by the engine: something that becomes a [`Published`].
 pub trait Receipt: Sized {
     /// What `publish_in` answers.
     type Published;
@@ -692,8 +692,8 @@ pub trait Transact: Storage {
         Self: Sized;
 }
 
-/// The same for storages with an asynchronous driver: core begins the transaction, lends it to the handler through the
-/// extractor [`Tx`](crate::Tx), and commits it.
+/// The same for storages with an asynchronous driver: the engine begins the transaction, lends it to the handler through the
+/// extractor `Tx`, and commits it.
 ///
 /// 1. The handler's writes, the records that are committed with it (into the outbox; `Duplicate` ones are left out) and
 ///    the settlement are one commit.

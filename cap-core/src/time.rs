@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A point in time: microseconds since 1970-01-01T00:00:00Z.
 ///
-/// Core never compares two clocks: times that decide anything are computed by the database from [`Due`] and a
+/// The engine never compares two clocks: times that decide anything are computed by the database from [`Due`] and a
 /// duration. A `Timestamp` made here only informs people, or is a moment that the user named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);

@@ -50,7 +50,7 @@ impl Position {
     }
 }
 
-/// Runs until the stream is lost. Any trouble ends it: core begins again.
+/// Runs until the stream is lost. Any trouble ends it: the engine begins again.
 pub(crate) async fn watch(storage: MongoStorage, wake: Wake) -> Result<()> {
     let (sender, mut told) = mpsc::channel::<Told>(1);
     // A future of the driver must not be dropped under way, and this one may be: the stream has a task of its own, which

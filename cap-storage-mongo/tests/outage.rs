@@ -56,7 +56,7 @@ async fn after_a_kill_a_restart_and_a_pause_it_goes_on_and_has_lost_nothing() {
     let (sender, mut woken) = mpsc::unbounded_channel();
     let watcher = storage.clone();
     let watch = tokio::spawn(async move {
-        // As core does: any trouble ends a watch, and it is begun again.
+        // As the engine does: any trouble ends a watch, and it is begun again.
         loop {
             let sender = sender.clone();
             let wake = Wake::new(move |table| {

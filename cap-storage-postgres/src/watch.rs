@@ -2,7 +2,7 @@
 //!
 //! A `NOTIFY` takes a lock of the whole server when its transaction commits. So no transaction that writes carries one:
 //! after inserts of the storage's own a separate one is sent, at most a few times a second. What the caller's own
-//! transactions publish, core wakes its own process for, and polling covers the others.
+//! transactions publish, the engine wakes its own process for, and polling covers the others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,7 +109,7 @@ impl Bell {
     }
 }
 
-/// Runs until the connection is lost. Any trouble ends it: core begins again.
+/// Runs until the connection is lost. Any trouble ends it: the engine begins again.
 pub(crate) async fn watch(storage: PostgresStorage, wake: Wake) -> Result<()> {
     let notifier = storage.notifier();
     let failed = |error: sqlx::Error| storage.pools().explain(error.into(), WATCH);

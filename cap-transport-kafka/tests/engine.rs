@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cap_core::{Cap, Context, Group, HandlerError, Json};
+use cap_core::{Group, HandlerError};
+use cap_engine::{Cap, Context, Json};
 use cap_storage_memory::MemoryStorage;
 use cap_transport_kafka::Kafka;
 use support::make_again;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cap_core::storage::{Query, Storage};
-use cap_core::{Cap, ErrorKind, Json, Table, Topic, Transport};
+use cap_core::{ErrorKind, Table, Topic, Transport};
+use cap_engine::{Cap, Json};
 use cap_storage_memory::MemoryStorage;
 use cap_transport_rabbitmq::{QueueType, RabbitMq};
 use lapin::options::ExchangeDeleteOptions;

@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cap_core::{Cap, ErrorKind, Headers, Json, Message, MessageId, Topic, Transport};
+use cap_core::{ErrorKind, Headers, Message, MessageId, Topic, Transport};
+use cap_engine::{Cap, Json};
 use cap_storage_memory::MemoryStorage;
 use cap_testkit::log::Log;
 use cap_transport_rabbitmq::{RabbitMq, RabbitMqOptions};
@@ -98,7 +99,7 @@ async fn an_engine_on(scene: &Scene, options: RabbitMqOptions) {
     let cap = Cap::builder()
         .storage(MemoryStorage::new())
         .transport(transport.clone())
-        .options(cap_core::Options { retry, ..Default::default() })
+        .options(cap_engine::Options { retry, ..Default::default() })
         .subscribe(topic.as_str(), &group, async |Json(_): Json<u32>| {})
         .on_dead(move |letter| drop(dead.send(letter.message_id)))
         .start()
@@ -150,7 +151,7 @@ async fn nothing_confidential_is_logged_above_trace() {
     }
     assert_eq!(log.leaks(), [""; 0]);
     let text = log.0.text();
-    assert!(text.contains("DEBUG") && text.contains("cap_core") && text.contains("cap_transport_rabbitmq"), "{text}");
+    assert!(text.contains("DEBUG") && text.contains("cap_engine") && text.contains("cap_transport_rabbitmq"), "{text}");
 
     // The driver does write it where it may: the log above is one that would show it.
     let transport = scene.open(options(&server(), PASSWORD).driver_logs(true)).await;

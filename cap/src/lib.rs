@@ -5,7 +5,8 @@
 //! outbox). A relay sends it. The receiver writes it into its own database (the inbox) before it tells the broker that
 //! it has it. A handler runs, and the row records what happened.
 //!
-//! This crate is the facade: features pick the backends, everything else comes from [`cap_core`], re-exported here.
+//! This crate is the facade: features pick the backends, everything else comes from [`cap_core`] (messages, and the traits
+//! of backends) and [`cap_engine`] (what publishes, sends and handles), both re-exported here.
 //!
 //! | feature | adds | crates | build |
 //! |---|---|---|---|
@@ -69,6 +70,7 @@
 //! ```
 
 pub use cap_core::*;
+pub use cap_engine::*;
 
 /// What the README shows compiles.
 #[cfg(all(doctest, feature = "sqlite", feature = "memory", feature = "postgres", feature = "rabbitmq"))]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cap_core::{Cap, Step};
+use cap_engine::{Cap, Step};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Broker, Database, Fallible, within};

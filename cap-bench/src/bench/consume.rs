@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use cap_core::transport::Transport as _;
-use cap_core::{Cap, Step, Subscribe};
+use cap_engine::{Cap, Step, Subscribe};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

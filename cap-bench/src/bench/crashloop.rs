@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use cap_core::storage::{Claim, ClaimRequest, Lane, Lease, NewRecord, Query, Storage, Table};
-use cap_core::{Cap, Group, Json, NodeId, Options, Status, Subscribe, Timestamp, Version, content, lifecycle};
+use cap_core::{Group, NodeId, Status, Timestamp, Version, content, lifecycle};
+use cap_engine::{Cap, Json, Options, Subscribe};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cap_core::{Cap, Subscribe};
+use cap_engine::{Cap, Subscribe};
 
 use crate::backend::{Broker, Database, Fallible};
 use crate::bench::Settings;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use cap_core::{Cap, HandlerError, Json, Publish, Subscribe};
+use cap_core::HandlerError;
+use cap_engine::{Cap, Json, Publish, Subscribe};
 use hdrhistogram::Histogram;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cap_core::storage::{Claim, NewRecord, Storage};
 use cap_core::transport::{Confirm, Outgoing, Transport};
-use cap_core::{Due, Headers, Message, MessageId, Step, Table, Timestamp, Topic, Version, content, headers, lifecycle};
+use cap_core::{Due, Headers, Message, MessageId, Table, Timestamp, Topic, Version, content, headers, lifecycle};
+use cap_engine::Step;
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cap_core::transport::Transport as _;
-use cap_core::{Cap, Options, Step, Subscribe};
+use cap_engine::{Cap, Options, Step, Subscribe};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -16,7 +16,7 @@ pub(crate) mod stop;
 
 use std::time::Duration;
 
-use cap_core::Options;
+use cap_engine::Options;
 use clap::Args;
 use serde::Serialize;
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cap_core::storage::Table;
-use cap_core::{Cap, CapBuilder, HandlerError, Options, Storage, Subscribe, Version};
+use cap_core::{HandlerError, Storage, Version};
+use cap_engine::{Cap, CapBuilder, Options, Subscribe};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};

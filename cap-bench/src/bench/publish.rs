@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use cap_core::{Cap, Publish};
+use cap_engine::{Cap, Publish};
 use tokio::task::JoinSet;
 
 use crate::backend::{Broker, Client as _, Database, End, Fallible};

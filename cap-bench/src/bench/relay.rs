@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use cap_core::{Cap, Step};
+use cap_engine::{Cap, Step};
 
 use crate::backend::{Broker, Database, Fallible, within};
 use crate::bench::load::{Countdown, fill_outbox};

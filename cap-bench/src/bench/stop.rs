@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cap_core::storage::Storage;
-use cap_core::{Cap, Options, Subscribe};
+use cap_engine::{Cap, Options, Subscribe};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use cap_core::{
-    Cap, CapBuilder, Context, Error, HandlerError, Json, Options, Publish, RetryPolicy, Storage, Subscribe,
-};
+use cap_core::{Error, HandlerError, RetryPolicy, Storage};
+use cap_engine::{Cap, CapBuilder, Context, Json, Options, Publish, Subscribe};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::{Handle, Runtime};

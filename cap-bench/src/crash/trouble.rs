@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use cap_core::{Context, HandlerError, Json, Message};
+use cap_core::{HandlerError, Message};
+use cap_engine::{Context, Json};
 
 use crate::crash::checker::AUDIT;
 use crate::crash::recorder::Recorder;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Json, Publish, Subscribe, Tx};
+use cap_engine::{Cap, Json, Publish, Subscribe, Tx};
 use cap_storage_memory::MemoryStorage;
 
 use crate::backend::{Business, Client, Database, End, Fallible};
@@ -53,7 +53,7 @@ impl Database for Memory {
     }
 
     fn billing(&self, _: &MemoryStorage, topic: &str, recorder: Recorder) -> Subscribe {
-        Subscribe::to(topic, move |Json(number): Json<i64>, context: cap_core::Context, mut tx: Tx<MemoryStorage>| {
+        Subscribe::to(topic, move |Json(number): Json<i64>, context: cap_engine::Context, mut tx: Tx<MemoryStorage>| {
             let recorder = recorder.clone();
             async move {
                 called_in_billing(&recorder, number, &context)?;

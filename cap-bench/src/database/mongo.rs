@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use cap_core::HandlerError;
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, Context, HandlerError, Json, Publish, Subscribe, Tx};
+use cap_engine::{Cap, Context, Json, Publish, Subscribe, Tx};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 use mongodb::bson::{Document, doc};
 use mongodb::{ClientSession, Collection};

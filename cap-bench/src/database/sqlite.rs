@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cap_core::HandlerError;
 use cap_core::storage::Storage as _;
-use cap_core::{Cap, HandlerError, Json, Publish, Subscribe};
+use cap_engine::{Cap, Json, Publish, Subscribe};
 use cap_storage_sqlite::{SqliteStorage, SqliteTx};
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -71,7 +72,7 @@ impl Database for Sqlite {
     }
 
     fn billing(&self, storage: &SqliteStorage, topic: &str, recorder: Recorder) -> Subscribe {
-        let bill = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_core::Context| {
+        let bill = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_engine::Context| {
             called_in_billing(&recorder, number, &context)?;
             tx.execute("INSERT INTO invoices (number, made_at) VALUES (?1, ?2)", (number, now_micros()))?;
             mishap()
@@ -81,7 +82,7 @@ impl Database for Sqlite {
 
     /// There is one writer: whoever holds it holds up everybody.
     fn locking(&self, storage: &SqliteStorage, topic: &str, recorder: Recorder, hold: Duration) -> Subscribe {
-        let lock = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_core::Context| {
+        let lock = move |tx: &mut SqliteTx<'_>, Json(number): Json<i64>, context: cap_engine::Context| {
             called_in_billing(&recorder, number, &context)?;
             tx.execute("UPDATE locks SET holder = ?1 WHERE id = 1", (number,))?;
             std::thread::sleep(hold);

@@ -30,4 +30,3 @@ pub use retry::{Backoff, Limit, RetryPolicy};
 pub use state::{State, Status};
 pub use transition::{Begin, Begun, Outcome, Rules, begin, parked, received, requeued, scheduled, settle};
 pub use unroutable::Unroutable;
-pub(crate) use unroutable::UnroutableRules;

@@ -123,21 +123,6 @@ impl RetryPolicy {
             }
         }
     }
-
-    /// What is wrong with the policy, if anything.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        if self.limit == Limit::Attempts(0) {
-            faults.push("retry limit 0: a message needs at least one attempt".to_owned());
-        }
-        if let Backoff::Exponential { base, max } = self.backoff
-            && (base.is_zero() || base > max)
-        {
-            faults
-                .push(format!("retry backoff: the base {base:?} must be above zero and not above the maximum {max:?}"));
-        }
-        faults
-    }
 }
 
 impl fmt::Display for Limit {

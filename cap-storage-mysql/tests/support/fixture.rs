@@ -87,7 +87,7 @@ impl StorageFixture for MySqlFixture {
         })
     }
 
-    /// What core does with a handler that asks for the transaction.
+    /// What the engine does with a handler that asks for the transaction.
     fn transact(&self, settlement: Settlement, script: Script) -> BoxFuture<'_, Result<Transacted>> {
         Box::pin(async move {
             // It has to know what the server takes.

@@ -82,7 +82,7 @@ impl StorageFixture for PostgresFixture {
         })
     }
 
-    /// What core does with a handler that asks for the transaction.
+    /// What the engine does with a handler that asks for the transaction.
     fn transact(&self, settlement: Settlement, script: Script) -> BoxFuture<'_, Result<Transacted>> {
         Box::pin(async move {
             let Some(mut tx) = self.handlers.begin(settlement).await? else { return Ok(Transacted::Lost) };

@@ -37,7 +37,7 @@ pub trait StorageFixture: Send + Sync + 'static {
         Box::pin(async { Err(unsupported("run a transactional handler")) })
     }
 
-    /// Begins the transaction of a handler that is at work on a record, as core does by
+    /// Begins the transaction of a handler that is at work on a record, as the engine does by
     /// [`TransactAsync::begin`](cap_core::storage::TransactAsync::begin), on a handle of its own, and leaves it open
     /// (capability `transactional_handlers`, where the storage [locks records](StorageFixture::locks_records)). None if
     /// the record is not held under the settlement's token.

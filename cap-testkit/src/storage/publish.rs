@@ -281,7 +281,7 @@ pub(super) async fn a_batch_of_three_thousand_works(fixture: &dyn StorageFixture
     Ok(())
 }
 
-/// Core drives every future to its end unless the runtime goes away; when it does, nothing may be left half done.
+/// The engine drives every future to its end unless the runtime goes away; when it does, nothing may be left half done.
 pub(super) async fn a_runtime_that_dies_in_a_call_leaves_all_or_nothing(fixture: &dyn StorageFixture) -> CheckResult {
     const BATCH: usize = 50;
     let storage = opened(fixture).await?;

@@ -419,7 +419,7 @@ macro_rules! for_each_storage_check {
             }
             "S-083" schema::capabilities_are_constant_and_as_expected {
                 promises: ["capabilities"],
-                catches: "capabilities found out on the way, after core has asked",
+                catches: "capabilities found out on the way, after the engine has asked",
                 faults: [CapabilitiesChange]
             }
             "S-084" upkeep::only_expired_terminal_records_are_collected {

@@ -141,7 +141,7 @@ pub(super) async fn a_hundred_years_are_no_overflow(fixture: &dyn StorageFixture
     Ok(())
 }
 
-/// The ends of what core hands to a storage, and of what a user may configure.
+/// The ends of what the engine hands to a storage, and of what a user may configure.
 pub(super) async fn no_time_is_too_far_off(fixture: &dyn StorageFixture) -> CheckResult {
     let storage = opened(fixture).await?;
     let worker = Worker::join(&storage).await?;

@@ -213,7 +213,7 @@ pub(super) fn outgoing(messages: &[Message]) -> (Vec<Outgoing>, Outcomes) {
     (outgoing.collect(), outcomes)
 }
 
-/// A message as core prepares one, with its id and topic among the headers.
+/// A message as the engine prepares one, with its id and topic among the headers.
 pub(super) fn message(topic: &Topic) -> Message {
     message_with(topic, [], Bytes::from_static(br#"{"total":12}"#))
 }

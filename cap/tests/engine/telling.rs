@@ -35,7 +35,7 @@ impl Line {
     }
 
     fn is_ours(&self) -> bool {
-        self.target.starts_with("cap_core")
+        self.target.starts_with("cap_engine")
     }
 }
 

@@ -152,7 +152,7 @@ async fn no_password_is_logged_at_any_level() {
     kafka().await;
     assert_eq!(log.leaks(PASSWORD), [""; 0]);
     let text = log.text();
-    for writer in ["TRACE", " sqlx", " cap_core"] {
+    for writer in ["TRACE", " sqlx", " cap_engine"] {
         assert!(text.contains(writer), "there is no line of{writer}");
     }
 

@@ -82,7 +82,7 @@ impl Scene {
     ) -> Node {
         let database = Proxy::to(Database::place()).await;
         let pool = self.database.pool_through(&database.place, name);
-        // So patient that only core can tell that the lease is over.
+        // So patient that only the engine can tell that the lease is over.
         let limits = PostgresOptions::default().connect_timeout(PATIENCE * 2).statement_timeout(PATIENCE * 2);
         let steps = Steps::default();
         let told = steps.clone();

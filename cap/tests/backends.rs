@@ -9,7 +9,7 @@ const HEAD: &str = "# What each backend guarantees, and lacks
 
 Generated from the capabilities that the backends declare: `CAP_UPDATE_DOCS=1 cargo test -p cap --all-features --test
 backends`. What a backend does not declare it answers with `Unsupported`, and the conformance kit checks that, too. What
-all of them guarantee is in the numbered promises of [`Storage`](../cap-core/src/storage.rs) and
+all of them guarantee is in the numbered promises of [`Storage`](../cap-core/src/storage/mod.rs) and
 [`Transport`](../cap-core/src/transport.rs); `scripts/conformance` prints how each one keeps them.
 ";
 

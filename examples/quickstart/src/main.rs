@@ -3,7 +3,7 @@
 //! on the same `--db`, and it finishes what was left: there is exactly one invoice for each order.
 //!
 //! ```text
-//! cargo run --release -p quickstart -- [--input FILE] [--db FILE]
+//! cargo run -p quickstart -- [--input FILE] [--db FILE]
 //! ```
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program for the terminal")]
 

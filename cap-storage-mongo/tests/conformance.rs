@@ -15,7 +15,7 @@ use cap_storage_mongo::mongodb::bson::{Document, doc};
 use cap_storage_mongo::mongodb::{self, ClientSession, Collection};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 use cap_testkit::storage::{Script, StorageFixture, UserTransaction};
-use support::Database;
+use support::{Database, patient};
 
 cap_testkit::storage_conformance!(MongoFixture::new().await);
 
@@ -82,7 +82,7 @@ impl StorageFixture for MongoFixture {
         Box::pin(async {
             // With clients of its own: only those can be used from every runtime.
             let options = MongoOptions::new(self.database.url().await).database(&self.database.name);
-            let storage = MongoStorage::connect_lazy(options.statement_timeout(Duration::from_secs(300))).await?;
+            let storage = MongoStorage::connect_lazy(patient(options)).await?;
             Ok(Arc::new(storage) as Arc<dyn Storage>)
         })
     }

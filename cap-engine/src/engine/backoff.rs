@@ -1,4 +1,4 @@
-//! Pauses between attempts of the engine's own work: exponential with full jitter. (Those of messages are the
+//! Pauses between attempts of the engine's own work: exponential with equal jitter. (Those of messages are the
 //! lifecycle's.)
 
 use std::sync::{Mutex, PoisonError};

@@ -13,7 +13,7 @@ use cap_storage_mongo::mongodb::event::command::CommandEvent;
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
-use crate::support::{Database, admin};
+use crate::support::{Database, admin, patient};
 use cap_testkit::storage::scene::{LEASE, delivery, group, listed, message, node, request};
 
 /// The server has one fail point of this kind: who sets it again changes it for all.
@@ -39,7 +39,8 @@ impl Held {
             }
         }));
         let client = Client::with_options(options).unwrap();
-        let storage = MongoStorage::with_client(client, MongoOptions::default().database(&database.name)).unwrap();
+        let storage =
+            MongoStorage::with_client(client, patient(MongoOptions::default()).database(&database.name)).unwrap();
         let data = doc! { "failCommands": [command], "blockConnection": true, "blockTimeMS": 1_000, "appName": &database.name };
         let hold = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
         admin().await.database("admin").run_command(hold).await.expect("the server takes no test commands");
@@ -120,7 +121,7 @@ async fn a_commit_whose_answer_is_lost_is_asked_for_again() {
     let mut options = database.options().await;
     options.app_name = Some(database.name.clone());
     let client = Client::with_options(options).unwrap();
-    let shaky = MongoStorage::with_client(client, MongoOptions::default().database(&database.name)).unwrap();
+    let shaky = MongoStorage::with_client(client, patient(MongoOptions::default()).database(&database.name)).unwrap();
     // Carried out, but not confirmed by a majority (64); and twice the connection is lost.
     let unconfirmed = doc! { "code": 64, "errmsg": "waiting for replication timed out" };
     for data in [

@@ -7,7 +7,7 @@ use cap_core::{ErrorKind, NodeId, Version};
 use cap_storage_mongo::mongodb::bson::{Bson, DateTime, Document, doc};
 use cap_storage_mongo::{MongoOptions, MongoStorage};
 
-use crate::support::Database;
+use crate::support::{Database, patient};
 use cap_testkit::storage::scene::{LEASE, ids, message, node, request, succeeded};
 
 /// Publishes, claims and settles a message.
@@ -35,7 +35,7 @@ fn commands(script: &str) -> Vec<Document> {
 #[tokio::test]
 async fn without_leave_to_migrate_missing_collections_are_a_schema_error_and_printed_ones_will_do() {
     let database = Database::create().await;
-    let options = MongoOptions::default().migrate(false).prefix("bus");
+    let options = patient(MongoOptions::default()).migrate(false).prefix("bus");
     let storage = database.storage_with(options.clone()).await;
     let error = storage.prepare().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema, "{error}");
@@ -132,7 +132,8 @@ async fn collections_of_strangers_are_left_alone() {
 #[tokio::test]
 async fn prefixes_share_nothing() {
     let database = Database::create().await;
-    let (one, other) = (database.storage().await, database.storage_with(MongoOptions::default().prefix("other")).await);
+    let (one, other) =
+        (database.storage().await, database.storage_with(patient(MongoOptions::default()).prefix("other")).await);
     one.prepare().await.unwrap();
     other.prepare().await.unwrap();
     works(&one, "a").await;

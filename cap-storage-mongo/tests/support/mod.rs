@@ -18,6 +18,11 @@ pub(crate) const SERVER: Server = Server {
            mongodb://user:password@localhost:27017/?replicaSet=rs0",
 };
 
+/// For tests that are not about time: a stand-in of the server may be slow, above all on a busy machine.
+pub(crate) fn patient(options: MongoOptions) -> MongoOptions {
+    options.connect_timeout(Duration::from_secs(60)).statement_timeout(Duration::from_secs(300))
+}
+
 pub(crate) async fn server() -> ClientOptions {
     let mut options = ClientOptions::parse(SERVER.url()).await.unwrap();
     options.server_selection_timeout = Some(Duration::from_secs(60));
@@ -71,7 +76,7 @@ impl Database {
 
     /// A handle with a client of its own.
     pub(crate) async fn storage(&self) -> MongoStorage {
-        self.storage_with(MongoOptions::default().statement_timeout(Duration::from_secs(300))).await
+        self.storage_with(patient(MongoOptions::default())).await
     }
 
     pub(crate) async fn storage_with(&self, options: MongoOptions) -> MongoStorage {

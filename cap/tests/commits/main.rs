@@ -6,6 +6,8 @@
 
 mod scene;
 
+use std::time::Duration;
+
 use cap::Cap;
 use cap::mongo::mongodb::options::ClientOptions;
 use cap::mongo::mongodb::{self, Client};
@@ -66,7 +68,11 @@ async fn mongo_a_commit_is_delivered_at_once_however_long_its_transaction_was_op
     let (server, name) = (url("CAP_TEST_MONGO_URL", "mongo"), name());
     let client = Client::with_options(ClientOptions::parse(server).await.unwrap()).unwrap();
     let arrivals = Arrivals::new();
-    let storage = MongoStorage::with_client(client.clone(), MongoOptions::default().database(&name)).unwrap();
+    let storage = MongoStorage::with_client(
+        client.clone(),
+        MongoOptions::default().connect_timeout(Duration::from_secs(60)).database(&name),
+    )
+    .unwrap();
     let cap = arrivals.start(Cap::builder().storage(storage)).await;
     let mut open: Vec<mongodb::ClientSession> = Vec::new();
     for number in 0..TRANSACTIONS {

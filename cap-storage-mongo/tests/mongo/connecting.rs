@@ -157,6 +157,9 @@ async fn a_call_that_waits_too_long_is_given_up() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     }
     session.abort_transaction().await.unwrap();
-    assert!(!ids(&storage, Table::Outbox).await.contains(&"b".to_owned()), "half of a batch is there");
+    // What was given up may be carried out all the same, once the other transaction has ended; but not half of it.
+    let stored = ids(&storage, Table::Outbox).await;
+    let has = |message: &str| stored.iter().any(|stored| stored == message);
+    assert!(!has("b") || has("a"), "half of a batch is there");
     database.drop().await;
 }

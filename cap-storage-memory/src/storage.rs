@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cap_core::backend::refuse;
+use cap_core::backend::{refuse, unregistered};
 use cap_core::error::{Error, ErrorKind, Result};
 use cap_core::lifecycle::State;
 use cap_core::storage::{
@@ -97,8 +97,7 @@ impl MemoryStorage {
     }
 
     fn without_lease(operation: &'static str, node: NodeId) -> Error {
-        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-        Self::error(ErrorKind::LeaseLost, operation, reason)
+        Self::error(ErrorKind::LeaseLost, operation, unregistered(node))
     }
 
     /// Whether these records may be stored at all.

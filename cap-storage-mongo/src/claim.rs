@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use cap_core::backend::limit;
 use cap_core::lifecycle::Status;
 use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record, Table};
 use cap_core::{ErrorKind, Version};
@@ -10,7 +11,7 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 
 use crate::commands::{self, Counted, binary};
 use crate::error::{Fallible, Fault};
-use crate::row::{limit, read_all, until, whole};
+use crate::row::{read_all, until, whole};
 use crate::session::{Db, End, all, matched};
 
 /// How many records one transaction gives back.

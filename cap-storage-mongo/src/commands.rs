@@ -12,6 +12,7 @@
 //!   same call where an operator (`$setOnInsert`) or an index bound wants a constant.
 //! - Addresses are listed in statements of at most [`AT_ONCE`]: many statements are still one command.
 
+use cap_core::backend::{attempts, crashes};
 use cap_core::lifecycle::State;
 use cap_core::storage::{Lane, NewRecord, Query, Sign, Table};
 use cap_core::{Group, MessageId, NodeId, Status, Topic, Version};
@@ -19,7 +20,7 @@ use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use uuid::Uuid;
 
-use crate::row::{Moment, Times, attempts, crashes};
+use crate::row::{Moment, Times};
 
 /// Earlier than anything that is stored.
 pub(crate) const EARLY: DateTime = DateTime::from_millis(-62_135_596_800_000);

@@ -1,5 +1,6 @@
 //! What operators ask for, and deleting what has expired.
 
+use cap_core::backend::limit;
 use cap_core::lifecycle::State;
 use cap_core::storage::{Counts, Query, Record, Table};
 use cap_core::{RecordId, Version};
@@ -7,7 +8,7 @@ use mongodb::bson::doc;
 
 use crate::commands;
 use crate::error::Fallible;
-use crate::row::{addresses, limit, read_all, whole};
+use crate::row::{addresses, read_all, whole};
 use crate::session::{Db, all};
 
 /// How many records of a version there are of each kind.

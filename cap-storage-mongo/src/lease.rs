@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cap_core::backend::limit;
 use cap_core::storage::{Chore, Lease, Sign, Table, TakenOver};
 use cap_core::{ErrorKind, NodeId};
 use mongodb::bson::{Bson, Document, doc};
@@ -10,7 +11,7 @@ use mongodb::options::{Hint, ReturnDocument};
 use crate::claim::{GIVEN_BACK, give_back};
 use crate::commands::{self, AT_ONCE, Counted, binary};
 use crate::error::{Fallible, Fault, text_of};
-use crate::row::{limit, span, timestamp, uuid, whole};
+use crate::row::{span, timestamp, uuid, whole};
 use crate::session::{Db, End, all};
 
 /// Registers a node, or renews its lease.

@@ -31,21 +31,6 @@ fn millis_up(micros: i64) -> i64 {
     micros.div_euclid(1_000) + i64::from(micros.rem_euclid(1_000) > 0)
 }
 
-/// A limit as the server counts it; 0 would be none to it.
-pub(crate) fn limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// A count of attempts as the server counts it.
-pub(crate) fn attempts(state: &State) -> i32 {
-    i32::try_from(state.attempts()).unwrap_or(i32::MAX)
-}
-
-/// A count of crashes as the server counts it.
-pub(crate) fn crashes(state: &State) -> i32 {
-    i32::try_from(state.crashes()).unwrap_or(i32::MAX)
-}
-
 /// A time to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cap_core::backend::Attempt;
+use cap_core::backend::{Attempt, unregistered};
 use cap_core::storage::Table;
 use cap_core::{BoxFuture, Error, ErrorKind, NodeId, Result};
 use mongodb::bson::{DateTime, Document, doc};
@@ -373,8 +373,7 @@ impl Db {
         }
         // Before the collections are made nobody is.
         self.clock().await?;
-        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-        Err(Fault::said(ErrorKind::LeaseLost, reason))
+        Err(Fault::said(ErrorKind::LeaseLost, unregistered(node)))
     }
 
     pub(crate) async fn aggregate_one(&self, name: &str, pipeline: Vec<Document>) -> Fallible<Option<Document>> {

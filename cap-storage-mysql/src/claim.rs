@@ -6,14 +6,13 @@ use std::time::Duration;
 use cap_core::lifecycle::Status;
 use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record, Table};
 use cap_core::{Group, RecordId, Topic, Version};
-use cap_storage_sqlx::Fallible;
+use cap_storage_sqlx::{Fallible, Fault, shrink};
 use sqlx::MySqlConnection;
 use sqlx::mysql::MySqlRow;
 
-use crate::lease::lease_lost;
 use crate::row::{
     CONTENT, LENGTH, addresses, affected, content, ids, integer, limit, literal, maybe_integer, octets, out_of_step,
-    read, shrink, wait,
+    read, wait,
 };
 use crate::script::{Script, bytes, list as listed, number, text};
 use crate::sql::{BEGIN, LIST, Sql};
@@ -40,7 +39,7 @@ pub(crate) async fn claim(connection: &mut MySqlConnection, sql: &Sql, request: 
     let answers = script.run(connection).await?;
     let [.., lease, due] = &answers[..] else { return Err(out_of_step()) };
     if lease.rows.is_empty() {
-        return Err(lease_lost(*node));
+        return Err(Fault::lease_lost(*node));
     }
     let Taken { mut records, without_content, is_cut, bytes } = Taken::of(&due.rows, *most_bytes)?;
     for record in &mut records {

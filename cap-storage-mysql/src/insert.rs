@@ -2,18 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cap_core::backend::{Times, refuse};
+use cap_core::backend::{Times, attempts, crashes, refuse};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{Claim, Inserted, NewRecord, Table};
 use cap_core::{ClaimToken, ErrorKind, NodeId, RecordId};
-use cap_storage_sqlx::{Fallible, Fault};
+use cap_storage_sqlx::{Fallible, Fault, shrink};
 use sqlx::mysql::MySqlArguments;
 use sqlx::query::Query;
 use sqlx::{MySql, MySqlConnection};
 
 use crate::error::Numbered;
-use crate::lease::lease_lost;
-use crate::row::{RANGE, attempts, crashes, integer, literal, octets, out_of_step, shrink};
+use crate::row::{RANGE, integer, literal, octets, out_of_step};
 use crate::script::{Answer, Script, bytes, list as listed, number};
 use crate::sql::{self, Form, LIST, MOST_ROWS, Sql, Statement, TableSql};
 
@@ -124,7 +123,7 @@ async fn insert_unknown(
     if let Some(Claim { node, .. }) = claim
         && answers.next().is_none_or(|lease| lease.rows.is_empty())
     {
-        return Err(lease_lost(node));
+        return Err(Fault::lease_lost(node));
     }
     let known = batch.keys_of(answers)?;
     if known.is_empty() {
@@ -238,7 +237,7 @@ impl<'r> Batch<'r> {
             ("topic", &bytes(topic.as_str().as_bytes())),
             ("lane", &group),
             ("content", &bytes(content.as_bytes())),
-            ("attempts", &number(Some(attempts(state)))),
+            ("attempts", &number(Some(i64::from(attempts(state))))),
             ("message_id", &bytes(message_id.as_str().as_bytes())),
             ("node", &literal(node)),
             ("token", &bytes(self.token.0.as_bytes())),
@@ -252,7 +251,7 @@ impl<'r> Batch<'r> {
                 Script::default().plain(sql::ROLLBACK).run(connection).await?;
                 Ok(vec![Inserted::Duplicate])
             }
-            Err(fault) if fault.is_without_value() => Err(lease_lost(node)),
+            Err(fault) if fault.is_without_value() => Err(Fault::lease_lost(node)),
             Err(fault) => Err(fault),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cap_core::storage::{Chore, Lease, Sign, TakenOver};
-use cap_core::{ErrorKind, NodeId, RecordId};
+use cap_core::{NodeId, RecordId};
 use cap_storage_sqlx::{Fallible, Fault};
 use sqlx::MySqlConnection;
 
@@ -153,16 +153,11 @@ pub(crate) async fn take_chore(
     let (chore, term) = (bytes(chore.as_str().as_bytes()), number(Some(RANGE.span(term))));
     let lease = Script::begin().then(&sql.lock_lease, &[("node", &owner)]).run(connection).await?;
     if lease.last().is_none_or(|lease| lease.rows.is_empty()) {
-        return Err(lease_lost(node));
+        return Err(Fault::lease_lost(node));
     }
     let values = [("chore", &*chore), ("node", &owner), ("term", &term)];
     let script = Script::default().then(&sql.know_chore, &values).then(&sql.take_chore, &values).commit();
     let answers = script.run(connection).await?;
     let [.., taken, _commit] = &answers[..] else { return Err(out_of_step()) };
     Ok(taken.affected > 0)
-}
-
-pub(crate) fn lease_lost(node: NodeId) -> Fault {
-    let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-    Fault::said(ErrorKind::LeaseLost, reason)
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cap_core::backend::{Range, Times};
+use cap_core::backend::{self, Range, Times};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::Record;
 use cap_core::{ErrorKind, Group, MessageId, NodeId, RecordId, Timestamp, Topic, Version};
 use cap_storage_sqlx::{Fallible, Fault};
+use sqlx::Row;
 use sqlx::mysql::MySqlRow;
-use sqlx::{Connection, MySqlConnection, Row};
 use uuid::Uuid;
 
 use crate::script::{Answer, bytes, list as listed, null, number, text};
@@ -27,17 +27,7 @@ pub(crate) const RANGE: Range = Range { far: FAR, moments: MOMENTS };
 
 /// A limit as SQL counts it.
 pub(crate) fn limit(limit: usize) -> String {
-    number(Some(i64::try_from(limit).unwrap_or(i64::MAX)))
-}
-
-/// A count of attempts as SQL counts it.
-pub(crate) fn attempts(state: &State) -> i64 {
-    i64::from(i32::try_from(state.attempts()).unwrap_or(i32::MAX))
-}
-
-/// A count of crashes as SQL counts it.
-pub(crate) fn crashes(state: &State) -> i64 {
-    i64::from(i32::try_from(state.crashes()).unwrap_or(i32::MAX))
+    number(Some(backend::limit(limit)))
 }
 
 /// What of a state a statement writes, as expressions: those of the holes in `settle` and `requeue`.
@@ -51,29 +41,19 @@ impl Expressions {
         let kept = |column: &str| if is_held { column.to_owned() } else { null() };
         Self([
             ("status", text(Some(state.status().as_str()))),
-            ("attempts", number(Some(attempts(state)))),
+            ("attempts", number(Some(i64::from(backend::attempts(state))))),
             ("due", due.unwrap_or_else(null)),
             ("expires", expires_in.map_or_else(null, sql::from_now)),
             ("reason", text(state.reason())),
             ("owner", kept("`Owner`")),
             ("claim", kept("`Claim`")),
-            ("crashes", number(Some(crashes(state)))),
+            ("crashes", number(Some(i64::from(backend::crashes(state))))),
             ("suspect", number(Some(i64::from(state.crashes() > 0)))),
         ])
     }
 
     pub(crate) fn with<'l>(&'l self, others: &[(&'l str, &'l str)]) -> Vec<(&'l str, &'l str)> {
         self.0.iter().map(|(name, literal)| (*name, literal.as_str())).chain(others.iter().copied()).collect()
-    }
-}
-
-/// Contents of more than this many bytes together leave buffers behind that are not kept.
-const LARGE: usize = 1 << 20;
-
-/// Gives the memory of the connection's buffers back, if so many bytes went through them.
-pub(crate) fn shrink(connection: &mut MySqlConnection, bytes: usize) {
-    if bytes > LARGE {
-        connection.shrink_buffers();
     }
 }
 

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use cap_core::backend::limit;
 use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane};
 use cap_core::{Group, NodeId, Timestamp, Topic, Version};
-use cap_storage_sqlx::Fallible;
+use cap_storage_sqlx::{Fallible, Fault, shrink};
 use sqlx::{PgConnection, Row};
 
-use crate::lease::lease_lost;
-use crate::row::{Id, column, limit, moment, read, shrink, wait};
+use crate::row::{Id, column, moment, read, wait};
 use crate::sql::{Sql, TableSql};
 
 /// Takes due records over a `claim`, earliest first.
@@ -31,7 +31,7 @@ pub(crate) async fn claim(
         Some(group) => query.bind(group.as_str()),
     };
     let rows = query.fetch_all(&mut *connection).await?;
-    let Some((answer, rows)) = rows.split_first() else { return Err(lease_lost(claim.node)) };
+    let Some((answer, rows)) = rows.split_first() else { return Err(Fault::lease_lost(claim.node)) };
     let order: Vec<i64> = answer.try_get(14)?;
     let places: HashMap<i64, usize> = order.into_iter().enumerate().map(|(place, id)| (id, place)).collect();
     let mut records = rows.iter().map(read).collect::<Fallible<Vec<_>>>()?;

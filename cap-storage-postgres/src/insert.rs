@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 
-use cap_core::backend::{Times, refuse};
+use cap_core::backend::{Times, attempts, crashes, refuse};
 use cap_core::lifecycle::Status;
 use cap_core::storage::{Claim, Inserted, NewRecord, Table};
 use cap_core::{ErrorKind, Group, RecordId};
-use cap_storage_sqlx::{Fallible, Fault};
+use cap_storage_sqlx::{Fallible, Fault, shrink};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
 
 use crate::error::is_taken_address;
-use crate::lease::lease_lost;
-use crate::row::{Id, Kinds, RANGE, attempts, column, crashes, is_locked, reason, shrink};
+use crate::row::{Id, Kinds, RANGE, column, is_locked, reason};
 use crate::sequence;
 use crate::session::take_back;
 use crate::sql::{PATIENCE, Sql, Statement, TableSql};
@@ -125,14 +124,14 @@ async fn insert_within(
             .fetch_all(&mut *connection)
             .await?;
         if rows.is_empty() && sql.is_registered.query().bind(Id(node.0)).fetch_optional(connection).await?.is_none() {
-            return Err(lease_lost(node));
+            return Err(Fault::lease_lost(node));
         }
         return stored(records, &rows, false);
     }
     let query = given(&sql.table(table).insert_held, records, patience).bind(Id(node.0)).bind(Id(token.0));
     let rows = query.fetch_all(connection).await?;
     if rows.is_empty() {
-        return Err(lease_lost(node));
+        return Err(Fault::lease_lost(node));
     }
     stored(records, &rows, table == Table::Inbox)
 }

@@ -1,13 +1,13 @@
 //! What operators ask for, and deleting what has expired.
 
-use cap_core::backend::Times;
+use cap_core::backend::{Times, attempts, crashes, limit};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{Counts, Query as ListQuery, Record};
 use cap_core::{Group, RecordId, Topic, Version};
 use cap_storage_sqlx::Fallible;
 use sqlx::{PgConnection, Row};
 
-use crate::row::{RANGE, addresses, attempts, crashes, limit, read, reason};
+use crate::row::{RANGE, addresses, read, reason};
 use crate::sql::TableSql;
 
 pub(crate) async fn counts(connection: &mut PgConnection, sql: &TableSql, version: &Version) -> Fallible<Counts> {

@@ -78,11 +78,6 @@ pub(crate) async fn take_chore(
     let take = sql.take_chore.query().bind(chore.as_str()).bind(node.to_string()).bind(RANGE.span(term));
     match take.fetch_optional(connection).await? {
         Some(row) => Ok(row.try_get(0)?),
-        None => Err(lease_lost(node)),
+        None => Err(Fault::lease_lost(node)),
     }
-}
-
-pub(crate) fn lease_lost(node: NodeId) -> Fault {
-    let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-    Fault::said(ErrorKind::LeaseLost, reason)
 }

@@ -12,7 +12,7 @@ use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo};
-use sqlx::{Connection, PgConnection, Postgres, Row, Type, ValueRef};
+use sqlx::{Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
 use crate::error::is_lock_timeout;
@@ -25,21 +25,6 @@ const EPOCHS_APART: i64 = 946_684_800_000_000;
 
 /// What a column of time holds. The earliest that PostgreSQL knows is in 4714 BC.
 pub(crate) const RANGE: Range = Range { far: FAR, moments: (-EPOCHS_APART, FAR) };
-
-/// A limit as SQL counts it.
-pub(crate) fn limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// A count of attempts as SQL counts it.
-pub(crate) fn attempts(state: &State) -> i32 {
-    i32::try_from(state.attempts()).unwrap_or(i32::MAX)
-}
-
-/// A count of crashes as SQL counts it.
-pub(crate) fn crashes(state: &State) -> i32 {
-    i32::try_from(state.crashes()).unwrap_or(i32::MAX)
-}
 
 /// The reason, without what PostgreSQL cannot hold in a text.
 pub(crate) fn reason(state: &State) -> Option<String> {
@@ -79,16 +64,6 @@ impl<K: PartialEq> Kinds<K> {
 
 pub(crate) fn is_locked(fault: &Fault) -> bool {
     fault.driver().is_some_and(is_lock_timeout)
-}
-
-/// Contents of more than this many bytes together leave buffers behind that are not kept.
-const LARGE: usize = 1 << 20;
-
-/// Gives the memory of the connection's buffers back, if so many bytes went through them.
-pub(crate) fn shrink(connection: &mut PgConnection, bytes: usize) {
-    if bytes > LARGE {
-        connection.shrink_buffers();
-    }
 }
 
 pub(crate) fn column<'r, R, T>(rows: &'r [R], value: impl FnMut(&'r R) -> T) -> Vec<T> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use cap_core::backend::{Holder, Settlements, Times};
+use cap_core::backend::{Holder, Settlements, Times, attempts, crashes};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{Settled, Settlement};
 use cap_core::{ClaimToken, RecordId};
@@ -11,7 +11,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
 
-use crate::row::{Id, Kinds, RANGE, attempts, column, crashes, is_locked, reason, uuid};
+use crate::row::{Id, Kinds, RANGE, column, is_locked, reason, uuid};
 use crate::session::take_back;
 use crate::sql::{PATIENCE, Statement, TableSql};
 

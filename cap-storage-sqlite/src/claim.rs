@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cap_core::backend;
 use cap_core::lifecycle::Status;
 use cap_core::storage::{Claim, ClaimRequest, Claimed, Lane, Record, Table};
 use cap_core::{ErrorKind, Topic, Version};
@@ -44,7 +45,7 @@ pub(crate) fn nothing_due(session: &mut Session<'_>, request: &ClaimRequest) -> 
 /// it has no room.
 fn due(session: &mut Session<'_>, request: &ClaimRequest) -> Fallible<(Vec<Record>, bool)> {
     let statement = session.statement(&session.sql.table(request.lane.table()).due)?;
-    let (version, limit) = (request.version.as_str(), row::limit(request.limit));
+    let (version, limit) = (request.version.as_str(), backend::limit(request.limit));
     let except = excepted(&request.except)?;
     let mut rows = match &request.lane {
         Lane::Outbox => statement.query(params![version, limit, except])?,

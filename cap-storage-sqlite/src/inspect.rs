@@ -1,13 +1,13 @@
 //! What operators ask for, and deleting what has expired.
 
-use cap_core::backend::Times;
+use cap_core::backend::{Times, limit};
 use cap_core::lifecycle::{State, Status};
 use cap_core::storage::{Counts, Query, Record, Table};
 use cap_core::{Group, RecordId, Topic, Version};
 use rusqlite::{Statement, params};
 
 use crate::error::Fallible;
-use crate::row::{RANGE, limit, read};
+use crate::row::{RANGE, read};
 use crate::session::Session;
 
 pub(crate) fn counts(session: &mut Session<'_>, table: Table, version: &Version) -> Fallible<Counts> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cap_core::backend::unregistered;
 use cap_core::storage::{Chore, Sign, TakenOver};
 use cap_core::{ErrorKind, NodeId, Timestamp};
 use rusqlite::{OptionalExtension, params};
@@ -70,11 +71,10 @@ pub(crate) fn take_chore(session: &mut Session<'_>, chore: Chore, node: NodeId, 
 
 /// The node as a column holds it, if it is registered.
 pub(crate) fn registered(session: &mut Session<'_>, node: NodeId) -> Fallible<String> {
-    let node = node.to_string();
-    let known: i64 = session.statement(&session.sql.is_registered)?.query_row([&node], |row| row.get(0))?;
+    let text = node.to_string();
+    let known: i64 = session.statement(&session.sql.is_registered)?.query_row([&text], |row| row.get(0))?;
     if known == 0 {
-        let reason = format!("node {node} is not registered: it was taken over from, or it never joined");
-        return Err(Fault::said(ErrorKind::LeaseLost, reason));
+        return Err(Fault::said(ErrorKind::LeaseLost, unregistered(node)));
     }
-    Ok(node)
+    Ok(text)
 }

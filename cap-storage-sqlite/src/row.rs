@@ -20,11 +20,6 @@ const CONTENT: usize = 5;
 /// What a column of time holds.
 pub(crate) const RANGE: Range = Range { far: FAR, moments: (-FAR, FAR) };
 
-/// A limit as SQL counts it.
-pub(crate) fn limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
 /// One row of `due`, `list` or `find`. A column that holds what we would never write there, because somebody else
 /// wrote it, is read as well as it can be: one odd row must not hide its neighbours.
 pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Record> {

@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use cap_core::backend::Attempt;
-use cap_core::{Error, ErrorKind};
+use cap_core::backend::{Attempt, unregistered};
+use cap_core::{Error, ErrorKind, NodeId};
 
 use crate::server::Errors;
 
@@ -24,6 +24,11 @@ impl Fault {
     /// In the storage's words.
     pub fn said(kind: ErrorKind, reason: impl Into<String>) -> Self {
         Self::Said(kind, reason.into())
+    }
+
+    /// The node is not registered.
+    pub fn lease_lost(node: NodeId) -> Self {
+        Self::said(ErrorKind::LeaseLost, unregistered(node))
     }
 
     /// None came within the time limit.

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod address;
+mod buffers;
 mod fault;
 mod held;
 mod losses;
@@ -18,6 +19,7 @@ mod takeover;
 mod way;
 
 pub use address::{check_url, has_parameter, host_and_port, without_brackets};
+pub use buffers::shrink;
 pub use fault::{Fallible, Fault};
 pub use pools::{Limits, Pools, Via, Work};
 pub use server::{Connection, Errors, Options, Server};

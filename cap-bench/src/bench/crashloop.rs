@@ -155,7 +155,7 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
     let begun = Instant::now();
     let mut child = child::start("crashloop", backends, told)?;
     // To wait for a child closes its stdin, and with that it would end.
-    let mut stdin = child.stdin.take();
+    let mut _stdin = child.stdin.take();
     let mut started = told_of_start(&mut child);
     let (mut deaths, mut done, mut spawned) = (0, 0, begun);
     let mut waiting = Waiting::new(Duration::from_millis(told.lease_ms) + RESTART, begun);
@@ -168,7 +168,7 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
             waiting.died(spawned);
             report::progress(format_args!("the child died ({}), and is started again", status?));
             child = child::start("crashloop", backends, told)?;
-            stdin = child.stdin.take();
+            _stdin = child.stdin.take();
             started = told_of_start(&mut child);
         }
         if let Ok(moment) = started.try_recv() {
@@ -186,7 +186,6 @@ async fn watched(storage: &impl Storage, backends: [&str; 2], told: &Told, limit
             let (seconds, waited) = ((looked - begun).as_secs_f64(), waiting.sum.as_secs_f64());
             let buried = buried(storage).await?;
             let starting = starting.as_secs_f64();
-            drop(stdin);
             return Ok(Worked {
                 seconds,
                 waited,

@@ -1,5 +1,6 @@
-//! What no storage may take.
+//! What no storage may take, and of whom.
 
+use crate::id::NodeId;
 use crate::lifecycle::Status;
 use crate::storage::{NewRecord, Table};
 
@@ -15,4 +16,9 @@ pub fn refuse(table: Table, records: &[NewRecord], are_claimed: bool) -> Option<
         let is_homeless = table == Table::Inbox && group.is_none();
         is_homeless.then(|| format!("message {message_id} has no group, and each inbox record belongs to one"))
     })
+}
+
+/// Why a storage does nothing for this node: the reason of an error of kind `LeaseLost`.
+pub fn unregistered(node: NodeId) -> String {
+    format!("node {node} is not registered: it was taken over from, or it never joined")
 }

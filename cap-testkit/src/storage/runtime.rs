@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cap_core::NodeId;
-use cap_core::storage::{Lease, Storage, Table};
+use cap_core::storage::{Lease, Settlement, Storage, Table};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -159,6 +159,46 @@ async fn use_elsewhere(storage: &Arc<dyn Storage>, blocked: &mut Vec<Runtime>) -
         })?;
     }
     Ok(())
+}
+
+/// The same for the transactions of handlers, each of which has a connection until it ends.
+pub(super) async fn handlers_of_blocked_runtimes_keep_no_connection(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let worker = Worker::join(&storage).await?;
+    insert(&storage, Table::Inbox, (0..=MANY).map(|_| delivery("billing")).collect()).await?;
+    let mut settlements = worker.claim(lane("billing"), MANY + 1).await?.settlements(succeeded);
+    let last = settlements.pop().ok_or("nothing was claimed")?;
+    let mut blocked = Vec::new();
+    for (number, settlement) in settlements.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
+        // In this thread's stead: the fixture is only borrowed.
+        let handled = tokio::task::block_in_place(|| {
+            let handling = handle(fixture, settlement);
+            std::thread::scope(|scope| scope.spawn(|| runtime.block_on(handling)).join())
+        });
+        blocked.push(runtime);
+        handled.map_err(|_| Failure::new("a handler's transaction panicked"))?.map_err(|failure| {
+            Failure::new(format!("beside {number} runtimes that are blocked after their handlers: {failure}"))
+        })?;
+    }
+    let worked = handle(fixture, last).await;
+    for runtime in blocked {
+        runtime.shutdown_background();
+    }
+    worked
+}
+
+/// A handler that does nothing, in its transaction.
+async fn handle(fixture: &dyn StorageFixture, settlement: Settlement) -> CheckResult {
+    let handling = async {
+        match fixture.begin_handler(settlement).await? {
+            Some(handler) => Ok(handler.commit().await?),
+            None => Err("a handler's transaction could not begin on a record that is held".into()),
+        }
+    };
+    let handled = tokio::time::timeout(PATIENCE, handling).await;
+    handled.unwrap_or_else(|_| Err("a handler's transaction waited for a connection".into()))
 }
 
 async fn insert_at_once(storage: Arc<dyn Storage>) -> CheckResult {

@@ -658,6 +658,11 @@ macro_rules! for_each_storage_check {
                 catches: "a sequence that stands behind its table after a restore: every transaction fails until it has caught up",
                 faults: [TakenAddressFails, TakenAddressIsDuplicate, TakenAddressFailsTransaction]
             }
+            "S-131" runtime::handlers_of_blocked_runtimes_keep_no_connection {
+                promises: ["insert/10"], needs: LOCKING_HANDLERS,
+                catches: "connections of handlers' transactions that go back to their pool only when a blocked runtime goes on",
+                faults: [HandlersReturnWhereTheyRan]
+            }
         }
     };
 }

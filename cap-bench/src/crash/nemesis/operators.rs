@@ -126,11 +126,15 @@ impl Nemesis {
             let ails = Some(self.ails(deed == Deed::Revoke));
             self.recorder.record(What::Outage { of: format!("{deed:?}"), from, ails })?;
             self.tally.deeds += 1;
-            // Long enough, now and then, for it to be seen whether everybody is well again.
-            let pause = Duration::from_millis(self.random.u64(500..9000));
-            self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await?;
+            self.recover(end).await?;
         }
         Ok(())
+    }
+
+    /// A pause between two deeds: long enough, now and then, for it to be seen whether everybody is well again.
+    async fn recover(&mut self, end: Instant) -> Fallible {
+        let pause = Duration::from_millis(self.random.u64(500..9000));
+        self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await
     }
 
     /// The disk of the database's server is full for some seconds, again and again. A server that ends for want of room is
@@ -149,8 +153,7 @@ impl Nemesis {
             waited?;
             self.recorder.record(What::Outage { of: format!("full disk of {server}"), from, ails: None })?;
             self.tally.fillings += 1;
-            let pause = Duration::from_millis(self.random.u64(500..9000));
-            self.wait(pause.min(end.saturating_duration_since(Instant::now()))).await?;
+            self.recover(end).await?;
         }
         Ok(())
     }

@@ -253,6 +253,7 @@ faults! {
     HeartbeatKeepsFirstRuntime => "Heartbeats work on the runtime of the first one only",
     WorkNeedsFirstRuntime => "Inserts work on the runtime of the first one only",
     ConnectionsReturnWhereUsed => "The connection of an insert can be had again only when the inserting runtime has run once more",
+    HandlersReturnWhereTheyRan => "The connection of a handler's transaction can be had again only when its runtime has run once more",
     TakenAddressFails => "An insert whose address is taken fails",
     TakenAddressIsDuplicate => "A record whose address is taken is answered as `Duplicate`, and is stored nowhere",
     TakenAddressFailsTransaction => "A publish whose address is taken dooms the caller's transaction",

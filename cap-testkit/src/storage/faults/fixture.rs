@@ -8,7 +8,7 @@ use std::time::Duration;
 use cap_core::storage::{BoxFuture, Inserted, NewRecord, Settlement, Storage, StorageCapabilities, Table, Transacted};
 use cap_core::{Error, ErrorKind, HandlerError, MessageId, RecordId, Result};
 
-use super::double::{Double, KNOWN_SCHEMA, Manner, SECRET, error, given_back};
+use super::double::{Double, KNOWN_SCHEMA, Lent, Manner, SECRET, error, given_back};
 use super::fault::StorageFault as Fault;
 use super::storage::{FaultyStorage, unusable};
 use crate::storage::fixture::{HandlerTransaction, Script, ScriptEnd, StorageFixture, UserTransaction};
@@ -154,8 +154,12 @@ impl StorageFixture for FaultyFixture {
         Box::pin(async {
             self.refuses("begin a handler's transaction in")?;
             let record = settlement.record;
+            let lent = match self.double.has(Fault::HandlersReturnWhereTheyRan) {
+                true => Some(self.double.connection().await?),
+                false => None,
+            };
             let Some(inner) = self.double.fixture().begin_handler(settlement).await? else { return Ok(None) };
-            Ok(Some(Box::new(FaultyHandler::new(&self.double, inner, record)) as Box<dyn HandlerTransaction>))
+            Ok(Some(Box::new(FaultyHandler::new(&self.double, inner, record, lent)) as Box<dyn HandlerTransaction>))
         })
     }
 
@@ -314,13 +318,15 @@ struct FaultyHandler {
     double: Arc<Double>,
     inner: Option<Box<dyn HandlerTransaction>>,
     record: RecordId,
+    /// Its connection, where that matters.
+    _lent: Option<Lent>,
 }
 
 impl FaultyHandler {
-    fn new(double: &Arc<Double>, inner: Box<dyn HandlerTransaction>, record: RecordId) -> Self {
+    fn new(double: &Arc<Double>, inner: Box<dyn HandlerTransaction>, record: RecordId, lent: Option<Lent>) -> Self {
         double.transactions.send_modify(|open| *open += 1);
         double.memo().locked.insert(record);
-        Self { double: Arc::clone(double), inner: Some(inner), record }
+        Self { double: Arc::clone(double), inner: Some(inner), record, _lent: lent }
     }
 
     fn inner(&mut self) -> Result<Box<dyn HandlerTransaction>> {

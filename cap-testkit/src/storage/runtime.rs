@@ -125,40 +125,43 @@ pub(super) async fn heartbeats_go_on_from_the_next_runtime(fixture: &dyn Storage
 /// More than pools have connections, mostly.
 const MANY: usize = 24;
 
-/// Runtimes whose threads are all blocked, such as one of the handlers' own, hold up nothing here, though they have used the
-/// storage up to that moment.
-pub(super) async fn work_goes_on_while_other_runtimes_are_blocked(fixture: &dyn StorageFixture) -> CheckResult {
-    let storage = opened(fixture).await?;
-    let mut blocked = Vec::new();
-    let used = use_elsewhere(&storage, &mut blocked).await;
-    let worked = if used.is_ok() { tokio::time::timeout(PATIENCE, insert_at_once(storage)).await } else { Ok(Ok(())) };
-    for runtime in blocked {
-        runtime.shutdown_background();
+/// Runtimes in which nothing runs any more, such as one of the handlers' own whose threads are all blocked.
+#[derive(Default)]
+struct Blocked(Vec<Runtime>);
+
+impl Blocked {
+    /// One more. In it runs what it is told to, and nothing from the moment in which that has its answer.
+    fn add(&mut self) -> CheckResult<&Runtime> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        self.0.push(runtime.map_err(|error| Failure::new(error.to_string()))?);
+        self.0.last().ok_or_else(|| "there is no runtime".into())
     }
-    used?;
-    worked
-        .unwrap_or_else(|_| Err("inserts waited for other runtimes that had used the storage, and are blocked".into()))
 }
 
-/// The first one needs many connections at once, each of the others one. Nothing runs in them any more from the moment in
-/// which they have their answer.
-async fn use_elsewhere(storage: &Arc<dyn Storage>, blocked: &mut Vec<Runtime>) -> CheckResult {
-    for used in 0..=MANY {
-        let storage = Arc::clone(storage);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
-        let work = async move { if used == 0 { insert_at_once(storage).await } else { insert_one(storage).await } };
-        let using = tokio::task::spawn_blocking(move || {
-            let worked = runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await });
-            (runtime, worked)
-        });
-        let (runtime, worked) = using.await.map_err(|error| Failure::new(error.to_string()))?;
-        blocked.push(runtime);
-        worked.unwrap_or_else(|_| {
-            Err(Failure::new(format!("an insert waited for {used} other runtimes that had inserted, and are blocked")))
-        })?;
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Runtime::shutdown_background);
     }
-    Ok(())
+}
+
+/// Runs it in a thread of its own, which the caller's waits for.
+fn in_a_thread(run: impl FnOnce() -> CheckResult + Send) -> CheckResult {
+    let ran = tokio::task::block_in_place(|| std::thread::scope(|scope| scope.spawn(run).join()));
+    ran.map_err(|_| Failure::new("it panicked"))?
+}
+
+/// They hold up nothing here, though they have used the storage up to that moment: the first one many connections at once,
+/// each of the others one.
+pub(super) async fn work_goes_on_while_other_runtimes_are_blocked(fixture: &dyn StorageFixture) -> CheckResult {
+    let storage = opened(fixture).await?;
+    let mut blocked = Blocked::default();
+    for used in 0..=MANY {
+        let storage = Arc::clone(&storage);
+        let runtime = blocked.add()?;
+        let work = async move { if used == 0 { insert_at_once(storage).await } else { insert_one(storage).await } };
+        in_a_thread(|| runtime.block_on(in_time(work))).map_err(|failure| beside(used, &failure))?;
+    }
+    in_time(insert_at_once(storage)).await.map_err(|failure| beside(MANY, &failure))
 }
 
 /// The same for the transactions of handlers, each of which has a connection until it ends.
@@ -168,37 +171,30 @@ pub(super) async fn handlers_of_blocked_runtimes_keep_no_connection(fixture: &dy
     insert(&storage, Table::Inbox, (0..=MANY).map(|_| delivery("billing")).collect()).await?;
     let mut settlements = worker.claim(lane("billing"), MANY + 1).await?.settlements(succeeded);
     let last = settlements.pop().ok_or("nothing was claimed")?;
-    let mut blocked = Vec::new();
-    for (number, settlement) in settlements.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
-        // In this thread's stead: the fixture is only borrowed.
-        let handled = tokio::task::block_in_place(|| {
-            let handling = handle(fixture, settlement);
-            std::thread::scope(|scope| scope.spawn(|| runtime.block_on(handling)).join())
-        });
-        blocked.push(runtime);
-        handled.map_err(|_| Failure::new("a handler's transaction panicked"))?.map_err(|failure| {
-            Failure::new(format!("beside {number} runtimes that are blocked after their handlers: {failure}"))
-        })?;
+    let mut blocked = Blocked::default();
+    for (used, settlement) in settlements.into_iter().enumerate() {
+        let runtime = blocked.add()?;
+        let handling = in_time(handle(fixture, settlement));
+        in_a_thread(|| runtime.block_on(handling)).map_err(|failure| beside(used, &failure))?;
     }
-    let worked = handle(fixture, last).await;
-    for runtime in blocked {
-        runtime.shutdown_background();
-    }
-    worked
+    in_time(handle(fixture, last)).await.map_err(|failure| beside(MANY, &failure))
+}
+
+async fn in_time(work: impl Future<Output = CheckResult>) -> CheckResult {
+    let worked = tokio::time::timeout(PATIENCE, work).await;
+    worked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}").into()))
+}
+
+fn beside(used: usize, failure: &Failure) -> Failure {
+    Failure::new(format!("beside {used} other runtimes that had used the storage, and are blocked: {failure}"))
 }
 
 /// A handler that does nothing, in its transaction.
 async fn handle(fixture: &dyn StorageFixture, settlement: Settlement) -> CheckResult {
-    let handling = async {
-        match fixture.begin_handler(settlement).await? {
-            Some(handler) => Ok(handler.commit().await?),
-            None => Err("a handler's transaction could not begin on a record that is held".into()),
-        }
-    };
-    let handled = tokio::time::timeout(PATIENCE, handling).await;
-    handled.unwrap_or_else(|_| Err("a handler's transaction waited for a connection".into()))
+    match fixture.begin_handler(settlement).await? {
+        Some(handler) => Ok(handler.commit().await?),
+        None => Err("a handler's transaction could not begin on a record that is held".into()),
+    }
 }
 
 async fn insert_at_once(storage: Arc<dyn Storage>) -> CheckResult {
